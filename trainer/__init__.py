@@ -1,0 +1,1 @@
+"""Training for OSDFace: both stages, data, degradation, evaluation. Built on osdface_core."""
