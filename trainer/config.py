@@ -1,0 +1,186 @@
+"""A recipe: one TOML file that describes a whole model, as frozen dataclasses.
+
+`[data]`, `[run]` and `[degrade]` serve both stages; `[vre]` (vre_config.py) is stage 1 and `[restorer]`
+(restorer_config.py) stage 2. An unknown key or a value of another type is a ConfigError that names the key.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from osdface_core.errors import ConfigError
+
+from . import settings
+from .profiles import Degradation, named_profile
+from .profiles import Stage as DegradationStage
+from .restorer_config import RestorerTraining
+from .vre_config import VRETraining
+
+RECIPES = Path(__file__).parent / "recipes"
+StageName = Literal["vre", "restorer"]
+
+# Keys of [run] that change neither the weights nor their order of updates: a resumed run may change them.
+FREE_KEYS = frozenset(
+    f"run.{key}"
+    for key in ("dir", "max_minutes", "log_every", "sample_every", "checkpoint_every", "keep", "shard_mb",
+                "tensorboard", "samples")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`[data]`: where the aligned faces are.
+
+    Attributes:
+        train, val: a folder, a manifest of `osdface prepare`, or a shard pattern; `val` may be empty.
+        size: side of the training images [px].
+        cache: keep decoded images as uint8 in `cpu` memory or on the `device` (512² × 3 = 0.79 MB each).
+        flip: probability of mirroring a pair.
+        limit: use only the first so many training images; 0 = all.
+    """
+
+    train: str = ""
+    val: str = ""
+    size: int = 512
+    cache: Literal["none", "cpu", "device"] = "none"
+    flip: float = 0.5
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """`[run]`: everything around the mathematics.
+
+    Attributes:
+        dir: run folder; the stages write below it.
+        seed: of weights, data order, degradation and noise.
+        precision: of the networks' forward passes; losses and weights stay float32.
+        device: `auto` is what accelerate finds; `cpu` forces the CPU.
+        tf32: allow TensorFloat-32 matrix products in float32 parts (NVIDIA).
+        channels_last: NHWC memory layout of images and convolutions.
+        compile: torch.compile the trained networks.
+        max_minutes: stop cleanly, after a checkpoint, once this much time has passed; 0 = no limit.
+        log_every, sample_every, validate_every, checkpoint_every: steps; 0 = never (checkpoint: at the end).
+        samples: pairs in a sample grid.
+        keep: checkpoints that stay on the disk.
+        shard_mb: largest file of a checkpoint [MB]; 0 = one file.
+        tensorboard: write event files beside metrics.jsonl.
+        stop_metric, stop_mode, stop_patience: early stop once the hold-out score has not improved for
+            this many validations; patience 0 = never. The best checkpoint is what gets exported.
+    """
+
+    dir: str = "runs/osdface"
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu"] = "auto"
+    tf32: bool = True
+    channels_last: bool = True
+    compile: bool = False
+    max_minutes: float = 0.0
+    log_every: int = 50
+    sample_every: int = 1000
+    validate_every: int = 1000
+    checkpoint_every: int = 1000
+    samples: int = 8
+    keep: int = 3
+    shard_mb: int = 0
+    tensorboard: bool = True
+    stop_metric: str = ""
+    stop_mode: Literal["max", "min"] = "max"
+    stop_patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1 or self.keep < 1:
+            raise ConfigError("log_every and keep: expected 1 or more")
+        if self.stop_patience and not (self.stop_metric and self.validate_every):
+            raise ConfigError("stop_patience needs stop_metric and validate_every")
+
+
+@dataclass(frozen=True)
+class DegradeConfig:
+    """`[degrade]`: a named profile, a weighted mix of named ones, or own stages (profiles.py).
+
+    Attributes:
+        profile: name; `dual_stage` when neither `mix` nor `stages` is given.
+        mix: name → weight.
+        stages: `[[degrade.stages]]`, run in order.
+        grey_prob, colour_shift, colour_prob, eight_bit: of own stages and mixes, see profiles.Degradation.
+    """
+
+    profile: str = ""
+    mix: dict[str, float] = field(default_factory=dict)
+    stages: tuple[DegradationStage, ...] = ()
+    grey_prob: float = 0.0
+    colour_shift: float = 0.0
+    colour_prob: float = 0.0
+    eight_bit: bool = True
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.profile, self.mix, self.stages))) > 1:
+            raise ConfigError("give one of profile, mix and stages")
+        self.degradation()
+
+    def degradation(self) -> Degradation:
+        """The profile that this table describes."""
+        if not (self.mix or self.stages):
+            return named_profile(self.profile or "dual_stage")
+        mix = tuple((weight, named_profile(name)) for name, weight in self.mix.items())
+        return Degradation(
+            "custom", self.stages, mix, self.grey_prob, self.colour_shift, self.colour_prob, self.eight_bit
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole file."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    vre: VRETraining = field(default_factory=VRETraining)
+    restorer: RestorerTraining = field(default_factory=RestorerTraining)
+
+    def batch_size(self, stage: StageName) -> int:
+        """Images per optimiser step over all processes."""
+        return self.vre.batch_size if stage == "vre" else self.restorer.batch_size
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or a shipped one by name, and apply `--set` assignments.
+
+    Args:
+        source: path of a TOML file, or `paper`, `finetune`, `mini`, `smoke`.
+        overrides: `table.key=value` texts.
+    Raises:
+        ConfigError: naming the file or the key.
+    """
+    path = Path(source)
+    shipped = RECIPES / f"{source}.toml"
+    if not path.exists() and shipped.is_file():
+        path = shipped
+    tables = settings.read_toml(path)
+    for assignment in overrides:
+        settings.override(tables, assignment)
+    return settings.build(Recipe, tables, "")
+
+
+def stage_tables(recipe: Recipe, stage: StageName) -> dict[str, Any]:
+    """The tables that decide the weights of a stage, without the keys a resumed run may change."""
+    tables = {key: value for key, value in asdict(recipe).items() if key in ("data", "run", "degrade", stage)}
+    tables["run"] = {k: v for k, v in tables["run"].items() if f"run.{k}" not in FREE_KEYS}
+    return tables
+
+
+def check_resumable(saved: Recipe, current: Recipe, stage: StageName, folder: Path) -> None:
+    """Refuse to continue a run with another recipe.
+
+    Raises:
+        ConfigError: with the differing keys.
+    """
+    changed = settings.differences(stage_tables(saved, stage), stage_tables(current, stage))
+    if changed:
+        raise ConfigError(
+            f"{folder} was started with another recipe; these keys differ: {', '.join(changed)}. "
+            "Restore them, choose another run.dir, or start over with --fresh"
+        )
