@@ -1,0 +1,91 @@
+"""Third-party weight files: found on disk, read without executing pickles, named when they are missing.
+
+Nothing here downloads. A file that is not there ends in one line that says which file and where it comes
+from.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+
+
+def find_weights(weights: str | Path | None, filename: str, what: str, source: str) -> Path:
+    """Locate a weight file: the given file, `filename` in the given folder, or in torch's download cache.
+
+    Args:
+        weights: a file, a folder that holds `filename`, or None for torch's own cache (no download).
+        filename: the file's usual name.
+        what: the network in words, for the error message.
+        source: where a user gets the file (project and address), for the error message.
+    Raises:
+        CheckpointError: if there is no such file.
+    """
+    if weights is None:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / filename
+    else:
+        path = Path(weights).expanduser()
+        path = path / filename if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(
+            f"{what} weights not found at {path}: get {filename} from {source} and give its path"
+        )
+    return path
+
+
+def read_state_dict(path: Path, what: str, source: str) -> dict[str, Tensor]:
+    """Read a plain state dict (.safetensors, or .pt/.pth with `weights_only=True`) as float32 CPU tensors.
+
+    A dict wrapped in `state_dict` and keys that start with `module.` (DataParallel) are unwrapped.
+
+    Raises:
+        CheckpointError: if the file is unreadable or is no dict of tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
+        reason = str(error).strip().split("\n")[0][:200]
+        raise CheckpointError(
+            f"{what} weights at {path} cannot be read ({reason}): get them again from {source}"
+        ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            f"{what} weights at {path}: expected a dict of tensors; get the file from {source}"
+        )
+    return {
+        key.removeprefix("module."): value.float() if value.is_floating_point() else value
+        for key, value in state.items()
+    }
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str, source: str) -> None:
+    """Load every tensor by name and shape, or say in one line what does not fit.
+
+    Raises:
+        CheckpointError: naming the first missing, unexpected or wrongly shaped tensors.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    named = (("missing", missing), ("unexpected", extra), ("wrong shape", shapes))
+    problems = [f"{len(keys)} {kind} (first: {keys[0]})" for kind, keys in named if keys]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not hold {what} weights: {', '.join(problems)}; get them from {source}"
+        )
+    module.load_state_dict(dict(state))
