@@ -73,13 +73,18 @@ class Dictionary:
 
 @dataclass(frozen=True)
 class Perceptual:
-    """The perceptual term (`[vre.perceptual]`); `net` and `file` as `losses.reconstruction` takes them.
+    """The perceptual term (`[vre.perceptual]`), see `losses.perceptual`. Paper: VGG19; its lineage: LPIPS on VGG16.
 
-    The paper says VGG19; the lineage uses LPIPS on VGG16.
+    Attributes:
+        net: the ImageNet network.
+        file: torchvision's weight file or its folder; empty looks in torch's cache.
+        distance: `lpips`, or `l1`/`mse` of plain features.
+        weight: 0 trains without it.
     """
 
-    net: Literal["squeeze", "vgg16", "vgg19"] = "vgg16"
+    net: Literal["squeezenet", "squeezenet1_1", "vgg16", "vgg19"] = "vgg16"
     file: str = ""
+    distance: Literal["lpips", "l1", "mse"] = "lpips"
     weight: float = 1.0
 
 
@@ -91,15 +96,16 @@ class PatchGAN:
         weight: factor on the adaptive weight (paper λ_dis = 0.8); 0 trains without a discriminator.
         loss: of the discriminator.
         channels, layers: width of the first layer, number of stride-2 layers.
-        norm: `batch` as published; `group` does not mix images, so that it is the same on any number of
-            processes.
+        norm: `batch` as published; `none` does not mix images, so that it is the same on any number of
+            processes; usual together with `spectral`.
     """
 
     weight: float = 0.8
-    loss: Literal["hinge", "softplus"] = "hinge"
+    loss: Literal["hinge", "softplus", "relativistic"] = "hinge"
     channels: int = 64
     layers: int = 3
-    norm: Literal["batch", "group"] = "batch"
+    norm: Literal["batch", "none"] = "batch"
+    spectral: bool = False
 
 
 @dataclass(frozen=True)
