@@ -1,1 +1,1 @@
-"""Training for OSDFace: both stages, data, degradation, evaluation. Built on osdface_core."""
+"""Training, data preparation and evaluation of OSDFace models on top of `osdface_core`."""

@@ -1,0 +1,251 @@
+"""Degradation: operators against independent references, determinism per sample, ranges of the profiles."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy import ndimage
+
+from osdface_core.errors import ConfigError
+from trainer import degrade as module
+from trainer.degrade import PROFILES, Degradation, Stage, degrade, draw
+from trainer.jpeg import real_jpeg, simulate_jpeg
+from trainer.kernels import AREA, BICUBIC, BILINEAR, LINEAR, blur, gaussian_kernels, resize
+from trainer.profiles import profile_from
+from trainer.seeds import mix
+
+
+def picture(size: int = 96, seed: int = 0, channels: int = 3) -> torch.Tensor:
+    """Smooth shapes with some texture: (1, C, size, size) unit."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, channels, 9, 9, generator=generator)
+    smooth = F.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
+    return (smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+def lengths(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.long)
+
+
+def one_resize(image: torch.Tensor, size: tuple[int, int], mode: int) -> torch.Tensor:
+    height, width = image.shape[2:]
+    before, after = (lengths(height), lengths(width)), (lengths(size[0]), lengths(size[1]))
+    return resize(image, before, after, lengths(mode), size)
+
+
+@pytest.mark.parametrize("size", [(31, 40), (64, 64), (96, 96), (130, 110)])
+@pytest.mark.parametrize(("mode", "name"), [(BILINEAR, "bilinear"), (BICUBIC, "bicubic")])
+def test_resize_equals_antialiased_interpolate(size, mode, name):
+    image = picture(96)
+    expected = F.interpolate(image, size=size, mode=name, antialias=True)
+    assert (one_resize(image, size, mode) - expected).abs().max() < 1e-4
+
+
+def test_resize_linear_equals_plain_interpolate_and_area_equals_mean_pooling():
+    image = picture(96)
+    for size in ((31, 40), (130, 110)):
+        expected = F.interpolate(image, size=size, mode="bilinear")
+        assert (one_resize(image, size, LINEAR) - expected).abs().max() < 1e-4
+    assert (one_resize(image, (24, 32), AREA) - F.avg_pool2d(image, (4, 3))).abs().max() < 1e-5
+
+
+def test_resize_of_mixed_sizes_equals_each_alone():
+    image = picture(64).repeat(3, 1, 1, 1)
+    before = (lengths(64, 40, 33), lengths(64, 50, 20))
+    after = (lengths(20, 64, 48), lengths(31, 64, 11))
+    modes = lengths(BILINEAR, BICUBIC, LINEAR)
+    result = resize(image, before, after, modes, (64, 64))
+    for i in range(3):
+        alone = one_resize(
+            image[i : i + 1, :, : before[0][i], : before[1][i]],
+            (int(after[0][i]), int(after[1][i])),
+            int(modes[i]),
+        )
+        assert (result[i : i + 1, :, : after[0][i], : after[1][i]] - alone).abs().max() < 1e-5
+
+
+def test_blur_equals_scipy_gaussian_and_rotates():
+    image = picture(80)
+    zero = torch.zeros(1)
+    kernel = gaussian_kernels(zero + 2.5, zero + 2.5, zero, zero + 8, 8)
+    result = blur(image, kernel, lengths(80), lengths(80), uniform=True)
+    expected = ndimage.gaussian_filter(image.numpy(), (0, 0, 2.5, 2.5), mode="mirror", radius=(0, 0, 8, 8))
+    assert np.abs(result.numpy() - expected).max() < 1e-5
+    wide = gaussian_kernels(zero + 4, zero + 1, zero, zero + 12, 12)[0]
+    tall = gaussian_kernels(zero + 4, zero + 1, zero + math.pi / 2, zero + 12, 12)[0]
+    assert torch.allclose(wide, tall.T, atol=1e-6)
+    axis = torch.arange(-12.0, 13.0)
+    assert math.isclose(float((wide.sum(0) * axis**2).sum()) ** 0.5, 4, rel_tol=0.02)
+    assert math.isclose(float((wide.sum(1) * axis**2).sum()) ** 0.5, 1, rel_tol=0.02)
+    diagonal = gaussian_kernels(zero + 4, zero + 1, zero + math.pi / 4, zero + 12, 12)[0]
+    assert (diagonal * axis[:, None] * axis[None]).sum() > 5  # long axis along +x, +y
+
+
+def test_blur_of_small_samples_mirrors_at_their_own_border():
+    image = picture(64)
+    zero = torch.zeros(2)
+    kernels = gaussian_kernels(zero + 3, zero + 3, zero, zero + 9, 9)
+    batch = torch.cat([image, torch.where(torch.arange(64) < 7, image, torch.full_like(image, 99.0))])
+    batch[1, :, 6:] = 99
+    result = blur(batch, kernels, lengths(64, 6), lengths(64, 7), uniform=False)
+    part = batch[1:, :, :6, :7].numpy()
+    expected = ndimage.gaussian_filter(part, (0, 0, 3, 3), mode="mirror", radius=(0, 0, 9, 9))
+    assert np.abs(result[1:, :, :6, :7].numpy() - expected).max() < 1e-4
+    alone = blur(image, kernels[:1], lengths(64), lengths(64), uniform=True)
+    assert (result[:1] - alone).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("quality", [10, 40, 60, 75, 90, 95, 100])
+def test_simulated_jpeg_equals_libjpeg(quality):
+    image = torch.round(picture(160, seed=3) * 255) / 255
+    real = real_jpeg(image[0], quality)
+    simulated = simulate_jpeg(image, torch.tensor([float(quality)]))[0]
+    difference = (real - simulated).abs() * 255
+    damage = (real - image[0]).abs().mean() * 255
+    assert difference.mean() < 0.75
+    assert difference.mean() < 0.12 * damage
+
+
+def test_real_jpeg_is_pillows():
+    image = torch.round(picture(64) * 255) / 255
+    buffer = io.BytesIO()
+    Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=33)
+    expected = np.array(Image.open(buffer))
+    assert np.array_equal((real_jpeg(image[0], 33) * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+
+
+def test_simulated_jpeg_takes_a_quality_per_sample_and_skips_zero():
+    image = picture(48).repeat(3, 1, 1, 1)
+    result = simulate_jpeg(image, torch.tensor([20.0, 90.0, 0.0]))
+    assert torch.equal(result[2], image[2])
+    assert (result[0] - image[0]).abs().mean() > 1.5 * (result[1] - image[1]).abs().mean()
+    assert torch.equal(result[:1], simulate_jpeg(image[:1], torch.tensor([20.0])))
+
+
+def both_ways(name: str) -> torch.Tensor:
+    """Differences [1/255] between the canvas path of a GPU and the one-by-one path of the CPU, same codec."""
+    hq = torch.cat([picture(112, seed=i) for i in range(6)])
+    draws = [draw(name, seed) for seed in (5, 77, 1234567890123, 3, 2, 1)]
+    together = module._run(hq, draws, real=False)
+    alone = torch.cat([module._run(hq[i : i + 1], draws[i : i + 1], real=False) for i in range(6)])
+    return (together - alone).abs() * 255
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_batched_canvas_equals_one_by_one(name, monkeypatch):
+    difference = both_ways(name)
+    assert difference.mean() < 0.3  # a coefficient on the border between two steps may fall either way
+    assert (difference > 2.5).float().mean() < 0.03
+    monkeypatch.setattr(module, "_compress", lambda image, *_: image)
+    difference = both_ways(name)
+    assert difference.max() < 1.01  # only the final rounding to 8 bits
+    assert difference.mean() < 1e-3
+
+
+def test_a_sample_depends_on_its_seed_alone():
+    hq = torch.cat([picture(64, seed=i) for i in range(4)])
+    seeds = torch.tensor([11, 12, 13, 14])
+    whole = degrade(hq, "mini", seeds)
+    assert torch.equal(whole, degrade(hq, "mini", seeds.tolist()))
+    assert torch.equal(whole[[2, 0]], degrade(hq[[2, 0]], "mini", seeds[[2, 0]]))
+    assert not torch.equal(whole[:1], degrade(hq[:1], "mini", [99]))
+
+
+def test_draws_stay_in_the_ranges_of_the_evaluation_profiles_and_fill_them():
+    expected = {
+        "mild": ((0.5, 3), (1, 4), (0, 8), (60, 95)),
+        "medium": ((1, 6), (4, 8), (2, 12), (50, 85)),
+        "severe": ((2, 10), (8, 16), (4, 15), (40, 75)),
+    }
+    for name, ranges in expected.items():
+        stages = [draw(name, seed).stages[0] for seed in range(400)]
+        drawn = (
+            [value for stage in stages for value in stage.sigma],
+            [stage.scale for stage in stages],
+            [stage.noise * 255 for stage in stages],
+            [stage.quality for stage in stages],
+        )
+        for values, (low, high) in zip(drawn, ranges, strict=True):
+            reach = high - low
+            assert low - 1e-9 <= min(values) < low + 0.03 * reach + 1
+            assert high - 0.03 * reach - 1 < max(values) <= high + 1e-9
+        round_share = np.mean([stage.sigma[0] == stage.sigma[1] for stage in stages])
+        assert 0.4 < round_share < 0.6
+
+
+def test_mixture_takes_its_parts_by_weight():
+    names = [draw("mini", seed).name for seed in range(2000)]
+    for weight, part in PROFILES["mini"].alternatives:
+        assert abs(names.count(part.name) / 2000 - weight) < 0.04
+
+
+def test_identity_and_rounding():
+    hq = picture(64)
+    result = degrade(hq, "identity", [1])
+    assert torch.equal(result, torch.round(hq * 255) / 255)
+    free = Degradation("free", (Stage(blur=(1, 1)),), eight_bit=False)
+    values = degrade(hq, free, [1]) * 255
+    assert (values - values.round()).abs().max() > 0.1
+
+
+def test_noise_has_the_asked_strength():
+    hq = torch.full((1, 3, 256, 256), 0.5)
+    flat = Degradation("noise", (Stage(noise=(10, 10)),), eight_bit=False)
+    assert math.isclose(float(degrade(hq, flat, [4]).std()) * 255, 10, rel_tol=0.02)
+    grey = degrade(hq, Degradation("grey", (Stage(noise=(10, 10), grey_noise=1.0),)), [4])
+    assert torch.equal(grey[:, 0], grey[:, 1])
+    shot = degrade(hq, Degradation("shot", (Stage(shot=(20, 20)),), eight_bit=False), [4])
+    assert math.isclose(float(shot.std()) * 255, 20 * 0.5**0.5, rel_tol=0.02)
+
+
+def test_grey_and_colour_shift():
+    hq = picture(64)
+    grey = degrade(hq, Degradation("g", grey_prob=1.0), [1])
+    assert torch.equal(grey[:, 0], grey[:, 2])
+    shifted = degrade(hq * 0.5 + 0.25, Degradation("s", colour_shift=20, colour_prob=1.0), [1])
+    offset = (shifted - (hq * 0.5 + 0.25)).mean((0, 2, 3)) * 255
+    assert offset.abs().max() <= 20.5
+    assert offset.std() > 1
+
+
+def test_other_sizes_and_no_samples():
+    assert degrade(picture(64)[..., :50], "severe", [1]).shape == (1, 3, 64, 50)
+    assert degrade(torch.zeros(0, 3, 64, 64), "mini", []).shape == (0, 3, 64, 64)
+
+
+def test_errors_name_the_cause():
+    hq = picture(32)
+    with pytest.raises(ConfigError, match=r"unknown degradation profile 'hard'.*severe"):
+        degrade(hq, "hard", [1])
+    with pytest.raises(ConfigError, match="2 seeds for 1 images"):
+        degrade(hq, "mild", [1, 2])
+    with pytest.raises(ConfigError, match="expected float"):
+        degrade((hq * 255).byte(), "mild", [1])
+    with pytest.raises(ConfigError, match="jpeg is"):
+        Stage(jpeg=(0, 50))
+    with pytest.raises(ConfigError, match="blur is"):
+        Stage(blur=(3, 1))
+    with pytest.raises(ConfigError, match=r"stage 1: unknown key 'blurr'"):
+        profile_from({"stages": [{"blurr": [0, 1]}]})
+    with pytest.raises(ConfigError, match="unknown key 'noise'"):
+        profile_from({"noise": 3})
+
+
+def test_profile_from_a_recipe_table():
+    mixed = profile_from({"name": "own", "mix": {"mild": 1, "severe": 3}, "eight_bit": False})
+    assert [part.name for _, part in mixed.alternatives] == ["mild", "severe"]
+    table = {"blur": [0.1, 10], "scale": [1, 8], "jpeg": [50, 60], "resize": ["area"]}
+    staged = profile_from({"stages": [table]})
+    assert staged.stages[0] == Stage(blur=(0.1, 10), scale=(1, 8), jpeg=(50, 60), resize=("area",))
+    assert profile_from("mini") is PROFILES["mini"]
+
+
+def test_mix_spreads_and_is_stable():
+    assert len({mix(a, b) for a in range(100) for b in range(100)}) == 10_000
+    assert mix(1, 2) != mix(2, 1)
+    assert 0 <= mix(2**64 - 1) < 2**63
+    assert mix(0) == 16294208416658607535 >> 1  # first output of SplitMix64 with state 0
