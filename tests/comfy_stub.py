@@ -1,0 +1,157 @@
+"""A stand-in for the few ComfyUI functions that nodes/host.py calls, so that the nodes' real code runs without it.
+
+`install` puts fake `folder_paths` and `comfy.*` modules into sys.modules; `load_pack` imports the repository's root
+as ComfyUI does: a package under a name of its own. What the nodes asked for can be read from `Host`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PACK = "osdface_pack"
+
+
+class InterruptProcessingException(Exception):
+    """ComfyUI's name for 'the user pressed Cancel'."""
+
+
+class ModelPatcher:
+    """The part of ComfyUI's ModelPatcher that the pack uses, with its way of setting `.device`."""
+
+    def __init__(self, model: torch.nn.Module, load_device: torch.device, offload_device: torch.device) -> None:
+        self.model, self.load_device, self.offload_device = model, load_device, offload_device
+        self.model.device = offload_device  # type: ignore[assignment]  # fails on a read-only property, as there
+
+
+@dataclass
+class Host:
+    """What the fake ComfyUI did and was told."""
+
+    models: Path
+    folders: dict[str, tuple[list[str], set[str]]] = field(default_factory=dict)
+    loads: list[tuple[list[Any], float, bool]] = field(default_factory=list)  # patchers, bytes, whole
+    steps: list[tuple[int, int, Any]] = field(default_factory=list)  # value, total, preview
+    interrupt_after: int | None = None  # checks for an interrupt until one is raised
+
+    def add_file(self, folder: str, name: str, content: bytes = b"x") -> Path:
+        path = self.models / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        self.folders.setdefault(folder, ([str(self.models / folder)], {".safetensors", ".ckpt", ".pth"}))
+        return path
+
+
+def install(monkeypatch: Any, models: Path) -> Host:
+    """Fake ComfyUI with its models folder at `models`; undone by `monkeypatch`."""
+    host = Host(models)
+    modules = {"folder_paths": _folder_paths(host), "comfy": types.ModuleType("comfy")}
+    modules["comfy"].__path__ = []
+    for name, build in (("model_management", _memory), ("model_patcher", _patcher), ("utils", _utils)):
+        modules[f"comfy.{name}"] = build(host)
+        setattr(modules["comfy"], name, modules[f"comfy.{name}"])
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return host
+
+
+def load_pack() -> types.ModuleType:
+    """The pack, imported as ComfyUI imports it. One copy of the core serves it and the tests."""
+    if PACK in sys.modules:
+        return sys.modules[PACK]
+    core = importlib.import_module("osdface_core")
+    for info in pkgutil.walk_packages(core.__path__, "osdface_core."):
+        if not info.name.endswith("__main__"):
+            importlib.import_module(info.name)
+    for name in [n for n in sys.modules if n.split(".")[0] == "osdface_core"]:
+        sys.modules[f"{PACK}.{name}"] = sys.modules[name]
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _folder_paths(host: Host) -> types.ModuleType:
+    module = types.ModuleType("folder_paths")
+
+    def add_model_folder_path(name: str, path: str) -> None:
+        paths = host.folders.setdefault(name, ([], set()))[0]
+        if path not in paths:
+            paths.append(path)
+
+    def listing(name: str) -> dict[str, Path]:
+        paths, extensions = host.folders[name]
+        found: dict[str, Path] = {}
+        for root in map(Path, paths):
+            for path in sorted(root.rglob("*")):
+                if path.is_file() and (not extensions or path.suffix in extensions):
+                    found.setdefault(path.relative_to(root).as_posix(), path)
+        return found
+
+    def get_full_path(name: str, file: str) -> str | None:
+        return next((str(p) for root in host.folders[name][0] if (p := Path(root) / file).is_file()), None)
+
+    module.models_dir = str(host.models)  # type: ignore[attr-defined]
+    module.folder_names_and_paths = host.folders  # type: ignore[attr-defined]
+    module.add_model_folder_path = add_model_folder_path  # type: ignore[attr-defined]
+    module.get_filename_list = lambda name: list(listing(name))  # type: ignore[attr-defined]
+    module.get_full_path = get_full_path  # type: ignore[attr-defined]
+    module.get_folder_paths = lambda name: list(host.folders[name][0])  # type: ignore[attr-defined]
+    return module
+
+
+def _memory(host: Host) -> types.ModuleType:
+    module = types.ModuleType("comfy.model_management")
+    cpu = torch.device("cpu")
+
+    def load_models_gpu(models: list[Any], memory_required: float = 0, force_full_load: bool = False) -> None:
+        host.loads.append((list(models), memory_required, force_full_load))
+
+    def throw_exception_if_processing_interrupted() -> None:
+        if host.interrupt_after is None:
+            return
+        host.interrupt_after -= 1
+        if host.interrupt_after < 0:
+            host.interrupt_after = None
+            raise InterruptProcessingException
+
+    for name in ("get_torch_device", "intermediate_device", "unet_offload_device"):
+        setattr(module, name, lambda: cpu)
+    module.get_free_memory = lambda device: 4 << 30  # type: ignore[attr-defined]
+    module.should_use_bf16 = module.should_use_fp16 = lambda device=None: False  # type: ignore[attr-defined]
+    module.load_models_gpu = load_models_gpu  # type: ignore[attr-defined]
+    module.throw_exception_if_processing_interrupted = (  # type: ignore[attr-defined]
+        throw_exception_if_processing_interrupted
+    )
+    module.InterruptProcessingException = InterruptProcessingException  # type: ignore[attr-defined]
+    return module
+
+
+def _patcher(host: Host) -> types.ModuleType:
+    module = types.ModuleType("comfy.model_patcher")
+    module.ModelPatcher = ModelPatcher  # type: ignore[attr-defined]
+    return module
+
+
+def _utils(host: Host) -> types.ModuleType:
+    class ProgressBar:
+        def __init__(self, total: int) -> None:
+            self.total = total
+
+        def update_absolute(self, value: int, total: int | None = None, preview: Any = None) -> None:
+            host.steps.append((value, total or self.total, preview))
+
+    module = types.ModuleType("comfy.utils")
+    module.ProgressBar = ProgressBar  # type: ignore[attr-defined]
+    return module
