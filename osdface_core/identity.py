@@ -158,6 +158,6 @@ def _build_arcface(state: Mapping[str, Tensor], file: Path) -> nn.Module:
         mode = "ir_se" if any(".res_layer.5." in key for key in state) else "ir"
         return Backbone(depth, drop_ratio=0.6, mode=mode)
     raise CheckpointError(
-        f"{file} holds no known face recognition network: expected MobileFaceNet from {MOBILEFACENET_SOURCE}, "
-        f"or ArcFace from {ARCFACE_SOURCE}"
+        f"{file} holds no known face recognition network: MobileFaceNet is at {MOBILEFACENET_SOURCE}, "
+        f"ArcFace comes from {ARCFACE_SOURCE}"
     )

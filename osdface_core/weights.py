@@ -17,14 +17,14 @@ def find_weights(weights: str | Path | None, filename: str, what: str, source: s
     """Locate a weight file: the given file, `filename` in the given folder, or in torch's download cache.
 
     Args:
-        weights: a file, a folder that holds `filename`, or None for torch's own cache (no download).
+        weights: a file, a folder that holds `filename`, or None (or "") for torch's own cache (no download).
         filename: the file's usual name.
         what: the network in words, for the error message.
         source: where a user gets the file (project and address), for the error message.
     Raises:
         CheckpointError: if there is no such file.
     """
-    if weights is None:
+    if not weights:
         path = Path(torch.hub.get_dir()) / "checkpoints" / filename
     else:
         path = Path(weights).expanduser()

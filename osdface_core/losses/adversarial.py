@@ -4,12 +4,13 @@ Logits are one tensor of any shape (one value per image or per patch) or a seque
 level, each level counts the same).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 
@@ -67,20 +68,26 @@ def generator_loss(objective: Objective, fake: Logits, real: Logits | None = Non
     )
 
 
-def gradient_penalty(discriminator: Callable[[Tensor], Logits], images: Tensor) -> Tensor:
-    """R1 (on real images) or R2 (on generated ones): E ‖∇ D(x)‖², exact, by double backward.
+def gradient_penalty(
+    discriminator: Callable[[Tensor], Logits], images: Tensor, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """R1 (on real images) or R2 (on generated ones), exact: the mean of ‖∇ D(x)‖² over all logits.
 
-    D(x) is the mean logit of each image, so the scale does not depend on the number of patches. Multiply with
-    γ/2.
+    With one logit per image this is Eq. 9 of arXiv 1801.04406; R3GAN (arXiv 2501.05441) uses both. With
+    patches one backward pass covers all logits by giving each a random sign, which is right in expectation.
+    Multiply with γ/2.
 
     Args:
         images: (B, …); gradients do not flow back to where they came from.
-    Source: arXiv 1801.04406, Eq. 9; both together as in R3GAN (arXiv 2501.05441).
+        generator: draws the signs; on the device of `images`.
+    Returns:
+        float32 scalar with gradient to the discriminator's parameters.
     """
     images = images.detach().requires_grad_(True)
     with torch.enable_grad():
-        score = _per_image(discriminator(images)).sum()
-        (gradient,) = torch.autograd.grad(score, images, create_graph=True)
+        levels = _levels(discriminator(images))
+        score = torch.stack([_signed_sum(level.float(), generator) for level in levels]).sum()
+        (gradient,) = torch.autograd.grad(score / len(levels) ** 0.5, images, create_graph=True)
     return gradient.float().square().flatten(1).sum(1).mean()
 
 
@@ -92,19 +99,22 @@ def approximate_gradient_penalty(
     sigma: float = 0.01,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """R1 by a finite difference: E ‖D(x) − D(x + σ ε)‖², without double backward (flash attention survives).
+    """`gradient_penalty` by a finite difference, without double backward (flash attention survives it).
 
-    For small σ it tends to σ² ‖∇ D(x)‖² in expectation (per logit), so its weight is large.
+    E (D(x) − D(x + σ ε))² / σ², which tends to mean ‖∇ D(x)‖² for small σ, so γ keeps its meaning. APT's own
+    weight λ multiplies the difference without the 1/σ²: γ/2 = λ σ².
 
     Args:
         images: (B, …) real images or latents.
         logits: D(images), already computed in this step with gradient.
         sigma: noise scale [units of `images`].
-    Source: Seaweed-APT (arXiv 2501.08316), approximated R1.
+        generator: draws the noise; on the device of `images`.
+    Source: Seaweed-APT (arXiv 2501.08316), approximated R1; the default σ is unverified.
     """
     images = images.detach()
     noise = torch.randn(images.shape, device=images.device, dtype=images.dtype, generator=generator)
-    return _mean([(a - b).square().mean() for a, b in _pairs(logits, discriminator(images + sigma * noise))])
+    moved = discriminator(images + sigma * noise)
+    return _mean([(a - b).square().mean() for a, b in _pairs(logits, moved)]) / sigma**2
 
 
 def adaptive_weight(
@@ -139,6 +149,23 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(values)).mean()
 
 
-def _per_image(logits: Logits) -> Tensor:
-    """(B,): the mean logit of each image, levels counting the same."""
-    return torch.stack([level.float().flatten(1).mean(1) for level in _levels(logits)]).mean(0)
+def _signed_sum(level: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Σ ± logit / √(logits per image): its squared gradient is the mean over logits, in expectation."""
+    count = level[0].numel()
+    if count == 1:
+        return level.sum()
+    signs = torch.randint(0, 2, level.shape, device=level.device, generator=generator) * 2 - 1
+    return (level * signs).sum() / count**0.5
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Within the block no parameter of `module` requires a gradient, as the generator's step wants it."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -3,15 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..weights import find_weights, load_strictly, read_state_dict
-
-Backbone = Literal["vgg16", "vgg19", "squeezenet", "squeezenet1_1"]
 
 
 @dataclass(frozen=True)
@@ -129,8 +126,10 @@ def load_features(backbone: str, weights: str | Path | None) -> nn.Sequential:
     path = find_weights(weights, spec.file, what, source)
     state = read_state_dict(path, what, source)
     build: Callable[..., nn.Module] = getattr(torchvision.models, spec.builder)
-    features = build(weights=None).get_submodule("features")
+    with torch.device("meta"):  # VGG's classifier (0.5 GB) is never allocated
+        features = build(weights=None).get_submodule("features")
     assert isinstance(features, nn.Sequential)
+    features = features.to_empty(device="cpu")
     kept = {
         key.removeprefix("features."): value
         for key, value in state.items()

@@ -1,0 +1,127 @@
+"""Diffusion-feature discriminator: a UNet's way down judges noised latents (OSDFace Eq. 15-16).
+
+The down and middle blocks of a pretrained UNet already tell noisy latents of photos from those of other
+things; a LoRA (or, for small networks, full training) and a small head turn that into one realism logit per
+location.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Noiser(Protocol):
+    """The part of a diffusers scheduler that this module needs."""
+
+    def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
+        """√ᾱ_t · x + √(1 − ᾱ_t) · noise."""
+        ...
+
+
+class DiffusionDiscriminator(nn.Module):
+    """Realism of scaled latents, seen through noise, given the visual prompt.
+
+    Args:
+        unet: a diffusers UNet2DConditionModel or a `trunk` of one; its up blocks are never run.
+        scheduler: adds the noise, e.g. diffusers' DDPMScheduler with the model's betas.
+        hidden: width of the head: 1×1 convolution, SiLU, 1×1 convolution to one logit, in float32.
+    Source: OSDFace §3.4 after D3SR; head width and activation are proposals (recipe.md §3.3).
+    """
+
+    def __init__(self, unet: nn.Module, scheduler: Noiser, hidden: int = 512) -> None:
+        super().__init__()
+        self.unet: Any = unet
+        self.scheduler = scheduler
+        channels = int(self.unet.config.block_out_channels[-1])
+        self.head = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, 1, 1))
+
+    def forward(self, latents: Tensor, timesteps: Tensor, prompt: Tensor, noise: Tensor) -> Tensor:
+        """Logits of latents at a noise level.
+
+        Args:
+            latents: (B, C, h, w), scaled, clean.
+            timesteps: (B,) integers; give both halves of a pair the same.
+            prompt: (B, N, D), detached by the caller for the discriminator's own step.
+            noise: like `latents`, independent for real and generated ones.
+        Returns:
+            (B, 1, h/8, w/8) float32 for a UNet of four levels.
+        """
+        noised = self.scheduler.add_noise(latents.float(), noise.float(), timesteps)
+        features = mid_features(self.unet, noised, timesteps, prompt)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features.float())
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """What the optimiser gets: the head, and whatever of the UNet requires a gradient."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+
+def mid_features(unet: Any, noised: Tensor, timesteps: Tensor, prompt: Tensor) -> Tensor:
+    """What a UNet2DConditionModel's middle block puts out; the rest of the network is not run.
+
+    Args:
+        noised: (B, C, h, w).
+        timesteps: (B,) integers.
+        prompt: (B, N, D).
+    Returns:
+        (B, channels of the last level, h/2^(levels-1), w/2^(levels-1)).
+    """
+    x = noised.to(unet.conv_in.weight.dtype)
+    prompt = prompt.to(x.dtype)
+    emb = unet.time_embedding(unet.get_time_embed(sample=x, timestep=timesteps))
+    x = unet.conv_in(x)
+    for block in unet.down_blocks:
+        x, _ = block(x, emb, encoder_hidden_states=prompt) if _attends(block) else block(x, emb)
+    return (
+        unet.mid_block(x, emb, encoder_hidden_states=prompt)
+        if _attends(unet.mid_block)
+        else unet.mid_block(x, emb)
+    )
+
+
+def _attends(block: nn.Module) -> bool:
+    return bool(getattr(block, "has_cross_attention", False))
+
+
+def trunk(unet: nn.Module, *, share: bool) -> nn.Module:
+    """The way down of a UNet as a module of its own: conv_in, time embedding, down and middle blocks.
+
+    Args:
+        unet: a UNet2DConditionModel without adapters.
+        share: True uses the *same* weight tensors (they cost no memory twice, and must stay frozen: a LoRA
+            goes into each side's own modules); False copies them, for training them.
+    Raises:
+        ValueError: if the UNet already carries LoRA layers, which would be shared with the discriminator.
+    """
+    if any("lora_" in name for name, _ in unet.named_parameters()):
+        raise ValueError("trunk: the UNet already carries LoRA layers; take the trunk before attaching them")
+    memo: dict[int, Any] = {}
+    for name, empty in (
+        ("up_blocks", nn.ModuleList()),
+        ("conv_norm_out", nn.Identity()),
+        ("conv_out", nn.Identity()),
+    ):
+        if getattr(unet, name, None) is not None:
+            memo[id(getattr(unet, name))] = empty  # deepcopy takes the memo's object instead of copying
+    if share:
+        memo |= {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    return copy.deepcopy(unet, memo)
+
+
+def add_lora(trunk: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
+    """Attach trainable LoRA layers (float32, output zero at first) and freeze everything else of the module.
+
+    Args:
+        rank, alpha: 16 and 16 in the paper's lineage.
+        targets: endings of layer names, as in `LoRAConfig.targets`; those the trunk lacks are ignored.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))  # type: ignore[arg-type]
+    inject_adapter_in_model(config, trunk, adapter_name="discriminator")
+    for name, parameter in trunk.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()

@@ -1,0 +1,69 @@
+"""Pixel losses, a colour loss on blurred images, and how much fine detail an image holds."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mse(restored: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference (OSDFace Eq. 12), float32 scalar; `signed` images give 4 × `unit` ones."""
+    return (restored.float() - target.float()).square().mean()
+
+
+def l1(restored: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference (OSDFace Eq. 7), float32 scalar."""
+    return (restored.float() - target.float()).abs().mean()
+
+
+def charbonnier(restored: Tensor, target: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """Mean of √(difference² + ε²), an L1 that is smooth around zero (Charbonnier 1994); float32 scalar."""
+    return ((restored.float() - target.float()).square() + epsilon**2).sqrt().mean()
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur with reflected edges, in float32.
+
+    Args:
+        images: (B, C, H, W), each side longer than 3 σ.
+        sigma: standard deviation [px]; the kernel reaches 3 σ.
+    """
+    reach = max(1, round(3 * sigma))
+    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / sigma).square())
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    count, channels, height, width = images.shape
+    with torch.autocast(images.device.type, enabled=False):
+        x = images.float().reshape(count * channels, 1, height, width)
+        x = F.conv2d(F.pad(x, (reach, reach, 0, 0), mode="reflect"), kernel)
+        x = F.conv2d(F.pad(x, (0, 0, reach, reach), mode="reflect"), kernel.transpose(2, 3))
+    return x.reshape(images.shape)
+
+
+def low_frequency_loss(restored: Tensor, target: Tensor, sigma: float = 8.0) -> Tensor:
+    """Mean absolute difference of the blurred images: holds colours in place and ignores detail.
+
+    The blur is linear, so one blur of the difference does; it runs at a quarter of the size where σ allows.
+
+    Args:
+        restored, target: (B, C, H, W), the same range; sides a multiple of 4.
+        sigma: standard deviation of the blur [px].
+    Returns:
+        float32 scalar.
+    Source: recipe.md §6, point 10 (one-step restorers shift colours).
+    """
+    difference = restored.float() - target.float()
+    if sigma >= 4:
+        difference, sigma = F.avg_pool2d(difference, 4), sigma / 4
+    return blur(difference, sigma).abs().mean()
+
+
+def detail_energy(images: Tensor, sigma: float = 2.0) -> Tensor:
+    """Root mean square of what a blur removes: how much fine detail each image holds.
+
+    Args:
+        images: (B, C, H, W).
+        sigma: standard deviation of the blur [px].
+    Returns:
+        (B,) float32, in units of the image values; 0 for flat images.
+    """
+    return (images.float() - blur(images, sigma)).square().mean((1, 2, 3)).sqrt()
