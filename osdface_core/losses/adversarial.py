@@ -118,7 +118,13 @@ def approximate_gradient_penalty(
 
 
 def adaptive_weight(
-    reconstruction: Tensor, adversarial: Tensor, weight: Tensor, *, scale: float = 0.8, maximum: float = 1e4
+    reconstruction: Tensor,
+    adversarial: Tensor,
+    weight: Tensor,
+    *,
+    scale: float = 0.8,
+    maximum: float = 1e4,
+    reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """VQGAN's factor for the generator's adversarial loss: both losses pull the last layer equally hard.
 
@@ -127,12 +133,15 @@ def adaptive_weight(
     Args:
         reconstruction, adversarial: scalars whose graphs hold `weight`; both graphs are kept.
         weight: W, the decoder's last convolution.
+        reduce: averages a gradient over the processes of a distributed run.
     Returns:
         scalar without gradient.
     Source: taming-transformers (arXiv 2012.09841, Eq. 7); recipe.md §1.3.
     """
     (pull,) = torch.autograd.grad(reconstruction, weight, retain_graph=True)
     (push,) = torch.autograd.grad(adversarial, weight, retain_graph=True)
+    if reduce is not None:
+        pull, push = reduce(pull), reduce(push)
     ratio = pull.float().norm() / (push.float().norm() + 1e-4)
     return (ratio.clamp(0, maximum) * scale).detach()
 
