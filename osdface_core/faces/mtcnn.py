@@ -1,0 +1,310 @@
+"""MTCNN face detection in plain PyTorch, with the weights that the `mtcnn` wheel carries.
+
+Source: Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks"
+(2016): a proposal net over an image pyramid, a refinement net on 24 px patches, an output net with five
+landmarks on 48 px patches. The weight files are read in place; the package itself is never imported,
+because that would import TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, roi_align
+
+from ..errors import DetectorError
+
+STEP = 0.709
+"""Ratio of neighbouring pyramid levels: halves the area."""
+CELL = 12
+"""Window of the proposal net [px]."""
+CHUNK = 2048
+"""Patches per forward pass of the refinement nets; bounds memory in crowds."""
+
+
+class Halve(nn.Module):
+    """2x2 max pooling that keeps an odd last row or column; several times faster on CPUs than MaxPool2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, ceil(h/2), ceil(w/2))."""
+        x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), value=-math.inf)
+        rows = torch.maximum(x[..., 0::2, :], x[..., 1::2, :])
+        return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+
+
+class Stage(nn.Module):
+    """One of the three nets: convolutions with PReLU and pooling, an optional dense layer, linear heads.
+
+    Args:
+        convs: (in, out, kernel, pool) per convolution; pool is (size, round up) or None.
+        dense: (in, out) of the hidden dense layer, or None for the fully convolutional proposal net.
+        heads: channels of each head; the last one is the two-way face probability.
+    """
+
+    def __init__(
+        self,
+        convs: list[tuple[int, int, int, tuple[int, bool] | None]],
+        dense: tuple[int, int] | None,
+        heads: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs, kernel, pool in convs:
+            layers += [nn.Conv2d(inputs, outputs, kernel), nn.PReLU(outputs)]
+            if pool is not None:
+                layers.append(Halve() if pool[0] == 2 else nn.MaxPool2d(pool[0], stride=2, ceil_mode=pool[1]))
+        self.features = nn.Sequential(*layers)
+        self.hidden = None if dense is None else nn.Sequential(nn.Linear(*dense), nn.PReLU(dense[1]))
+        last = convs[-1][1] if dense is None else dense[1]
+        make = (lambda n: nn.Conv2d(last, n, 1)) if dense is None else (lambda n: nn.Linear(last, n))
+        self.heads = nn.ModuleList(make(count) for count in heads)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, h, w) in about [-1, 1] -> one tensor per head; the last is softmaxed over its two classes."""
+        # Channels-last convolutions are far faster on CPUs at these channel counts.
+        x = self.features(images.contiguous(memory_format=torch.channels_last))
+        if self.hidden is not None:
+            # The dense weights were stored for maps flattened as width, height, channel.
+            x = self.hidden(x.permute(0, 3, 2, 1).flatten(1))
+        outputs = [head(x) for head in self.heads]
+        outputs[-1] = outputs[-1].softmax(dim=1)
+        return outputs
+
+
+def proposal_net() -> Stage:
+    """P-Net: box offsets (4) and face probability (2) for every 12 px window at stride 2."""
+    return Stage([(3, 10, 3, (2, True)), (10, 16, 3, None), (16, 32, 3, None)], None, (4, 2))
+
+
+def refinement_net() -> Stage:
+    """R-Net on 24 px patches: box offsets and face probability."""
+    convs = [(3, 28, 3, (3, True)), (28, 48, 3, (3, False)), (48, 64, 2, None)]
+    return Stage(convs, (576, 128), (4, 2))
+
+
+def output_net() -> Stage:
+    """O-Net on 48 px patches: box offsets, five landmarks (x1..x5, y1..y5 in the box) and probability."""
+    convs = [(3, 32, 3, (3, True)), (32, 64, 3, (3, False)), (64, 64, 3, (2, True)), (64, 128, 2, None)]
+    return Stage(convs, (1152, 256), (4, 10, 2))
+
+
+def load_stage(stage: Stage, arrays: list[np.ndarray]) -> Stage:
+    """Copy a weight list (kernels HWIO, PReLU (1,1,C), dense (in, out), in layer order) into `stage`.
+
+    Raises:
+        DetectorError: if number or shapes of the arrays do not fit.
+    """
+    owners = [m for m in stage.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.PReLU)]
+    targets = [p for m in owners for p in m.parameters(recurse=False)]
+    if len(targets) != len(arrays):
+        raise DetectorError(
+            f"MTCNN weights: got {len(arrays)} arrays, expected {len(targets)}; reinstall the package mtcnn>=1.0.0"
+        )
+    for target, array in zip(targets, arrays, strict=True):
+        value = torch.from_numpy(np.array(array, dtype=np.float32))
+        value = value.permute(3, 2, 0, 1) if value.dim() == 4 else value.squeeze()
+        value = value.T if value.dim() == 2 else value
+        if value.shape != target.shape:
+            raise DetectorError(
+                f"MTCNN weights: got shape {tuple(value.shape)}, expected {tuple(target.shape)}; "
+                "reinstall the package mtcnn>=1.0.0"
+            )
+        target.data.copy_(value)
+    return stage
+
+
+def weight_folder() -> Path:
+    """The folder of the `mtcnn` wheel that holds pnet.lz4, rnet.lz4 and onet.lz4.
+
+    Raises:
+        DetectorError: if the package is not installed or carries no weights.
+    """
+    spec = importlib.util.find_spec("mtcnn")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(root) / "assets" / "weights"
+        if (folder / "onet.lz4").is_file():
+            return folder
+    raise DetectorError("MTCNN weights not found: got no package mtcnn>=1.0.0; run `pip install mtcnn joblib lz4`")
+
+
+class Mtcnn(nn.Module):
+    """The cascade. Call it on a batch of equally large images.
+
+    Args:
+        thresholds: least face probability after each of the three nets.
+    """
+
+    name = "mtcnn"
+
+    def __init__(self, thresholds: tuple[float, float, float] = (0.6, 0.7, 0.8)) -> None:
+        super().__init__()
+        self.thresholds = thresholds
+        self.pnet, self.rnet, self.onet = proposal_net(), refinement_net(), output_net()
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_wheel(cls, device: torch.device | str = "cpu") -> Mtcnn:
+        """Load the weights of the installed `mtcnn` wheel.
+
+        Raises:
+            DetectorError: if the wheel, joblib or lz4 is missing, or the files do not fit.
+        """
+        folder = weight_folder()
+        try:
+            import joblib
+
+            arrays = {name: joblib.load(folder / f"{name}.lz4") for name in ("pnet", "rnet", "onet")}
+        except (ImportError, ValueError, OSError, EOFError) as error:
+            raise DetectorError(
+                f"MTCNN weights in {folder} cannot be read ({error}); run `pip install mtcnn joblib lz4`"
+            ) from error
+        net = cls()
+        for name, stage in (("pnet", net.pnet), ("rnet", net.rnet), ("onet", net.onet)):
+            load_stage(stage, arrays[name])
+        return net.to(device=device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor, min_size: float = 20.0) -> list[np.ndarray]:
+        """Find faces.
+
+        Args:
+            images: (B, 3, H, W) float, unit range.
+            min_size: smallest face to look for [px]; at least 12.
+        Returns:
+            Per image an (n, 15) float32 array: box x0 y0 x1 y1, score, five landmarks x y [px, pixel centres
+            at whole numbers], best first.
+        """
+        signed = (images.float() * 255 - 127.5) / 128
+        levels = patch_levels(signed)
+        index, boxes = self._propose(levels, max(min_size, CELL))
+        index, boxes = self._refine(levels, index, boxes)
+        index, rows = self._output(levels, index, boxes)
+        index = index.cpu().numpy()
+        rows = rows.cpu().numpy()
+        return [rows[index == number] for number in range(images.shape[0])]
+
+    def _propose(self, levels: list[Tensor], min_size: float) -> tuple[Tensor, Tensor]:
+        """P-Net over the pyramid: image index (n,) and square boxes (n, 4) [px edges]."""
+        images = levels[0]
+        height, width = images.shape[-2:]
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        scale = CELL / min_size
+        while min(height, width) * scale >= CELL:
+            size = (math.ceil(height * scale), math.ceil(width * scale))
+            offsets, probability = self.pnet(shrink(levels, size))
+            found.append(_windows(offsets, probability[:, 1], self.thresholds[0], (width / size[1], height / size[0])))
+            scale *= STEP
+        if not found:
+            return torch.zeros(0, dtype=torch.long, device=images.device), images.new_zeros(0, 4)
+        index, boxes, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+        keep = batched_nms(boxes, scores, index, 0.7)
+        return index[keep], square(boxes[keep])
+
+    def _refine(self, levels: list[Tensor], index: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """R-Net: drop most proposals, correct the rest; returns square boxes."""
+        offsets, probability = self._run(self.rnet, levels, index, boxes, 24)
+        good = probability[:, 1] > self.thresholds[1]
+        index, boxes, scores = index[good], _shift(boxes[good], offsets[good]), probability[good, 1]
+        keep = batched_nms(boxes, scores, index, 0.7)
+        return index[keep], square(boxes[keep])
+
+    def _output(self, levels: list[Tensor], index: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """O-Net: final boxes, scores and landmarks as rows of 15."""
+        offsets, points, probability = self._run(self.onet, levels, index, boxes, 48)
+        good = probability[:, 1] > self.thresholds[2]
+        index, boxes, offsets, points = index[good], boxes[good], offsets[good], points[good]
+        scores = probability[good, 1]
+        sides = boxes[:, 2:] - boxes[:, :2]
+        xy = torch.stack((points[:, :5], points[:, 5:]), dim=-1) * sides[:, None] + boxes[:, None, :2]
+        # Boxes and patches live on pixel edges; the rows promise pixel centres at whole numbers.
+        rows = torch.cat((_shift(boxes, offsets) - 0.5, scores[:, None], (xy - 0.5).flatten(1)), dim=1)
+        keep = batched_nms(rows[:, :4], scores, index, 0.5)
+        index, rows = index[keep], rows[keep]
+        keep = drop_nested(index, rows)
+        return index[keep], rows[keep]
+
+    def _run(self, net: Stage, levels: list[Tensor], index: Tensor, boxes: Tensor, size: int) -> list[Tensor]:
+        """Cut patches and run `net` on them in chunks."""
+        outputs = [
+            net(cut_patches(levels, index[start : start + CHUNK], boxes[start : start + CHUNK], size))
+            for start in range(0, max(len(boxes), 1), CHUNK)
+        ]
+        return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+
+
+def shrink(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Resize to `size` from the smallest of the halved `levels` that is at least as large: quick, no aliasing."""
+    fits = [image for image in levels if image.shape[-2] >= size[0]]
+    return F.interpolate(fits[-1] if fits else levels[0], size, mode="bilinear", align_corners=False)
+
+
+def patch_levels(images: Tensor) -> list[Tensor]:
+    """Halved copies down to about 64 px, so that patches of big faces are cut without aliasing."""
+    levels = [images]
+    while min(levels[-1].shape[-2:]) >= 128:
+        levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True, count_include_pad=False))
+    return levels
+
+
+def cut_patches(levels: list[Tensor], index: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """(n, 3, size, size) patches of `boxes` [px edges], each from the level where it is 1 to 2 patches wide."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
+    choice = (sides / size).clamp(min=1).log2().floor().long().clamp(max=len(levels) - 1)
+    patches = boxes.new_zeros(len(boxes), 3, size, size)
+    for number, image in enumerate(levels):
+        rows = torch.nonzero(choice == number).flatten()
+        if len(rows):
+            rois = torch.cat((index[rows, None].to(boxes.dtype), boxes[rows]), dim=1)
+            patches[rows] = roi_align(image, rois, size, 0.5**number, sampling_ratio=2, aligned=True)
+    return patches
+
+
+def square(boxes: Tensor) -> Tensor:
+    """Grow the shorter side around the centre."""
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True) / 2
+    return torch.cat((middle - half, middle + half), dim=1)
+
+
+def drop_nested(index: Tensor, rows: Tensor, limit: float = 0.7) -> Tensor:
+    """Rows to keep (best first) after dropping those that lie mostly inside a better one of the same image.
+
+    The overlap is measured against the smaller box, which catches an eye-to-chin box within the right one.
+    """
+    boxes = rows[:, :4]
+    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    inner = (high - low).clamp(min=0).prod(dim=-1)
+    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1)
+    nested = inner > limit * torch.minimum(area[:, None], area[None, :])
+    clash = (nested & (index[:, None] == index[None, :])).cpu().numpy()
+    kept: list[int] = []
+    for row in range(len(rows)):
+        if not clash[row, kept].any():
+            kept.append(row)
+    return torch.tensor(kept, dtype=torch.long, device=rows.device)
+
+
+def _windows(
+    offsets: Tensor, probability: Tensor, threshold: float, ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn P-Net maps into image index, boxes [px edges of the full image] and scores, thinned per level."""
+    index, row, column = torch.nonzero(probability > threshold, as_tuple=True)
+    scores = probability[index, row, column]
+    corner = torch.stack((column, row), dim=1) * 2.0
+    cells = torch.cat((corner, corner + CELL), dim=1)
+    boxes = cells + offsets[index, :, row, column] * CELL
+    boxes = boxes * boxes.new_tensor([ratio[0], ratio[1]] * 2)
+    keep = batched_nms(boxes, scores, index, 0.5)
+    return index[keep], boxes[keep], scores[keep]
+
+
+def _shift(boxes: Tensor, offsets: Tensor) -> Tensor:
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    return boxes + offsets * sides

@@ -1,0 +1,229 @@
+"""Put restored crops back: soft masks, tile by tile, without touching any pixel outside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ImageError
+from .align import align, crop_bounds
+from .face import CROP_SIZE, Face
+from .regions import (
+    FULL_SCALE,
+    Photo,
+    homogeneous,
+    inverse,
+    photo_device,
+    photo_shape,
+    read_region,
+    resize_smooth,
+    resizing,
+    translation,
+    warp,
+)
+
+TILE = 1024
+"""Photos are blended in squares of this side [px], which bounds memory whatever the photo's size."""
+EDGE = 8.0
+"""The mask ends this far inside the 512 crop [px], so that no crop border ever shows."""
+ROUNDNESS = 4.0
+"""Exponent of the mask's superellipse: 2 is an ellipse, larger is squarer. A chin lies close to the border
+of an FFHQ crop, an ellipse would cut it."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What one face adds: a picture in its own (possibly shrunk) crop space.
+
+    Attributes:
+        values: (3, s, s) float32: the change (residual mode) or the restored crop (replace mode).
+        to_template: 3x3, photo px -> 512 template px; places the mask.
+        to_values: 3x3, photo px -> pixel of `values`.
+        bounds: left, top, right, bottom in the photo, ends exclusive, clipped to it [px].
+    """
+
+    values: Tensor
+    to_template: np.ndarray
+    to_values: np.ndarray
+    bounds: tuple[int, int, int, int]
+
+
+def paste(
+    photo: Photo,
+    faces: Sequence[Face],
+    restored: Tensor,
+    *,
+    crops: Tensor | None = None,
+    feather: float = 0.2,
+    mode: str = "residual",
+    scale: float | tuple[float, float] = 1.0,
+    device: torch.device | str | None = None,
+) -> tuple[Photo, Photo]:
+    """Blend restored crops into a copy of the photo.
+
+    Mode `residual` adds the difference between the restored and the original crop: where nothing was changed
+    nothing changes, and detail finer than the crop (a face larger than 512 px) survives. Mode `replace` covers
+    the face with the restored crop. Where faces overlap, each pixel follows the face whose centre is nearest
+    in units of its own size. Every pixel where the mask is zero keeps its exact value.
+
+    Args:
+        photo: (3, H, W) unit tensor, or (H, W, 3) array of uint8, uint16 or float.
+        faces: N faces, in the coordinates of the photo they were found in.
+        restored: (N, 3, S, S) unit range, aligned like `align`'s crops.
+        crops: (N, 3, S, S) what `align` cut from this very photo, to save cutting them again (residual mode).
+        feather: width of the soft border as a fraction of half the crop, above 0 to 1.
+        mode: "residual" or "replace".
+        scale: size of `photo` over that of the photo the faces were found in (one number, or x and y).
+        device: where to blend; the photo's by default.
+    Returns:
+        image: same kind, shape and type as `photo`; arrays are rounded once, inside the masks only.
+        mask: (1, H, W) float32 tensor, or (H, W) float32 array: 0 outside, 1 where fully restored.
+    Raises:
+        ImageError: if counts or shapes disagree, or an option is out of range.
+    """
+    height, width = photo_shape(photo)
+    _check(faces, restored, crops, feather, mode)
+    device = photo_device(photo, device)
+    sx, sy = (scale, scale) if isinstance(scale, int | float) else scale
+    if (sx, sy) != (1.0, 1.0):
+        faces, crops = [face.scaled(sx, sy) for face in faces], None
+    restored = restored.to(device=device, dtype=torch.float32)
+    patches = [
+        make_patch(photo, face, restored[i], None if crops is None else crops[i].to(restored), mode)
+        for i, face in enumerate(faces)
+    ]
+    image = photo.clone() if isinstance(photo, Tensor) else photo.copy()
+    mask = torch.zeros(1, height, width, device=device) if isinstance(photo, Tensor) else np.zeros((height, width), np.float32)
+    for tile in tiles_touched(patches, height, width):
+        blend_tile(image, mask, patches, tile, feather, mode)
+    return image, mask
+
+
+def make_patch(photo: Photo, face: Face, restored: Tensor, crop: Tensor | None, mode: str) -> Patch:
+    """Prepare one face for blending; crops finer than the photo are low-pass filtered down to its resolution."""
+    height, width = photo_shape(photo)
+    side = restored.shape[-1]
+    values = restored
+    if mode == "residual":
+        crop = align(photo, [face], side, device=restored.device)[0] if crop is None else crop
+        values = restored - crop
+    to_template = homogeneous(face.matrix)
+    density = np.sqrt(abs(np.linalg.det(to_template[:2, :2]))) * side / CROP_SIZE  # crop px per photo px
+    small = max(1, round(side / max(density, 1.0)))
+    values = resize_smooth(values, (small, small))
+    to_values = resizing(small / CROP_SIZE, small / CROP_SIZE) @ to_template
+    left, top, right, bottom = crop_bounds(inverse(to_template[:2]), CROP_SIZE, margin=1)
+    bounds = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
+    return Patch(values, to_template, to_values, bounds)
+
+
+def tiles_touched(patches: Sequence[Patch], height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """Rectangles (left, top, right, bottom) on a fixed grid that some patch reaches."""
+    cells: set[tuple[int, int]] = set()
+    for left, top, right, bottom in (patch.bounds for patch in patches):
+        if right > left and bottom > top:
+            rows = range(top // TILE, (bottom - 1) // TILE + 1)
+            cells |= {(row, column) for row in rows for column in range(left // TILE, (right - 1) // TILE + 1)}
+    return [
+        (column * TILE, row * TILE, min((column + 1) * TILE, width), min((row + 1) * TILE, height))
+        for row, column in sorted(cells)
+    ]
+
+
+def blend_tile(
+    image: Photo, mask: Photo, patches: Sequence[Patch], tile: tuple[int, int, int, int], feather: float, mode: str
+) -> None:
+    """Blend every patch that reaches `tile` and write the result, in place, where the mask is above zero."""
+    left, top, right, bottom = tile
+    inside = [p for p in patches if p.bounds[0] < right and p.bounds[2] > left and p.bounds[1] < bottom and p.bounds[3] > top]
+    if not inside:
+        return
+    # Shrink to what the patches cover, so that a small face costs little.
+    left, top = max(left, min(p.bounds[0] for p in inside)), max(top, min(p.bounds[1] for p in inside))
+    right, bottom = min(right, max(p.bounds[2] for p in inside)), min(bottom, max(p.bounds[3] for p in inside))
+    size = (bottom - top, right - left)
+    device = inside[0].values.device
+    cover = torch.zeros(1, *size, device=device)
+    total = torch.zeros(1, *size, device=device)
+    change = torch.zeros(3, *size, device=device)
+    for patch in inside:
+        cut = _overlap(patch.bounds, (left, top, right, bottom))
+        view = (slice(None), slice(cut[1] - top, cut[3] - top), slice(cut[0] - left, cut[2] - left))
+        weight, share = soft_mask(patch.to_template, cut, feather, device)
+        origin = translation(cut[0], cut[1])
+        values = warp(patch.values, (patch.to_values @ origin)[:2], tuple(share.shape[-2:]), padding="border")
+        cover[view] = torch.maximum(cover[view], weight)
+        total[view] += share
+        change[view] += share * values
+    change = cover * change / total.clamp(min=1e-30)
+    write_tile(image, mask, change, cover, (left, top, right, bottom), replace=mode == "replace")
+
+
+def soft_mask(
+    to_template: np.ndarray, rectangle: tuple[int, int, int, int], feather: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Mask of one face over a photo rectangle, evaluated in closed form: no sampling, no seams between tiles.
+
+    Returns:
+        weight: (1, h, w), 1 in the middle, falling smoothly to exactly 0 before the crop's border.
+        share: (1, h, w), zero where `weight` is; decides between overlapping faces, steeply higher near a centre.
+    """
+    left, top, right, bottom = rectangle
+    matrix = to_template @ translation(left, top)
+    x = torch.arange(right - left, dtype=torch.float32, device=device)
+    y = torch.arange(bottom - top, dtype=torch.float32, device=device)[:, None]
+    middle, reach = (CROP_SIZE - 1) / 2, CROP_SIZE / 2 - EDGE
+    (a, b, c), (d, e, f) = ((matrix[:2] - [[0, 0, middle], [0, 0, middle]]) / reach).tolist()
+    u = (a * x + b * y + c).abs()
+    v = (d * x + e * y + f).abs()
+    distance = (u**ROUNDNESS + v**ROUNDNESS) ** (1 / ROUNDNESS)
+    inward = ((1 - distance) / feather).clamp(0, 1)
+    weight = inward * inward * inward * (inward * (inward * 6 - 15) + 10)
+    share = weight * (1 - distance).clamp(0, 1) ** 4
+    return weight[None], share[None]
+
+
+def write_tile(
+    image: Photo, mask: Photo, change: Tensor, cover: Tensor, tile: tuple[int, int, int, int], *, replace: bool
+) -> None:
+    """Add `change` to the tile of `image` (after fading the original out by `cover` if `replace`)."""
+    left, top, right, bottom = tile
+    before = read_region(image, top, bottom, left, right, change.device)
+    after = before * (1 - cover) + change if replace else before + change
+    # Float photos may hold values beyond 0..1 (HDR): only what the blend itself pushes out is cut.
+    after = torch.maximum(torch.minimum(after, before.clamp(min=1)), before.clamp(max=0))
+    if isinstance(image, Tensor):
+        area = (slice(None), slice(top, bottom), slice(left, right))
+        image[area] = torch.where((cover > 0).to(image.device), after.to(image), image[area])
+        mask[area] = cover.to(mask)
+        return
+    part = image[top:bottom, left:right]
+    full = FULL_SCALE[str(image.dtype)]
+    after = after.permute(1, 2, 0)
+    after = after if full == 1.0 else (after * full).round()
+    touched = (cover[0] > 0).cpu().numpy()
+    part[touched] = after.cpu().numpy()[touched].astype(image.dtype)
+    mask[top:bottom, left:right] = cover[0].cpu().numpy()
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+
+
+def _check(faces: Sequence[Face], restored: Tensor, crops: Tensor | None, feather: float, mode: str) -> None:
+    if mode not in ("residual", "replace"):
+        raise ImageError(f"paste mode {mode!r} is unknown: expected 'residual' or 'replace'")
+    if not 0 < feather <= 1:
+        raise ImageError(f"feather is {feather}: expected a fraction above 0 and at most 1")
+    if restored.dim() != 4 or restored.shape[1] != 3 or restored.shape[-1] != restored.shape[-2]:
+        raise ImageError(f"restored crops have shape {tuple(restored.shape)}: expected (N, 3, S, S)")
+    if len(faces) != restored.shape[0]:
+        raise ImageError(f"got {len(faces)} faces but {restored.shape[0]} restored crops: expected one crop per face")
+    if crops is not None and crops.shape != restored.shape:
+        raise ImageError(
+            f"original crops have shape {tuple(crops.shape)}, restored ones {tuple(restored.shape)}: expected the same"
+        )
