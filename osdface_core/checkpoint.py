@@ -1,0 +1,138 @@
+"""One model, one safetensors file: versioned header, strict, atomic.
+
+Tensors `vre.*`, `projection.*`, and either `lora.*` (for a named base) or `unet.*` + `codec.*`.
+Metadata `osdface.format`, `osdface.config`, `osdface.training`, `modelspec.*`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import OSDFaceConfig, from_dict
+from .errors import CheckpointError
+from .files import replacing
+
+FORMAT = 1
+PARTS = ("vre", "projection", "lora", "unet", "codec")
+REQUIRED = {"lora": ("vre", "projection", "lora"), "full": ("vre", "projection", "unet", "codec")}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file's content: how to build it, its tensors by full name, and where it came from."""
+
+    config: OSDFaceConfig
+    tensors: dict[str, Tensor]
+    training: dict[str, Any]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors below `name.`, without that prefix."""
+        stem = name + "."
+        return {k[len(stem) :]: v for k, v in self.tensors.items() if k.startswith(stem)}
+
+    @property
+    def missing_parts(self) -> list[str]:
+        """Parts that inference needs and this file lacks (a file of stage 1 holds the VRE alone)."""
+        return missing_parts(self.config, self.tensors)
+
+
+def missing_parts(config: OSDFaceConfig, names: Any) -> list[str]:
+    present = {str(n).split(".", 1)[0] for n in names}
+    return [part for part in REQUIRED[config.arch] if part not in present]
+
+
+def save_checkpoint(
+    path: str | Path, tensors: dict[str, Tensor], config: OSDFaceConfig, training: dict[str, Any] | None = None
+) -> None:
+    """Write to a temporary name beside `path`, then rename: a killed run leaves the old file whole.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+    """
+    if bad := sorted(k for k in tensors if k.split(".", 1)[0] not in PARTS):
+        raise CheckpointError(f"cannot save {bad[0]}: tensors must be named {', '.join(p + '.*' for p in PARTS)}")
+    metadata = {
+        "osdface.format": str(FORMAT),
+        "osdface.config": json.dumps(config.to_dict()),
+        "osdface.training": json.dumps(training or {}),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"osdface/{config.arch}",
+        "modelspec.title": config.name,
+        "modelspec.prediction_type": config.prediction_type,
+    }
+    cpu = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    try:
+        with replacing(path) as temporary:
+            save_file(cpu, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}; nothing was replaced") from error
+
+
+def read_header(path: str | Path) -> tuple[OSDFaceConfig, dict[str, Any], list[str]]:
+    """Config, provenance and tensor names, without reading a tensor.
+
+    Raises:
+        CheckpointError: missing, truncated, no OSDFace file, or of a newer format.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give a .safetensors file, a released folder, or mini")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} is truncated or no safetensors file ({error}); download it again") from error
+    version = metadata.get("osdface.format")
+    if version is None:
+        raise CheckpointError(f"{path.name} is no OSDFace checkpoint (no osdface.format); use osdface convert on a released folder")
+    if not version.isdigit() or int(version) > FORMAT:
+        raise CheckpointError(f"{path.name} has format {version}, this osdface reads up to {FORMAT}; update osdface")
+    try:
+        raw = json.loads(metadata["osdface.config"])
+        training = json.loads(metadata.get("osdface.training", "{}"))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path.name}: the header's config is missing or damaged; download it again") from error
+    return from_dict(OSDFaceConfig, raw, path.name), training, names
+
+
+def load_config(path: str | Path) -> OSDFaceConfig:
+    """The config from the header alone. Raises CheckpointError as `read_header`."""
+    return read_header(path)[0]
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """The whole file. Raises CheckpointError as `read_header`, and for tensors of unknown parts."""
+    config, training, names = read_header(path)
+    if bad := sorted(n for n in names if n.split(".", 1)[0] not in PARTS):
+        raise CheckpointError(f"{Path(path).name}: unexpected tensor {bad[0]}; the file is of another program or version")
+    try:
+        with safe_open(Path(path).expanduser(), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{Path(path).name} is truncated ({error}); download it again") from error
+    return Checkpoint(config, tensors, training)
+
+
+def load_strict(module: Any, tensors: dict[str, Tensor], where: str) -> None:
+    """Load all tensors into all of a module's weights, in the module's own dtype.
+
+    Raises:
+        CheckpointError: names the first missing, extra or misshapen tensor.
+    """
+    own = module.state_dict()
+    if missing := sorted(set(own) - set(tensors)):
+        raise CheckpointError(f"{where}: {len(missing)} tensors missing, first {missing[0]}; the file is incomplete")
+    if extra := sorted(set(tensors) - set(own)):
+        raise CheckpointError(f"{where}: {len(extra)} unexpected tensors, first {extra[0]}; the file is of another model")
+    for name, value in tensors.items():
+        if own[name].shape != value.shape:
+            raise CheckpointError(f"{where}: {name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+    module.load_state_dict(tensors)

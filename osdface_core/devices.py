@@ -1,0 +1,54 @@
+"""Where and in which precision to run."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import OSDFaceError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """`auto`: CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        OSDFaceError: the named device does not exist here.
+    """
+    if str(name) != "auto":
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise OSDFaceError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from error
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise OSDFaceError(f"no device {name} here ({torch.cuda.device_count()} CUDA devices); use --device cpu")
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the hardware multiplies it (recent CUDA, CPUs with AVX512-BF16 or AMX), float16 on
+    older CUDA, float32 elsewhere.
+
+    Raises:
+        OSDFaceError: an unknown name.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    if name != "auto":
+        if name not in DTYPES:
+            raise OSDFaceError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has bfloat16 dot products (PyTorch's own probes; absent ones count as no)."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)

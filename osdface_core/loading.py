@@ -1,0 +1,109 @@
+"""From a name or a path to the four modules of a pipeline, strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+from torch import nn
+
+from .backbone import Backbone, UNetPredictor, build_full
+from .base import load_base
+from .checkpoint import Checkpoint, load_checkpoint, load_strict
+from .config import OSDFaceConfig
+from .errors import CheckpointError
+from .lora import attach_lora, merge_lora, parse_lora
+from .vre import VRE, Projection
+
+MINI = Path(__file__).parent / "assets" / "mini.safetensors"
+
+
+class Loaded(NamedTuple):
+    """What a pipeline is made of, float32 on the CPU."""
+
+    config: OSDFaceConfig
+    vre: VRE
+    projection: Projection
+    backbone: Backbone
+    training: dict[str, Any]
+
+
+def resolve(source: str | Path) -> Path:
+    """The file or folder that a model name or path means."""
+    return MINI if str(source) == "mini" else Path(source).expanduser()
+
+
+def read_model(source: str | Path) -> Checkpoint:
+    """A checkpoint file, or a released folder read as one.
+
+    Raises:
+        CheckpointError: nothing there, or nothing that is a model.
+    """
+    path = resolve(source)
+    if not path.is_dir():
+        if path.suffix in {".ckpt", ".pth", ".pt"}:
+            raise CheckpointError(f"{path.name} is one of the released files; give its folder, or run osdface convert")
+        return load_checkpoint(path)
+    from .convert import read_released  # the one module that opens pickles: only for released folders
+
+    return read_released(path)
+
+
+def load_model(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    lora_scale: float = 1.0,
+    lora: str = "merged",
+) -> Loaded:
+    """Read, validate and build; see `OSDFacePipeline.from_pretrained` for the arguments and errors."""
+    checkpoint = read_model(source)
+    name = resolve(source).name
+    if checkpoint.missing_parts:
+        raise CheckpointError(f"{name} lacks {', '.join(checkpoint.missing_parts)}: it is a file of stage 1; train the restorer on it")
+    vre, projection = load_prompt_side(checkpoint, name)
+    if checkpoint.config.arch == "full":
+        backbone = build_full(checkpoint.config)
+        load_strict(backbone.codec, checkpoint.part("codec"), f"{name}: codec")
+        load_strict(cast(UNetPredictor, backbone.predictor).unet, checkpoint.part("unet"), f"{name}: unet")
+    else:
+        backbone = _adapted_base(checkpoint, name, base, lora_scale, lora)
+    for part in (vre, projection, backbone.codec, backbone.predictor):
+        cast(nn.Module, part).requires_grad_(False)
+    return Loaded(checkpoint.config, vre, projection, backbone, checkpoint.training)
+
+
+def load_vre(source: str | Path) -> VRE:
+    """The VRE alone, from a file of either stage or a released folder."""
+    checkpoint = read_model(source)
+    vre = VRE(checkpoint.config.vre)
+    load_strict(vre, checkpoint.part("vre"), f"{resolve(source).name}: vre")
+    return vre.requires_grad_(False).eval()
+
+
+def load_prompt_side(checkpoint: Checkpoint, name: str) -> tuple[VRE, Projection]:
+    """VRE and projection of a complete checkpoint."""
+    config = checkpoint.config
+    vre = VRE(config.vre)
+    load_strict(vre, checkpoint.part("vre"), f"{name}: vre")
+    projection = Projection(config.vre.z_channels, config.projection)
+    load_strict(projection, checkpoint.part("projection"), f"{name}: projection")
+    return vre, projection
+
+
+def _adapted_base(
+    checkpoint: Checkpoint, name: str, base: str | Path | None, scale: float, mode: str | Literal["merged", "live"]
+) -> Backbone:
+    if base is None:
+        raise CheckpointError(
+            f"{name} is a LoRA for {checkpoint.config.base}: give that model with --base "
+            "(a diffusers folder or v2-1_512-ema-pruned.safetensors)"
+        )
+    if mode not in {"merged", "live"}:
+        raise CheckpointError(f"lora is {mode!r}, expected merged or live")
+    backbone = load_base(base)
+    unet = cast(UNetPredictor, backbone.predictor).unet
+    adapters = parse_lora(checkpoint.part("lora"))
+    alpha = checkpoint.config.lora.alpha if checkpoint.config.lora else 16.0
+    (merge_lora if mode == "merged" else attach_lora)(unet, adapters, alpha, scale)
+    return backbone

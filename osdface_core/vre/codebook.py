@@ -1,0 +1,96 @@
+"""The dictionary: nearest codes, straight-through quantisation, and the 77 distinct codes of the prompt."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Quantised(NamedTuple):
+    """Result of `Codebook.forward`: codes (B, D, H, W) with straight-through gradient, indices (B, H*W)."""
+
+    codes: Tensor
+    raw_codes: Tensor
+    indices: Tensor
+
+
+def squared_distances(features: Tensor, codebook: Tensor) -> Tensor:
+    """|h|^2 + |e|^2 - 2 h.e for every position and code.
+
+    Args:
+        features: (B, D, H, W), float32.
+        codebook: (K, D), float32.
+    Returns:
+        (B, H*W, K), float32. Float32 because |h|^2 overflows in float16 and bfloat16 reorders the codes.
+    Raises:
+        ValueError: D differs between the two.
+    """
+    if features.shape[1] != codebook.shape[1]:
+        raise ValueError(f"features have {features.shape[1]} channels, the codebook has {codebook.shape[1]}")
+    h = features.float().flatten(2).transpose(1, 2)
+    e = codebook.float()
+    return h.square().sum(-1, keepdim=True) + e.square().sum(-1) - 2.0 * h @ e.t()
+
+
+def select_tokens(features: Tensor, codebook: Tensor, count: int) -> Tensor:
+    """Indices of the `count` closest distinct codes of each image.
+
+    Every position names its nearest code; a code's key is its smallest distance; the smallest keys win,
+    nearest first, equal keys in order of position.
+
+    Args:
+        features: (B, D, H, W), VRE feature space.
+        codebook: (K, D).
+        count: prompt length [tokens].
+    Returns:
+        (B, count), int64, -1 where fewer distinct codes occur.
+    Source: OSDFace §3.2, Eq. 5-6; the released code walks the sorted positions one image at a time.
+    """
+    distance, nearest = squared_distances(features, codebook).min(dim=-1)
+    order = distance.argsort(dim=1, stable=True)
+    ranked = nearest.gather(1, order)
+    positions = torch.arange(ranked.shape[1], device=ranked.device).expand_as(ranked)
+    # First appearance of each code in the ranking; codes that never occur keep the sentinel.
+    sentinel = ranked.shape[1]
+    first = torch.full((ranked.shape[0], codebook.shape[0]), sentinel, device=ranked.device)
+    first = first.scatter_reduce(1, ranked, positions, reduce="amin")
+    rank, code = first.sort(dim=1, stable=True)
+    tokens = torch.where(rank < sentinel, code, -1)[:, :count]
+    missing = count - tokens.shape[1]
+    return torch.nn.functional.pad(tokens, (0, missing), value=-1) if missing > 0 else tokens
+
+
+def lookup(tokens: Tensor, codebook: Tensor) -> Tensor:
+    """(B, N) indices to (B, N, D) codes; -1 gives a zero row (released behaviour)."""
+    rows = codebook[tokens.clamp_min(0)]
+    return rows * (tokens >= 0).unsqueeze(-1).to(rows.dtype)
+
+
+def select_codes(features: Tensor, codebook: Tensor, count: int) -> Tensor:
+    """The `count` closest distinct codes of each image: (B, count, D), zero rows when fewer occur.
+
+    Same arguments and source as `select_tokens`.
+    """
+    return lookup(select_tokens(features, codebook, count), codebook)
+
+
+class Codebook(nn.Module):
+    """K codes of dimension D under the released name `embedding`, initialised U(-1/K, 1/K)."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size, dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / size, 1.0 / size)
+
+    def forward(self, features: Tensor) -> Quantised:
+        """Replace every position by its nearest code (straight-through estimator).
+
+        Args:
+            features: (B, D, H, W).
+        """
+        indices = squared_distances(features, self.embedding.weight).argmin(-1)
+        b, d, h, w = features.shape
+        codes = self.embedding(indices).transpose(1, 2).reshape(b, d, h, w)
+        return Quantised(features + (codes - features).detach(), codes, indices)
