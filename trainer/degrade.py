@@ -17,13 +17,14 @@ from torch import Tensor
 from osdface_core.errors import ConfigError
 
 from .jpeg import real_jpeg, simulate_jpeg
-from .kernels import BILINEAR, blur, extend, gaussian_kernels, resize
+from .kernels import BICUBIC, BILINEAR, blur, extend, gaussian_kernels, resize
 from .profiles import PROFILES, RESIZE_KERNELS, Degradation, Stage, named_profile
 from .seeds import as_seeds, mix
 
 __all__ = ["PROFILES", "Degradation", "Draw", "Stage", "degrade", "draw", "named_profile"]
 
 Jpeg = Literal["auto", "real", "simulated"]
+Enlarge = Literal["bilinear", "bicubic"]
 _SMALLEST = 8  # px: no face is reduced below one JPEG block
 
 
@@ -106,7 +107,12 @@ def _draw_stage(stage: Stage, source: random.Random) -> StageDraw:
 
 
 def degrade(
-    hq: Tensor, profile: str | Degradation, seeds: Sequence[int] | Tensor, *, jpeg: Jpeg = "auto"
+    hq: Tensor,
+    profile: str | Degradation,
+    seeds: Sequence[int] | Tensor,
+    *,
+    jpeg: Jpeg = "auto",
+    enlarge: Enlarge = "bilinear",
 ) -> Tensor:
     """Degrade clean faces.
 
@@ -116,6 +122,7 @@ def degrade(
         seeds: B integers; sample i depends on seeds[i] alone (and on the kind of device, for the noise).
         jpeg: "real" is Pillow's codec, one sample at a time on the CPU; "simulated" is batched tensor code;
             "auto" takes the real one on the CPU and the simulated one elsewhere.
+        enlarge: how the small picture comes back to H × W at the end; evaluation compares with "bicubic".
     Returns: (B, 3, H, W) unit, float32, same device.
     Raises:
         ConfigError: unknown profile, wrong shape or a number of seeds that differs from B.
@@ -130,16 +137,19 @@ def degrade(
         raise ConfigError(f"degrade: got {len(seeds)} seeds for {len(hq)} images: give one per image")
     draws = [draw(profile, seed) for seed in seeds]
     real = jpeg == "real" or (jpeg == "auto" and hq.device.type == "cpu")
+    back = {"bilinear": BILINEAR, "bicubic": BICUBIC}[enlarge]
     with torch.no_grad(), torch.autocast(hq.device.type, enabled=False):
         hq = hq.float()
         if hq.device.type == "cpu":
             return (
-                torch.cat([_run(hq[i : i + 1], [one], real) for i, one in enumerate(draws)]) if draws else hq
+                torch.cat([_run(hq[i : i + 1], [one], real, back) for i, one in enumerate(draws)])
+                if draws
+                else hq
             )
-        return _run(hq, draws, real) if draws else hq
+        return _run(hq, draws, real, back) if draws else hq
 
 
-def _run(hq: Tensor, draws: list[Draw], real: bool) -> Tensor:
+def _run(hq: Tensor, draws: list[Draw], real: bool, enlarge: int) -> Tensor:
     """The stages of a batch on one canvas; `sizes` follows what each sample occupies of it."""
     full = (hq.shape[2], hq.shape[3])
     image, sizes = hq, [full] * len(draws)
@@ -154,7 +164,7 @@ def _run(hq: Tensor, draws: list[Draw], real: bool) -> Tensor:
         back = [full if stage.restore else size for stage, size in zip(stages, sizes, strict=True)]
         image = _resize(image, sizes, back, [BILINEAR] * len(draws))
         sizes = back
-    image = _resize(image, sizes, [full] * len(draws), [BILINEAR] * len(draws))
+    image = _resize(image, sizes, [full] * len(draws), [enlarge] * len(draws))
     return _finish(image, draws)
 
 

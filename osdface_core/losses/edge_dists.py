@@ -57,7 +57,7 @@ class StructureTexture(Frozen):
     def __init__(self, backbone: str = "vgg16", weights: str | Path | None = None) -> None:
         super().__init__()
         spec = backbone_spec(backbone)
-        if backbone == "vgg19":
+        if backbone in ("vgg19", "alexnet"):
             raise ConfigError("DISTS was fitted on vgg16: use backbone vgg16, squeezenet or squeezenet1_1")
         self.channels = (3, *spec.channels)
         self.taps = spec.taps

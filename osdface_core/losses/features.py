@@ -34,6 +34,9 @@ _VGG_CHANNELS = (64, 128, 256, 512, 512)
 BACKBONES: dict[str, BackboneSpec] = {
     "vgg16": BackboneSpec("vgg16", "vgg16-397923af.pth", (3, 8, 15, 22, 29), _VGG_CHANNELS, "vgg.pth"),
     "vgg19": BackboneSpec("vgg19", "vgg19-dcbb9e9d.pth", (3, 8, 17, 26, 35), _VGG_CHANNELS),
+    "alexnet": BackboneSpec(
+        "alexnet", "alexnet-owt-7be5be79.pth", (1, 4, 7, 9, 11), (64, 192, 384, 256, 256), "alex.pth"
+    ),
     "squeezenet": BackboneSpec(
         "squeezenet1_0",
         "squeezenet1_0-b66bff10.pth",
@@ -74,7 +77,7 @@ class FrozenFeatures(Frozen):
     """ImageNet features of `signed` images; parameters are frozen, gradients flow to the images.
 
     Args:
-        backbone: "vgg16", "vgg19", "squeezenet" (1.0) or "squeezenet1_1".
+        backbone: "vgg16", "vgg19", "alexnet", "squeezenet" (1.0) or "squeezenet1_1".
         weights: torchvision's file, a folder with it, or None for torch's download cache (nothing is
             downloaded).
         taps: indices of torchvision's `features` to return; by default those of `BackboneSpec.taps`.

@@ -1,5 +1,6 @@
 """Perceptual distance: how different two images look to an ImageNet network (OSDFace Eq. 7-8; LPIPS)."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -17,11 +18,11 @@ class PerceptualLoss(Frozen):
     """Distance between ImageNet features of two images, averaged over the batch.
 
     Args:
-        backbone: "squeezenet" (1.0), "squeezenet1_1", "vgg16" or "vgg19".
+        backbone: "squeezenet" (1.0), "squeezenet1_1", "vgg16", "vgg19" or "alexnet".
         weights: torchvision's weight file, its folder, or None for torch's download cache.
         distance:
             "lpips": squared difference of features of unit length per position, weighted per channel by
-                LPIPS' learned weights where they exist (vgg16, squeezenet1_1; read from the torchmetrics
+                LPIPS' learned weights where they exist (vgg16, alexnet, squeezenet1_1; from the torchmetrics
                 package) and summed over levels: then this *is* LPIPS. Else every channel counts 1 and the
                 levels are averaged (0 … 4).
             "l1", "mse": mean absolute or squared difference of the plain features, averaged over levels;
@@ -60,7 +61,11 @@ class PerceptualLoss(Frozen):
         restored_maps = self.features(restored.contiguous(memory_format=torch.channels_last))
         with torch.set_grad_enabled(torch.is_grad_enabled() and target.requires_grad):
             target_maps = self.features(target.contiguous(memory_format=torch.channels_last))
-        with torch.autocast(restored.device.type, enabled=False):
+        return self.compare(restored_maps, target_maps)
+
+    def compare(self, restored_maps: Sequence[Tensor], target_maps: Sequence[Tensor]) -> Tensor:
+        """Distance (B,) of maps that `features` gave: for images that are compared more than once."""
+        with torch.autocast(restored_maps[0].device.type, enabled=False):
             levels = [
                 self._level(i, a, b) for i, (a, b) in enumerate(zip(restored_maps, target_maps, strict=True))
             ]
