@@ -149,7 +149,7 @@ def degrade(
         return _run(hq, draws, real, back) if draws else hq
 
 
-def _run(hq: Tensor, draws: list[Draw], real: bool, enlarge: int) -> Tensor:
+def _run(hq: Tensor, draws: list[Draw], real: bool, enlarge: int = BILINEAR) -> Tensor:
     """The stages of a batch on one canvas; `sizes` follows what each sample occupies of it."""
     full = (hq.shape[2], hq.shape[3])
     image, sizes = hq, [full] * len(draws)
