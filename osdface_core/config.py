@@ -46,6 +46,8 @@ class ProjectionConfig:
 
     hidden: int = 256
     out: int = 1024
+    # Above 0: that many free vectors stand in for the visual prompt, the same for every face (ablation).
+    learned: int = 0
 
 
 @dataclass(frozen=True)

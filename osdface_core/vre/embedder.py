@@ -82,14 +82,24 @@ class VQAutoencoder(VRE):
 
 
 class Projection(nn.Module):
-    """Embedding change: pointwise D -> hidden -> prompt width, SiLU after both (released code)."""
+    """Embedding change: pointwise D -> hidden -> prompt width, SiLU after both (released code).
+
+    With `cfg.learned` it holds that many vectors instead and answers with them whatever the codes are: what
+    is left of the method without its visual prompt (paper Tab. 4).
+    """
 
     def __init__(self, codes: int, cfg: ProjectionConfig) -> None:
         super().__init__()
+        self.learned = cfg.learned > 0
+        if self.learned:
+            self.vectors = nn.Parameter(0.1 * torch.randn(cfg.learned, cfg.out))
+            return
         self.conv1 = nn.Conv1d(codes, cfg.hidden, 1)
         self.conv2 = nn.Conv1d(cfg.hidden, cfg.out, 1)
 
     def forward(self, codes: Tensor) -> Tensor:
         """(B, 77, D) codes to (B, 77, out) prompt."""
+        if self.learned:
+            return self.vectors.expand(codes.shape[0], -1, -1)
         x = F.silu(self.conv1(codes.transpose(1, 2)))
         return F.silu(self.conv2(x)).transpose(1, 2)
