@@ -15,7 +15,6 @@ from trainer import degrade as module
 from trainer.degrade import PROFILES, Degradation, Stage, degrade, draw
 from trainer.jpeg import real_jpeg, simulate_jpeg
 from trainer.kernels import AREA, BICUBIC, BILINEAR, LINEAR, blur, gaussian_kernels, resize
-from trainer.profiles import profile_from
 from trainer.seeds import mix
 
 
@@ -229,19 +228,21 @@ def test_errors_name_the_cause():
         Stage(jpeg=(0, 50))
     with pytest.raises(ConfigError, match="blur is"):
         Stage(blur=(3, 1))
-    with pytest.raises(ConfigError, match=r"stage 1: unknown key 'blurr'"):
-        profile_from({"stages": [{"blurr": [0, 1]}]})
-    with pytest.raises(ConfigError, match="unknown key 'noise'"):
-        profile_from({"noise": 3})
 
 
-def test_profile_from_a_recipe_table():
-    mixed = profile_from({"name": "own", "mix": {"mild": 1, "severe": 3}, "eight_bit": False})
-    assert [part.name for _, part in mixed.alternatives] == ["mild", "severe"]
-    table = {"blur": [0.1, 10], "scale": [1, 8], "jpeg": [50, 60], "resize": ["area"]}
-    staged = profile_from({"stages": [table]})
-    assert staged.stages[0] == Stage(blur=(0.1, 10), scale=(1, 8), jpeg=(50, 60), resize=("area",))
-    assert profile_from("mini") is PROFILES["mini"]
+def test_options_of_a_mixture_hold_for_its_parts():
+    hq = picture(64)
+    grey = degrade(hq, Degradation("m", alternatives=((1, PROFILES["mild"]),), grey_prob=1.0), [1])
+    assert torch.equal(grey[:, 0], grey[:, 1])
+    exact = degrade(hq, Degradation("m", alternatives=((1, PROFILES["severe"]),), eight_bit=False), [1])
+    assert (exact * 255 - (exact * 255).round()).abs().max() > 0.1
+
+
+def test_memory_format_does_not_matter():
+    hq = torch.cat([picture(64, seed=i) for i in range(2)])
+    draws = [draw("second_order", seed) for seed in (1, 2)]
+    plain = module._run(hq, draws, real=False)
+    assert torch.equal(plain, module._run(hq.to(memory_format=torch.channels_last), draws, real=False))
 
 
 def test_mix_spreads_and_is_stable():

@@ -24,7 +24,7 @@ Cache = Literal["none", "cpu", "ram", "device"]
 
 
 class Faces(NamedTuple):
-    """One batch of one process. `hq`: (B, 3, R, R); `seeds`, `indices`: (B,) int64, CPU; `step`: its number."""
+    """One batch of one process. `hq`: (B, 3, R, R); `seeds`, `indices`: (B,) int64 (CPU); `step`: number."""
 
     hq: Tensor
     seeds: Tensor
@@ -42,7 +42,7 @@ class FaceDataset:
             one uint8 tensor there (0.79 MB per 512² face), so that a step never waits for the disk.
         device: for cache="device".
         split: rows of a manifest to keep ("train", "val").
-        min_size, small_weight: faces whose own size is below `min_size` px get this weight; 0 leaves them out.
+        min_size, small_weight: faces smaller than `min_size` px by origin get this weight; 0 leaves them out.
         limit: keep only the first so many; 0 = all.
         workers: decoding threads; 0 = one per core, at most 16.
         verify: check the sha256 of a manifest while decoding.
@@ -118,17 +118,15 @@ class FaceDataset:
         shape = (len(self), 3, self.resolution, self.resolution)
         _check_room(int(np.prod(shape)), device)
         faces = torch.empty(shape, dtype=torch.uint8, device=device)
+        bar = tqdm(range(len(self)), desc="decode faces", unit="face", disable=not progress)
         with ThreadPoolExecutor(self.workers) as pool:
-            # a bounded look-ahead: a map over all items would hold every decoded face twice
-            with tqdm(total=len(self), desc="decode faces", unit="face", disable=not progress) as bar:
-                for index, face in _ahead(pool, self.__getitem__, range(len(self)), 4 * self.workers):
-                    faces[index] = face.to(device)
-                    bar.update()
+            for index, face in _ahead(pool, self.__getitem__, bar, 4 * self.workers):
+                faces[index] = face
         return faces
 
 
 def _ahead(pool: ThreadPoolExecutor, work, keys, depth: int) -> Iterator:
-    """(key, work(key)) in order, with at most `depth` results under way."""
+    """(key, work(key)) in order, with at most `depth` results under way: a plain map would hold them all."""
     waiting: deque[tuple[int, Future]] = deque()
     try:
         for key in keys:

@@ -6,9 +6,7 @@ shares one canvas (see kernels.py); on the CPU samples run one after the other, 
 faster there.
 """
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,9 +14,10 @@ from torch import Tensor
 
 from osdface_core.errors import ConfigError
 
+from .draws import Draw, StageDraw, draw
 from .jpeg import real_jpeg, simulate_jpeg
 from .kernels import BICUBIC, BILINEAR, blur, extend, gaussian_kernels, resize
-from .profiles import PROFILES, RESIZE_KERNELS, Degradation, Stage, named_profile
+from .profiles import PROFILES, Degradation, Stage, named_profile
 from .seeds import as_seeds, mix
 
 __all__ = ["PROFILES", "Degradation", "Draw", "Stage", "degrade", "draw", "named_profile"]
@@ -26,84 +25,6 @@ __all__ = ["PROFILES", "Degradation", "Draw", "Stage", "degrade", "draw", "named
 Jpeg = Literal["auto", "real", "simulated"]
 Enlarge = Literal["bilinear", "bicubic"]
 _SMALLEST = 8  # px: no face is reduced below one JPEG block
-
-
-@dataclass(frozen=True)
-class StageDraw:
-    """What one sample goes through in one stage: blur σ and radius in px, θ in rad, noise σ in unit range."""
-
-    sigma: tuple[float, float] = (0.0, 0.0)
-    theta: float = 0.0
-    radius: int = 0
-    scale: float = 1.0
-    kernel: int = BILINEAR
-    noise: float = 0.0
-    shot: float = 0.0
-    grey_noise: bool = False
-    quality: int = 0
-    restore: bool = False
-
-
-@dataclass(frozen=True)
-class Draw:
-    """All random choices of one sample; `name` is the profile (or the alternative) that was taken."""
-
-    name: str
-    stages: tuple[StageDraw, ...]
-    grey: bool
-    shift: tuple[float, float, float]
-    eight_bit: bool
-    seed: int
-
-
-def draw(profile: str | Degradation, seed: int) -> Draw:
-    """Draw the parameters of one sample. Pure: the same profile and seed give the same draw everywhere."""
-    profile = named_profile(profile)
-    source = random.Random(mix(seed, 0xD1CE))
-    while profile.alternatives:
-        weights = [weight for weight, _ in profile.alternatives]
-        profile = source.choices([part for _, part in profile.alternatives], weights)[0]
-    stages = tuple(_draw_stage(stage, source) for stage in profile.stages)
-    grey = source.random() < profile.grey_prob
-    amount = profile.colour_shift / 255 if source.random() < profile.colour_prob else 0.0
-    red, green, blue = (source.uniform(-amount, amount) for _ in range(3))
-    return Draw(profile.name, stages, grey, (red, green, blue), profile.eight_bit, seed)
-
-
-def _draw_stage(stage: Stage, source: random.Random) -> StageDraw:
-    happens = source.random() < stage.prob
-    sigma = [source.uniform(*stage.blur), source.uniform(*stage.blur)]
-    if source.random() < stage.isotropic:
-        sigma[1] = sigma[0]
-    if source.random() >= stage.blur_prob:
-        sigma = [0.0, 0.0]
-    theta = source.uniform(-torch.pi, torch.pi)
-    radius = (
-        int(3 * max(sigma) + 0.999)
-        if stage.kernel is None
-        else source.randint(stage.kernel[0] // 2, stage.kernel[1] // 2)
-    )
-    low, high = stage.scale
-    scale = low * (high / low) ** source.random() if stage.log_scale else source.uniform(low, high)
-    kernel = RESIZE_KERNELS.index(source.choice(stage.resize))
-    noisy = source.random() < stage.noise_prob
-    noise, shot = source.uniform(*stage.noise) / 255, source.uniform(*stage.shot) / 255
-    grey_noise = source.random() < stage.grey_noise
-    quality = source.randint(*stage.jpeg) if stage.jpeg else 0
-    compressed = source.random() < stage.jpeg_prob
-    drawn = StageDraw(
-        (sigma[0], sigma[1]),
-        theta,
-        radius,
-        scale,
-        kernel,
-        noise * noisy,
-        shot * noisy,
-        grey_noise,
-        quality * compressed,
-        stage.restore,
-    )
-    return drawn if happens else StageDraw()
 
 
 def degrade(

@@ -4,7 +4,7 @@ All ranges are uniform draws. Numbers come from recipe.md §4 (tables of publish
 `mild`, `medium` and `severe`, from the evaluation protocol of this project.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from osdface_core.errors import ConfigError
@@ -83,7 +83,8 @@ class Degradation:
         name: shown in previews and logs.
         stages: run in order; afterwards the picture is resized back (bilinear) to its original size.
         alternatives: (weight, degradation) pairs; each sample takes one. Excludes `stages`.
-        grey_prob: probability that the low-quality picture loses its colour.
+        grey_prob: probability that the low-quality picture loses its colour. This and the following hold for
+            the alternatives too, unless they set their own.
         colour_shift: largest offset per channel [1/255], added to the low-quality picture.
         colour_prob: probability of that offset.
         eight_bit: round the result to 1/255 steps, as a file would hold it.
@@ -256,36 +257,3 @@ def named_profile(profile: str | Degradation) -> Degradation:
     if profile not in PROFILES:
         raise ConfigError(f"unknown degradation profile {profile!r}: choose one of {', '.join(PROFILES)}")
     return PROFILES[profile]
-
-
-def _stage_from(table: dict[str, Any], where: str) -> Stage:
-    known = {field.name for field in fields(Stage)}
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}: use {', '.join(sorted(known))}")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-    return Stage(**values)
-
-
-def profile_from(table: str | dict[str, Any]) -> Degradation:
-    """Build a profile from a recipe: a name, or a table with `stages` or `mix` (name → weight).
-
-    Examples: "mini"; {"mix": {"mild": 1, "severe": 2}}; {"stages": [{"blur": [0.1, 10], "scale": [1, 8]}]}.
-    Other keys are those of `Degradation`. Raises ConfigError for unknown keys, names or bad ranges.
-    """
-    if isinstance(table, str):
-        return named_profile(table)
-    options = dict(table)
-    name = str(options.pop("name", "custom"))
-    stages = tuple(
-        _stage_from(s, f"degradation {name!r}, stage {i + 1}")
-        for i, s in enumerate(options.pop("stages", ()))
-    )
-    mix = tuple((float(weight), named_profile(part)) for part, weight in options.pop("mix", {}).items())
-    known = {"grey_prob", "colour_shift", "colour_prob", "eight_bit"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ConfigError(
-            f"degradation {name!r}: unknown key {unknown[0]!r}: use stages, mix, {', '.join(known)}"
-        )
-    return Degradation(name, stages, mix, **options)

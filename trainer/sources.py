@@ -41,7 +41,7 @@ class Item:
     weight: float = 1.0
 
     def read(self, verify: bool = False) -> bytes:
-        """The encoded image. Raises ImageError when it is unreadable or, with `verify`, not the listed one."""
+        """The encoded image. Raises ImageError if it is unreadable or, with `verify`, not the listed one."""
         try:
             if self.offset < 0:
                 data = self.path.read_bytes()
@@ -99,8 +99,7 @@ def _folder(folder: Path) -> list[Item]:
 
 
 def read_manifest(path: Path) -> list[Item]:
-    """Rows of a manifest: `file` (or `path`), relative to the manifest; optional sha256, identity, split, size,
-    weight."""
+    """A manifest's `file` (or `path`) relative to it; optional sha256, identity, split, size, weight."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text))) if path.suffix.lower() == ".csv" else json.loads(text)
@@ -121,8 +120,8 @@ def _row(manifest: Path, row: dict, number: int) -> Item:
         size, weight = float(row.get("size") or 0), float(row.get("weight") or 1)
     except ValueError as error:
         raise ConfigError(f"manifest {manifest}, row {number}: {error}") from None
-    texts = {key: str(row.get(key) or "") for key in ("sha256", "identity", "split")}
-    return Item(str(name), manifest.parent / str(name), size=int(size), weight=weight, **texts)
+    sha256, identity, split = (str(row.get(key) or "") for key in ("sha256", "identity", "split"))
+    return Item(str(name), manifest.parent / str(name), -1, 0, sha256, identity, split, int(size), weight)
 
 
 def _shards(pattern: str, cache_dir: str | Path | None) -> list[Item]:
@@ -224,7 +223,7 @@ def _header_size(item: Item) -> int:
 
 
 def hold_out(items: Sequence[Item], share: float, seed: int = 0) -> tuple[list[Item], list[Item]]:
-    """Split by person: (train, held out). Faces of one identity stay together; at least one person on each side.
+    """Split by person: (train, held out). Faces of one identity stay together; no side stays empty.
 
     Items without an identity count as a person each. A person's side depends on the seed and the names alone.
     """
