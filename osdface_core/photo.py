@@ -1,0 +1,114 @@
+"""A whole photo: detect, align, restore all faces as one batch, paste back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import ImageError
+from .faces import Face, align, detect, paste, select
+from .faces.regions import Photo, photo_shape
+from .identity import load_identity, similarity
+from .images import read_photo
+from .upscale import enlarge
+
+if TYPE_CHECKING:
+    from .pipeline import OSDFacePipeline, Progress
+
+PhotoInput = Photo | str | Path
+
+
+@dataclass(frozen=True)
+class PhotoResult:
+    """What became of a photo.
+
+    Attributes:
+        image: of the input's kind and bit depth; `upscale` times its size. Outside the masks every pixel is
+            the (enlarged) input's.
+        mask: (1, H, W) tensor or (H, W) array, float32: 0 untouched, 1 fully restored.
+        faces: the restored faces, in the input photo's pixels.
+        crops, restored: (N, 3, 512, 512) in [0, 1], aligned faces before and after.
+    """
+
+    image: Photo
+    mask: Photo
+    faces: list[Face]
+    crops: Tensor
+    restored: Tensor
+
+
+def restore_photo(
+    pipeline: OSDFacePipeline,
+    photo: PhotoInput,
+    *,
+    detector: str = "auto",
+    detector_dir: str | Path | None = None,
+    faces: str | Sequence[Face] = "all",
+    min_face: float = 0,
+    max_face: float | None = None,
+    max_faces: int | None = None,
+    order: str = "area",
+    strength: float = 1.0,
+    timestep: int | None = None,
+    color_fix: str = "none",
+    upscale: float = 1.0,
+    upscale_model: str | Path | None = None,
+    feather: float = 0.2,
+    paste_mode: str = "residual",
+    identity: str | Path | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> PhotoResult:
+    """Restore the faces of a photo.
+
+    Args:
+        photo: (3, H, W) float tensor in [0, 1] on any device, an (H, W, 3) array of uint8, uint16 or float32,
+            or a path (then the result is an array of the file's depth).
+        detector, detector_dir: see `faces.detect`.
+        faces: all | largest | center | indices such as "0,2" | faces found earlier.
+        min_face, max_face: sides of the face box [px]; others are left alone.
+        max_faces, order: at most so many, the first in this order; see `faces.select`.
+        strength, timestep, color_fix, batch_size, progress: see `OSDFacePipeline.restore`.
+        upscale: enlarge the photo first, so that small faces have room for their detail.
+        upscale_model: a super-resolution model file for that (needs spandrel); Lanczos without one.
+        feather, paste_mode: see `faces.paste`.
+        identity: weights of the identity network; then each face carries `identity_before_after`.
+    Raises:
+        ImageError, DetectorError: one line that says what is wrong and what to do.
+    """
+    if isinstance(photo, (str, Path)):
+        photo = read_photo(photo).pixels
+    height, width = photo_shape(photo)
+    if isinstance(faces, str):
+        found = detect(photo, detector, detector_dir=detector_dir, device=pipeline.device, min_face=min_face)
+        found = select(
+            found, (height, width), faces, min_size=min_face, max_size=max_face, max_count=max_faces, order=order
+        )
+    else:
+        found = list(faces)
+    device = pipeline.device
+    crops = align(photo, found, device=device) if found else torch.zeros(0, 3, 512, 512, device=device)
+    restored = pipeline.restore(
+        crops, strength=strength, timestep=timestep, color_fix=color_fix, batch_size=batch_size, progress=progress
+    )
+    if identity is not None and found:
+        found = _with_identity(found, crops, restored, identity)
+    image, ratio = enlarge(photo, upscale, upscale_model, device)
+    image, mask = paste(
+        image, found, restored, crops=crops if ratio == (1.0, 1.0) else None, feather=feather, mode=paste_mode, scale=ratio
+    )
+    return PhotoResult(image, mask, found, crops, restored)
+
+
+@torch.inference_mode()
+def _with_identity(faces: list[Face], crops: Tensor, restored: Tensor, weights: str | Path) -> list[Face]:
+    """Each face with (1.0, cosine of the restored face to the original): the original is the measure."""
+    net = load_identity(weights, crops.device)
+    scores = torch.cat([similarity(net, a, b) for a, b in zip(crops.split(16), restored.split(16), strict=True)])
+    return [dataclasses.replace(f, identity_before_after=(1.0, s)) for f, s in zip(faces, scores.tolist(), strict=True)]
