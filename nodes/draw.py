@@ -11,18 +11,19 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 COLOURS = ("#ff5a36", "#36c5ff", "#ffd23f", "#7ae582", "#c77dff", "#ff9ff3", "#00d1b2", "#f7f7f7")
+GREY = "#8a8a8a"
 Box = tuple[float, float, float, float]
 
 
 def numbered_boxes(
-    image: Tensor, boxes: Sequence[Box], captions: Sequence[str], colours: Sequence[int] | None = None
+    image: Tensor, boxes: Sequence[Box], captions: Sequence[str], colours: Sequence[int | None]
 ) -> Tensor:
     """Draw boxes with captions on one (3, H, W) image in [0, 1]; returns a new image.
 
     Args:
         boxes: x0, y0, x1, y1 [px]; may reach over the border.
         captions: one short text per box, drawn on a patch of the box's colour.
-        colours: index into `COLOURS` per box; None counts up.
+        colours: index into `COLOURS` per box; None draws in grey.
     """
     if not boxes:
         return image.clone()
@@ -30,8 +31,8 @@ def numbered_boxes(
     draw = ImageDraw.Draw(picture)
     side = max(picture.size)
     line, font = max(2, side // 400), ImageFont.load_default(size=max(12, side // 45))
-    for i, (box, caption) in enumerate(zip(boxes, captions, strict=True)):
-        colour = COLOURS[(i if colours is None else colours[i]) % len(COLOURS)]
+    for box, caption, index in zip(boxes, captions, colours, strict=True):
+        colour = GREY if index is None else COLOURS[index % len(COLOURS)]
         draw.rectangle(box, outline=colour, width=line)
         place = (max(0.0, box[0]), max(0.0, box[1]))
         patch = draw.textbbox(place, caption, font=font, anchor="la")

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from . import draw, host
-from .sockets import FACES, FaceSet, number
+from .sockets import FACES, FaceSet
 from .widgets import choice, decimal, integer, socket, switch, text
 
 
@@ -124,14 +124,16 @@ class OSDFaceBeforeAfter:
         return (host.to_image(torch.stack(pictures) if pictures else second),)
 
 
-def preview_faces(frames: Tensor, faces: FaceSet, details: bool = False) -> Tensor:
-    """(B, 3, H, W) frames with numbered boxes; a new tensor."""
+def preview_faces(frames: Tensor, faces: FaceSet, details: bool = False, chosen: FaceSet | None = None) -> Tensor:
+    """(B, 3, H, W) frames with numbered boxes, grey for faces that are not among `chosen`; a new tensor."""
     faces = faces.scale_to(*frames.shape[-2:])
     drawn = []
-    for frame, found in zip(frames, faces.frames, strict=True):
-        numbers = [number(face, k) for k, face in enumerate(found)]
+    for i, (frame, found) in enumerate(zip(frames, faces.frames, strict=True)):
+        numbers = faces.numbers[i]
+        kept = numbers if chosen is None else chosen.numbers[i]
         captions = [caption(face, n, details) for face, n in zip(found, numbers, strict=True)]
-        drawn.append(draw.numbered_boxes(frame, [face.box for face in found], captions, numbers))
+        colours = [n if n in kept else None for n in numbers]
+        drawn.append(draw.numbered_boxes(frame, [face.box for face in found], captions, colours))
     return torch.stack(drawn) if drawn else frames
 
 

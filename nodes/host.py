@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .draw import to_picture
+
 FOLDER = "osdface"
 RELEASED_VRE = "associate_2.ckpt"  # its presence marks a folder with the three released files
 RELEASED_LORA = "pytorch_lora_weights.safetensors"
@@ -214,7 +216,7 @@ def transformer_options(patcher: Any) -> dict[str, Any]:
 
 
 def load_lora(model: Any, state: dict[str, Tensor], strength: float) -> tuple[Any, int]:
-    """A clone of MODEL with a LoRA on it, and how many weights it changes beyond those already patched."""
+    """A clone of MODEL with a LoRA on it, and how many layers of the LoRA found their weight."""
     import comfy.lora
 
     patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {}))
@@ -248,12 +250,7 @@ def check_interrupt() -> None:
 
 
 def _preview(image: Tensor | None) -> tuple[str, Any, int] | None:
-    if image is None:
-        return None
-    from PIL import Image
-
-    pixels = (image.detach().float().clamp(0, 1).permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
-    return ("JPEG", Image.fromarray(pixels), 512)
+    return None if image is None else ("JPEG", to_picture(image), 512)
 
 
 # ------------------------------------------------------------------ tensors

@@ -17,10 +17,13 @@ class FaceSet:
 
     Attributes:
         frames: per frame its faces; coordinates in pixels of frames of `height` x `width`.
+        numbers: per frame how each face is called in previews and selections: its track in a clip, else its
+            place in the photo when it was detected. A selection keeps the numbers.
         height, width: size of the frames that the detector saw [px].
     """
 
     frames: tuple[tuple[Face, ...], ...]
+    numbers: tuple[tuple[int, ...], ...]
     height: int
     width: int
 
@@ -52,18 +55,13 @@ class FaceSet:
                 "give Paste Back the same photo, in its own or another size, uncropped"
             )
         frames = tuple(tuple(face.scaled(sx, sy) for face in faces) for faces in self.frames)
-        return FaceSet(frames, height, width)
+        return FaceSet(frames, self.numbers, height, width)
 
     def to_json(self) -> str:
         """One entry per face: frame, number and everything known about it."""
         entries = [
-            {"frame": i, "number": number(face, k), **face.to_dict()}
+            {"frame": i, "number": number, **face.to_dict()}
             for i, faces in enumerate(self.frames)
-            for k, face in enumerate(faces)
+            for number, face in zip(self.numbers[i], faces, strict=True)
         ]
         return json.dumps({"width": self.width, "height": self.height, "faces": entries}, indent=1)
-
-
-def number(face: Face, index: int) -> int:
-    """How a face is called in previews and selections: its track in a clip, else its place in the photo."""
-    return index if face.track is None else face.track

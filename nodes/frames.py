@@ -1,0 +1,165 @@
+"""A photo or a clip, frame by frame: find faces, follow them, cut them out, choose among them, put them back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..osdface_core.faces import align, detect, paste
+from ..osdface_core.faces.face import Face
+from ..osdface_core.faces.select import select
+from ..osdface_core.faces.smooth import smooth
+from . import host
+from .sockets import FaceSet
+
+RETINAFACE_WEIGHTS = ("detection_Resnet50_Final.pth", "detection_mobilenet0.25_Final.pth")
+DETECTORS = ["auto", "retinaface_resnet50", "retinaface_mobile0.25", "mtcnn"]
+SELECTIONS = ["all", "largest", "center", "indices"]
+ORDERS = ["size", "left_to_right", "top_to_bottom", "score"]
+FRAMES = ["auto", "clip", "photos"]
+# Mean difference between small copies of neighbouring frames, above which a batch is taken for unrelated photos.
+CLIP_DIFFERENCE = 0.12
+Tick = Callable[[int], None]
+
+
+def no_tick(count: int) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which faces to keep, per frame."""
+
+    selection: str = "all"
+    indices: str = ""
+    order: str = "size"
+    min_size: int = 0
+    max_size: int = 0
+    max_faces: int = 0
+
+
+def find_faces(
+    frames: Tensor,
+    detector: str = "auto",
+    min_face: int = 0,
+    kind: str = "auto",
+    order: str = "size",
+    tick: Tick = no_tick,
+) -> FaceSet:
+    """Detect in every frame of (B, 3, H, W); in a clip, follow the faces and steady their landmarks.
+
+    Args:
+        kind: `clip`, `photos`, or `auto` (a clip if neighbouring frames look alike).
+        order: in which photos' faces are numbered.
+        tick: called after each frame; may raise to stop.
+    """
+    device = host.compute_device()
+    folder = host.detector_folder(RETINAFACE_WEIGHTS)
+    found: list[list[Face]] = []
+    for frame in frames:
+        found.append(list(detect(frame, detector, detector_dir=folder, device=device, min_face=min_face)))
+        tick(1)
+    height, width = frames.shape[-2:]
+    if kind == "clip" or (kind == "auto" and is_clip(frames)):
+        found = smooth(found, frames)
+        numbers = [tuple(face.track or 0 for face in faces) for faces in found]
+    else:
+        found = [select(faces, (height, width), "all", order=order) for faces in found]
+        numbers = [tuple(range(len(faces))) for faces in found]
+    return FaceSet(tuple(map(tuple, found)), tuple(numbers), height, width)
+
+
+def is_clip(frames: Tensor) -> bool:
+    """Whether most neighbours in a batch look alike, at thumbnail size."""
+    if len(frames) < 2:
+        return False
+    small = torch.stack([torch.nn.functional.adaptive_avg_pool2d(frame, 16) for frame in frames])
+    return bool((small[1:] - small[:-1]).abs().mean(dim=(1, 2, 3)).median() < CLIP_DIFFERENCE)
+
+
+def choose(faces: FaceSet, choice: Choice) -> tuple[FaceSet, list[int]]:
+    """The chosen faces of every frame, and their places among all crops, in the new order."""
+    frames, numbers, places, start = [], [], [], 0
+    for found, called in zip(faces.frames, faces.numbers, strict=True):
+        kept = [found.index(face) for face in _choose_in_frame(found, called, (faces.height, faces.width), choice)]
+        frames.append(tuple(found[i] for i in kept))
+        numbers.append(tuple(called[i] for i in kept))
+        places += [start + i for i in kept]
+        start += len(found)
+    return replace(faces, frames=tuple(frames), numbers=tuple(numbers)), places
+
+
+def _choose_in_frame(
+    found: tuple[Face, ...], called: tuple[int, ...], shape: tuple[int, int], choice: Choice
+) -> list[Face]:
+    limits: dict[str, Any] = {
+        "min_size": choice.min_size,
+        "max_size": choice.max_size or None,
+        "max_count": choice.max_faces or None,
+    }
+    if choice.selection == "indices":
+        by_number = dict(zip(called, found, strict=True))
+        picked = [by_number[n] for n in parse_indices(choice.indices) if n in by_number]
+        return select(picked, shape, "all", order=choice.order, **limits)
+    return select(found, shape, choice.selection, order=choice.order, **limits)
+
+
+def parse_indices(text: str) -> list[int]:
+    """`0, 2, 5-7` to [0, 2, 5, 6, 7].
+
+    Raises:
+        ValueError: anything else.
+    """
+    numbers: list[int] = []
+    for part in filter(None, re.split(r"[,;\s]+", text.strip())):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            raise ValueError(f"indices: {part!r} is no face number; write numbers as in the preview, like 0, 2, 5-7")
+        first = int(match[1])
+        numbers += range(first, int(match[2] or first) + 1)
+    return list(dict.fromkeys(numbers))
+
+
+def cut(frames: Tensor, faces: FaceSet, size: int = 512) -> Tensor:
+    """Aligned crops (N, 3, size, size) of all frames, in the order of the faces, on the frames' device."""
+    device = host.compute_device()
+    crops = [
+        align(frame, found, size, device=device).to(frames.device)
+        for frame, found in zip(frames, faces.frames, strict=True)
+        if found
+    ]
+    return torch.cat(crops) if crops else frames.new_zeros(0, 3, size, size)
+
+
+def put_back(
+    frames: Tensor, faces: FaceSet, restored: Tensor, feather: float, mode: str, tick: Tick = no_tick
+) -> tuple[Tensor, Tensor]:
+    """Blend restored crops into copies of (B, 3, H, W) frames of any size of the same shape.
+
+    Returns:
+        frames (B, 3, H, W) and masks (B, 1, H, W); pixels outside the masks keep their exact values.
+    Raises:
+        ValueError: counts or shapes do not go together.
+    """
+    if len(frames) != len(faces.frames):
+        raise ValueError(
+            f"{len(frames)} images but faces of {len(faces.frames)}: give Paste Back the batch that Detect Faces got"
+        )
+    if len(restored) != len(faces):
+        raise ValueError(f"{len(restored)} crops for {len(faces)} faces: give Paste Back the crops of these faces")
+    placed = faces.scale_to(*frames.shape[-2:])
+    device = host.compute_device()
+    out, masks = frames.clone(), frames.new_zeros(len(frames), 1, *frames.shape[-2:])
+    start = 0
+    for i, found in enumerate(placed.frames):
+        if found:
+            part = restored[start : start + len(found)]
+            out[i], masks[i] = paste(frames[i], found, part, feather=feather, mode=mode, device=device)
+        start += len(found)
+        tick(1)
+    return out, masks

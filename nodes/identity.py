@@ -1,0 +1,90 @@
+"""Is it still the same person? Scores, and a guard that gives up strength where the answer is no."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..osdface_core.errors import CheckpointError
+from ..osdface_core.identity import MOBILEFACENET_FILE, embed, load_identity
+from . import host
+
+STEPS = 6  # of bisection: strength to 1/64
+ACTIVATIONS = 200 << 20  # of the recognition network per 64 faces
+HOW = f"put {MOBILEFACENET_FILE} into models/{host.FOLDER}"
+
+
+class Scorer:
+    """The recognition network under ComfyUI's memory manager."""
+
+    def __init__(self, path: str | None) -> None:
+        self.net = load_identity(path)
+        self.managed = host.Managed(self.net)
+
+    @torch.inference_mode()
+    def vectors(self, crops: Tensor) -> Tensor:
+        """(N, 3, S, S) aligned crops in [0, 1] to unit vectors (N, D) on the CPU."""
+        device = self.managed.load(ACTIVATIONS)
+        parts = [embed(self.net, part.to(device)).cpu() for part in crops.split(64)] if len(crops) else []
+        return torch.cat(parts) if parts else torch.zeros(0, 1)
+
+
+def load_scorer(required: bool) -> Scorer | None:
+    """The scorer, or None where its weights are missing and nothing depends on them.
+
+    Raises:
+        CheckpointError: missing although required.
+    """
+    try:
+        return Scorer(host.find_file(MOBILEFACENET_FILE))
+    except CheckpointError as error:
+        if required:
+            raise CheckpointError(f"the identity guard needs a recognition network ({error}): {HOW}") from error
+        host.log.info("no identity scores: %s to have them", HOW)
+        return None
+
+
+def scores(scorer: Scorer, before: Tensor, after: Tensor, reference: Tensor | None = None) -> list[tuple[float, float]]:
+    """Cosine of identity per face, before and after restoration.
+
+    Args:
+        before, after: (N, 3, S, S) crops of the same faces.
+        reference: (1 or N, 3, S, S) who they should be; without it the face before is the measure (so 1.0, x).
+    """
+    own = scorer.vectors(before)
+    target = own if reference is None else scorer.vectors(reference).expand(len(own), -1)
+    pairs = zip((own * target).sum(1).tolist(), (scorer.vectors(after) * target).sum(1).tolist(), strict=True)
+    return [(float(a), float(b)) for a, b in pairs]
+
+
+def guard(
+    scorer: Scorer, before: Tensor, after: Tensor, threshold: float, reference: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Blend each restored face back towards its original until its score reaches `threshold`.
+
+    Args:
+        before, after: (N, 3, S, S); `after` at the strength the user asked for.
+        threshold: cosine in [0, 1].
+    Returns:
+        The guarded crops, and what is left of the strength per face, (N,) in [0, 1]. Where even the original
+        stays below the threshold (possible with a reference), whichever of the two scores higher is kept.
+    """
+    ends = torch.tensor(scores(scorer, before, after, reference)).reshape(-1, 2)
+    keep = torch.ones(len(before))
+    failing = ends[:, 1] < threshold
+    hopeless = failing & (ends[:, 0] < threshold)
+    keep[hopeless] = (ends[hopeless, 1] > ends[hopeless, 0]).float()
+    search = failing & ~hopeless
+    low, high = torch.zeros(len(before)), torch.ones(len(before))
+    for _ in range(STEPS if bool(search.any()) else 0):
+        middle = (low + high) / 2
+        now = torch.tensor([s[1] for s in scores(scorer, before, mix(before, after, middle), reference)])
+        low, high = torch.where(now >= threshold, middle, low), torch.where(now >= threshold, high, middle)
+    keep = torch.where(search, low, keep)
+    return mix(before, after, keep), keep
+
+
+def mix(before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
+    """Per-face blend: weight 0 gives `before`, 1 gives `after` exactly."""
+    amount = weight.to(after.device, after.dtype).reshape(-1, 1, 1, 1)
+    return torch.where(amount == 1.0, after, torch.lerp(before.to(after), after, amount))

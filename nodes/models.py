@@ -1,0 +1,154 @@
+"""Models as they travel on sockets: the core's modules, in the hands of ComfyUI's memory manager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..osdface_core.backbone import Backbone
+from ..osdface_core.config import OSDFaceConfig
+from ..osdface_core.devices import pick_dtype
+from ..osdface_core.loading import Loaded, load_model, load_prompt_side, read_model, resolve
+from ..osdface_core.memory import FACE_BYTES, faces_at_once
+from ..osdface_core.pipeline import OSDFacePipeline
+from ..osdface_core.vre import VRE, Projection
+from . import host
+from .native import SocketCodec, SocketPredictor, check_model, warn_partial_lora
+
+PROMPT_BYTES = 600 << 20  # activations of the VRE per 512-pixel face, float32
+PROMPT_BATCH = 8
+
+
+class Embedder:
+    """OSDFACE_VRE: face crops to prompts. Float32 always: a half-precision encoder picks other tokens."""
+
+    def __init__(self, config: OSDFaceConfig, vre: VRE, projection: Projection) -> None:
+        self.config = config
+        self.vre = vre.eval()
+        self.projection = projection.eval()
+        self.managed = host.Managed(nn.ModuleList([self.vre, self.projection]))
+
+    @classmethod
+    def load(cls, source: str) -> Embedder:
+        checkpoint = read_model(source)
+        return cls(checkpoint.config, *load_prompt_side(checkpoint, resolve(source).name))
+
+    @torch.inference_mode()
+    def encode(self, crops: Tensor, tick: Callable[[int], None] = lambda count: None) -> Tensor:
+        """(N, 3, H, W) in [0, 1] to prompts (N, 77, D), float32, on the crops' device; `tick` hears of each batch."""
+        prompts = [crops.new_zeros(0, self.config.vre.tokens, self.config.projection.out)]
+        for batch in crops.split(PROMPT_BATCH) if len(crops) else ():
+            device = self.managed.load(PROMPT_BYTES * len(batch))
+            prompt = self.projection(self.vre(batch.to(device, torch.float32) * 2.0 - 1.0))
+            prompts.append(prompt.to(crops.device))
+            tick(len(batch))
+        return torch.cat(prompts)
+
+
+class Restorer:
+    """OSDFACE_BACKBONE: latent codec and noise predictor, and the one step between them.
+
+    Args:
+        pipeline: holds the two protocols; its prompt side is not used here.
+        managed: the pack's own modules; None if they belong to MODEL and VAE sockets, which load themselves.
+    """
+
+    def __init__(self, pipeline: OSDFacePipeline, managed: host.Managed | None) -> None:
+        self.pipeline = pipeline
+        self.managed = managed
+
+    @classmethod
+    def own(cls, loaded: Loaded, dtype: str) -> Restorer:
+        """Over modules that the core loaded."""
+        device = host.compute_device()
+        precision = host.auto_dtype(device) if dtype == "auto" else None
+        backbone = loaded.backbone
+        pipeline = OSDFacePipeline(
+            loaded.config, loaded.vre, loaded.projection, backbone,
+            device=torch.device("cpu"), dtype=precision or pick_dtype(dtype, device),
+        )  # fmt: skip
+        modules = nn.ModuleList([cast(nn.Module, backbone.codec), cast(nn.Module, backbone.predictor)])
+        return cls(pipeline, host.Managed(modules))
+
+    @classmethod
+    def from_sockets(cls, model: Any, vae: Any) -> Restorer:
+        """Over ComfyUI's MODEL and VAE.
+
+        Raises:
+            ValueError: MODEL is no Stable Diffusion 2.1-base.
+        """
+        check_model(model)
+        warn_partial_lora(model)
+        backbone = Backbone(SocketCodec(vae, model.model), SocketPredictor(model))
+        unused = cast(Any, nn.Identity())  # prompts come in on a socket
+        pipeline = OSDFacePipeline(
+            OSDFaceConfig(), unused, unused, backbone, device=model.load_device, dtype=torch.float32
+        )
+        return cls(pipeline, None)
+
+    @property
+    def config(self) -> OSDFaceConfig:
+        return self.pipeline.config
+
+    def restore(
+        self,
+        crops: Tensor,
+        prompts: Tensor,
+        *,
+        strength: float = 1.0,
+        timestep: int | None = None,
+        color_fix: str = "none",
+        batch_size: int = 0,
+        tick: Callable[[int, Tensor], None] = lambda count, restored: None,
+    ) -> Tensor:
+        """Restore (N, 3, H, W) crops with prompts (N or 1, 77, D), batch by batch.
+
+        Args:
+            strength, timestep, color_fix: see `OSDFacePipeline.restore`.
+            batch_size: faces at once; 0 takes what free memory allows.
+            tick: called after each batch with its size and result; may raise to stop.
+        Returns:
+            (N, 3, H', W') in [0, 1], float32, on the crops' device.
+        Raises:
+            ValueError: prompts do not fit the crops or the model.
+        """
+        prompts = self._fitting(prompts, len(crops))
+        done = [crops[:0, :, : crops.shape[-2] // 8 * 8, : crops.shape[-1] // 8 * 8]]
+        start = 0
+        while start < len(crops):
+            size = self._prepare(batch_size or len(crops), batch_size)
+            batch = crops[start : start + size]
+            restored = self.pipeline.restore(
+                batch, strength=strength, timestep=timestep, color_fix=color_fix, batch_size=size,
+                prompt=prompts[start : start + size],
+            )  # fmt: skip
+            done.append(restored)
+            start += len(batch)
+            tick(len(batch), restored)
+        return torch.cat(done)
+
+    def _prepare(self, wanted: int, fixed: int) -> int:
+        """Load what is ours; how many faces to take at once."""
+        per_face = FACE_BYTES[self.config.codec.kind] * self.pipeline.dtype.itemsize // 4
+        if self.managed is not None:
+            self.pipeline.device = self.managed.load(per_face * min(wanted, 4))
+        return fixed or faces_at_once(self.pipeline.device, self.config, self.pipeline.dtype)
+
+    def _fitting(self, prompts: Tensor, count: int) -> Tensor:
+        width = self.config.projection.out
+        if prompts.ndim != 3 or prompts.shape[-1] != width:
+            raise ValueError(
+                f"the conditioning is {tuple(prompts.shape)}, this model needs (faces, 77, {width}): "
+                "use Encode Prompt with the VRE of the same checkpoint"
+            )
+        if len(prompts) not in (1, count) and count:
+            raise ValueError(f"{len(prompts)} prompts for {count} crops: encode the same crops, or give one prompt")
+        return prompts.expand(count, -1, -1) if len(prompts) == 1 else prompts
+
+
+def load_restorer(source: str, base: str | None, lora_strength: float, dtype: str) -> tuple[Restorer, Loaded]:
+    loaded = load_model(source, base=base, lora_scale=lora_strength)
+    return Restorer.own(loaded, dtype), loaded

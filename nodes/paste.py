@@ -1,0 +1,61 @@
+"""Restored crops back into the photo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import host
+from .frames import put_back
+from .sockets import FACES, FaceSet
+from .widgets import choice, decimal, socket
+
+FEATHER_TIP = "Width of the soft border, as a part of half the crop: 0.05 is hard, 1 fades from the centre."
+MODE_TIP = (
+    "residual: add what the restoration changed, so that an unchanged face leaves no trace and detail finer than "
+    "512 pixels survives. replace: cover the face with the restored crop, as older nodes do."
+)
+MODES = ["residual", "replace"]
+
+
+class OSDFacePasteBack:
+    """Crops into the photo."""
+
+    CATEGORY = "OSDFace"
+    DESCRIPTION = (
+        "Blends restored crops into the photo with a soft mask. Give it the photo, or the same photo enlarged by any "
+        "upscaler: the geometry scales by itself. Every pixel outside the mask keeps its exact value."
+    )
+    RETURN_TYPES = ("IMAGE", "MASK")
+    RETURN_NAMES = ("image", "mask")
+    OUTPUT_TOOLTIPS = ("The restored photo.", "Where it was changed: 1 fully, 0 not at all.")
+    FUNCTION = "paste"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "image": socket("IMAGE", "The photo or frames that the faces were found on, in this or a larger size."),
+                "faces": socket(FACES, "Faces from Detect Faces or Select Faces."),
+                "crops": socket("IMAGE", "Restored crops of these faces, in the same order."),
+                "feather": decimal(0.2, 0.01, 1.0, FEATHER_TIP),
+            },
+            "optional": {"mode": choice(MODES, MODE_TIP)},
+        }
+
+    def paste(
+        self, image: Tensor, faces: FaceSet, crops: Tensor, feather: float, mode: str = "residual"
+    ) -> tuple[Tensor, Tensor]:
+        pixels = host.from_image(image)
+        progress = host.Progress(len(pixels))
+        pasted, mask = put_back(pixels, faces, host.from_image(crops), feather, mode, progress.step)
+        return with_alpha(host.to_image(pasted), image), host.to_mask(mask)
+
+
+def with_alpha(image: Tensor, source: Tensor) -> Tensor:
+    """`image` with the channels beyond RGB that `source` has."""
+    if source.shape[-1] <= 3:
+        return image
+    return torch.cat((image, source[..., 3:].to(image)), dim=-1)

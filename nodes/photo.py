@@ -1,0 +1,186 @@
+"""Everything in one node: photo or clip in, restored photo or clip out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import draw, host
+from .detect import (
+    COUNT_TIP,
+    DETECTOR_TIP,
+    FRAMES_TIP,
+    INDICES_TIP,
+    MIN_TIP,
+    ORDER_TIP,
+    SELECTION_TIP,
+)
+from .frames import DETECTORS, FRAMES, ORDERS, SELECTIONS, Choice, choose, cut, find_faces, put_back
+from .identity import guard, load_scorer, scores
+from .load import BASE_TIP, CHECKPOINT_TIP, DTYPES
+from .models import Embedder, Restorer, load_restorer
+from .paste import FEATHER_TIP, MODE_TIP, MODES
+from .restore import BATCH_TIP, COLOR_FIXES, COLOR_TIP, GUARD_TIP, STRENGTH_TIP, TIMESTEP_TIP
+from .sockets import FaceSet
+from .widgets import choice, decimal, integer, socket, text
+
+
+@dataclass(frozen=True)
+class Models:
+    """Both sides of one checkpoint, and what they were loaded from."""
+
+    key: tuple[Any, ...]
+    embedder: Embedder
+    restorer: Restorer
+
+    @classmethod
+    def load(cls, key: tuple[Any, ...], source: str, base: str | None, lora: float, dtype: str) -> Models:
+        restorer, loaded = load_restorer(source, base, lora, dtype)
+        return cls(key, Embedder(loaded.config, loaded.vre, loaded.projection), restorer)
+
+
+class OSDFaceRestorePhoto:
+    """The one-node way."""
+
+    CATEGORY = "OSDFace"
+    DESCRIPTION = (
+        "Restores the faces of a photo or clip: finds them, restores all of them in one diffusion step, and blends them "
+        "back. Pixels outside the faces keep their exact values; a photo without faces passes through."
+    )
+    RETURN_TYPES = ("IMAGE", "MASK", "STRING", "IMAGE", "FLOAT", "INT")
+    RETURN_NAMES = ("image", "mask", "json", "crops", "identity", "count")
+    OUTPUT_IS_LIST = (False, False, False, False, True, False)
+    OUTPUT_TOOLTIPS = (
+        "The restored photo or frames.",
+        "Where it was changed: 1 fully, 0 not at all.",
+        "Box, landmarks, scores and crop transform of each face.",
+        "Restored 512-pixel crops, one per face.",
+        "How much each face still is the same person (cosine). One 0.0 without faces or recognition weights.",
+        "Number of restored faces.",
+    )
+    FUNCTION = "restore"
+
+    def __init__(self) -> None:
+        self._models: Models | None = None  # a cache of loaded files, not of anything about a run
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "image": socket("IMAGE", "A photo, a batch of photos, or the frames of a clip."),
+                "checkpoint": choice(host.checkpoint_names(), CHECKPOINT_TIP),
+                "base": choice(host.base_names(), BASE_TIP),
+                "detector": choice(DETECTORS, DETECTOR_TIP),
+                "selection": choice(SELECTIONS, SELECTION_TIP),
+                "min_face": integer(0, 0, 8192, MIN_TIP),
+                "strength": decimal(1.0, 0.0, 1.0, STRENGTH_TIP, 0.05),
+                "color_fix": choice(COLOR_FIXES, COLOR_TIP),
+            },
+            "optional": {
+                "indices": text("", INDICES_TIP),
+                "order": choice(ORDERS, ORDER_TIP),
+                "max_faces": integer(0, 0, 1000, COUNT_TIP),
+                "feather": decimal(0.2, 0.01, 1.0, FEATHER_TIP),
+                "paste_mode": choice(MODES, MODE_TIP),
+                "upscale": decimal(1.0, 1.0, 4.0, "Enlarge the photo first, so that small faces show their detail.", 0.25),
+                "timestep": integer(399, -1, 999, TIMESTEP_TIP),
+                "lora_strength": decimal(1.0, 0.0, 2.0, "Strength of the LoRA, for checkpoints that are one."),
+                "identity_guard": decimal(0.0, 0.0, 1.0, GUARD_TIP, 0.05),
+                "frames": choice(FRAMES, FRAMES_TIP),
+                "dtype": choice(DTYPES, "Precision. auto: half precision where the device is good at it."),
+                "batch_size": integer(0, 0, 256, BATCH_TIP),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, checkpoint: str, base: str, **_: Any) -> str:  # noqa: N802
+        return host.stamp(host.checkpoint_path(checkpoint), host.base_path(base))
+
+    def restore(
+        self,
+        image: Tensor,
+        checkpoint: str,
+        base: str,
+        detector: str,
+        selection: str,
+        min_face: int,
+        strength: float,
+        color_fix: str,
+        indices: str = "",
+        order: str = "size",
+        max_faces: int = 0,
+        feather: float = 0.2,
+        paste_mode: str = "residual",
+        upscale: float = 1.0,
+        timestep: int = 399,
+        lora_strength: float = 1.0,
+        identity_guard: float = 0.0,
+        frames: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = 0,
+    ) -> tuple[Tensor, Tensor, str, Tensor, list[float], int]:
+        pixels = host.from_image(image)
+        finding = host.Progress(len(pixels))
+        found = find_faces(pixels, detector, min_face, frames, order, finding.step)
+        faces, _ = choose(found, Choice(selection, indices, order, min_face, 0, max_faces))
+        photo = draw.resized(pixels, round(pixels.shape[-2] * upscale), round(pixels.shape[-1] * upscale))
+        if not len(faces):
+            empty, black = pixels.new_zeros(0, 3, 512, 512), pixels.new_zeros(len(photo), 1, *photo.shape[-2:])
+            same = image if upscale == 1.0 else with_upscaled_alpha(photo, image)
+            return same, host.to_mask(black), faces.to_json(), host.to_image(empty), [0.0], 0
+        models = self._load(checkpoint, base, lora_strength, dtype)
+        crops = cut(pixels, faces)
+        progress = host.Progress(2 * len(crops))
+        prompts = models.embedder.encode(crops, progress.step)
+        restored = models.restorer.restore(
+            crops,
+            prompts,
+            strength=strength,
+            timestep=None if timestep < 0 else timestep,
+            color_fix=color_fix,
+            batch_size=batch_size,
+            tick=lambda count, batch: progress.step(count, batch[-1]),
+        )
+        restored, faces, identity = check_identity(crops, restored, faces, identity_guard)
+        pasted, mask = put_back(photo, faces, restored, feather, paste_mode, lambda count: host.check_interrupt())
+        return (
+            with_upscaled_alpha(pasted, image),
+            host.to_mask(mask),
+            faces.to_json(),
+            host.to_image(restored),
+            identity,
+            len(faces),
+        )
+
+    def _load(self, checkpoint: str, base: str, lora_strength: float, dtype: str) -> Models:
+        source, base_file = host.checkpoint_path(checkpoint), host.base_path(base)
+        key = (source, base_file, host.stamp(source, base_file), lora_strength, dtype)
+        if self._models is None or self._models.key != key:
+            self._models = None  # free the old one first
+            self._models = Models.load(key, source, base_file, lora_strength, dtype)
+        return self._models
+
+
+def check_identity(
+    crops: Tensor, restored: Tensor, faces: FaceSet, threshold: float
+) -> tuple[Tensor, FaceSet, list[float]]:
+    """Guard and score where the recognition weights are at hand; [0.0] and no scores where they are not."""
+    scorer = load_scorer(required=threshold > 0)
+    if scorer is None:
+        return restored, faces, [0.0]
+    if threshold > 0:
+        restored, _ = guard(scorer, crops, restored, threshold)
+    pairs = scores(scorer, crops, restored)
+    return restored, faces.with_identity(pairs), [after for _, after in pairs]
+
+
+def with_upscaled_alpha(pixels: Tensor, source: Tensor) -> Tensor:
+    """IMAGE from (B, 3, H, W) with the channels beyond RGB that `source` has, at the same size."""
+    image = host.to_image(pixels)
+    if source.shape[-1] <= 3:
+        return image
+    extra = draw.resized(source[..., 3:].permute(0, 3, 1, 2).float(), *pixels.shape[-2:])
+    return torch.cat((image, extra.permute(0, 2, 3, 1).to(image)), dim=-1)
