@@ -1,0 +1,208 @@
+"""What an evaluation found: values per image, means with intervals, JSON and a text table."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from osdface_core.files import replacing
+
+from ..metrics.base import Column
+from .intervals import Interval, finite, mean_interval, ratio_interval
+
+FORMAT = 1
+Values = dict[str, float]
+WORST_BY = ("perceptual", "lpips_vgg", "lpips_alex", "dists", "identity_cos", "ssim", "psnr", "niqe")
+"""Columns that rank images for the gallery, first present wins."""
+
+
+@dataclass
+class Row:
+    """One image: values of the restored one and, where there is one, of the input that it was made from."""
+
+    name: str
+    profile: str
+    restored: Values
+    input: Values = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    thumbs: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One column over a set of images. `improved`: share of images on which restored beats the input."""
+
+    column: Column
+    restored: Interval
+    input: Interval | None = None
+    ratio: Interval | None = None
+    improved: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All columns over the images of one profile, or of one group within it (`group` is (column, value))."""
+
+    profile: str
+    group: tuple[str, str] | None
+    n: int
+    lines: tuple[Line, ...]
+
+    def line(self, name: str) -> Line | None:
+        """The line of a column, or None where it was not measured."""
+        return next((line for line in self.lines if line.column.name == name and line.restored.n), None)
+
+
+@dataclass
+class Report:
+    """Everything `osdface evaluate` knows at the end.
+
+    Attributes:
+        sets: profile -> column -> {"restored": value, "input": value} of metrics over whole sets (FID, KID).
+        missing: metric -> why it could not be computed.
+        unmatched: folder -> file names without a partner. failed: image -> why it was left out.
+    """
+
+    columns: tuple[Column, ...]
+    set_columns: tuple[Column, ...] = ()
+    rows: list[Row] = field(default_factory=list)
+    sets: dict[str, dict[str, Values]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    unmatched: dict[str, list[str]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def profiles(self) -> list[str]:
+        """In the order of appearance; [""] for a plain comparison of folders."""
+        return list(dict.fromkeys(row.profile for row in self.rows))
+
+    def column(self, name: str | None = None) -> Column | None:
+        """The per-image column `name`; without one, the column that ranks images."""
+        known = {
+            column.name: column
+            for column in self.columns
+            if any(column.name in row.restored for row in self.rows)
+        }
+        if name is not None:
+            return known.get(name)
+        return next((known[one] for one in WORST_BY if one in known), next(iter(known.values()), None))
+
+    def summaries(self, groups: bool = True) -> list[Summary]:
+        """One per profile, then one per profile and group."""
+        seed = int(self.settings.get("seed", 0))
+        whole = [
+            summarise(profile, None, [row for row in self.rows if row.profile == profile], self.columns, seed)
+            for profile in self.profiles
+        ]
+        return whole + (list(self._by_group(seed)) if groups else [])
+
+    def _by_group(self, seed: int) -> Iterator[Summary]:
+        for column in dict.fromkeys(key for row in self.rows for key in row.groups):
+            for value in sorted({row.groups[column] for row in self.rows if column in row.groups}):
+                for profile in self.profiles:
+                    rows = [
+                        row for row in self.rows if row.profile == profile and row.groups.get(column) == value
+                    ]
+                    if rows:
+                        yield summarise(profile, (column, value), rows, self.columns, seed)
+
+
+def worst_first(rows: Sequence[Row], column: Column) -> list[Row]:
+    """Rows by the column's restored value, worst first; rows without a value last."""
+
+    def badness(row: Row) -> float:
+        value = row.restored.get(column.name, math.nan)
+        if not math.isfinite(value):
+            return -math.inf
+        return {"higher": -value, "lower": value, "one": abs(math.log(max(value, 1e-6)))}[column.better]
+
+    return sorted(rows, key=badness, reverse=True)
+
+
+def summarise(
+    profile: str, group: tuple[str, str] | None, rows: Sequence[Row], columns: Sequence[Column], seed: int
+) -> Summary:
+    """Means, intervals and ratios of every column over `rows`."""
+    lines = []
+    for column in columns:
+        restored = [_kept(row.restored, column) for row in rows]
+        before = [_kept(row.input, column) for row in rows]
+        if not any(math.isfinite(value) for value in before):
+            lines.append(Line(column, mean_interval(restored, seed)))
+            continue
+        lines.append(
+            Line(
+                column, mean_interval(restored, seed), mean_interval(before, seed),
+                ratio_interval(restored, before, seed), _improved(restored, before, column),
+            )
+        )  # fmt: skip
+    return Summary(profile, group, len(rows), tuple(lines))
+
+
+def _kept(values: Values, column: Column) -> float:
+    value = values.get(column.name, math.nan)
+    return math.nan if column.drop_below is not None and value < column.drop_below else value
+
+
+def _improved(restored: Sequence[float], before: Sequence[float], column: Column) -> float | None:
+    better: dict[str, Callable[[float, float], bool]] = {
+        "higher": lambda a, b: a > b,
+        "lower": lambda a, b: a < b,
+        "one": lambda a, b: abs(a - 1) < abs(b - 1),
+    }
+    pairs = [(a, b) for a, b in zip(restored, before, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    return sum(better[column.better](a, b) for a, b in pairs) / len(pairs) if pairs else None
+
+
+def to_json(report: Report, extra: dict[str, Any] | None = None) -> str:
+    """The whole report as JSON text; NaN is null."""
+    columns = {
+        column.name: {"better": column.better, "unit": column.unit, "about": column.about}
+        for column in (*report.columns, *report.set_columns)
+    }
+    document = {
+        "format": FORMAT,
+        "settings": report.settings,
+        "columns": columns,
+        "missing": report.missing,
+        "unmatched": report.unmatched,
+        "failed": report.failed,
+        "notes": report.notes,
+        "summary": [_summary_dict(summary) for summary in report.summaries()],
+        "sets": {
+            profile: {
+                name: {side: finite(value) for side, value in sides.items()} for name, sides in found.items()
+            }
+            for profile, found in report.sets.items()
+        },
+        **(extra or {}),
+        "images": [_row_dict(row) for row in report.rows],
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _row_dict(row: Row) -> dict[str, Any]:
+    sides = {"restored": row.restored, **({"input": row.input} if row.input else {})}
+    values = {side: {name: finite(value) for name, value in found.items()} for side, found in sides.items()}
+    return {"name": row.name, "profile": row.profile, "groups": row.groups, **values}
+
+
+def _summary_dict(summary: Summary) -> dict[str, Any]:
+    metrics = {}
+    for line in summary.lines:
+        entry: dict[str, Any] = {"restored": line.restored.to_dict()}
+        if line.input and line.ratio:
+            entry |= {"input": line.input.to_dict(), "ratio": line.ratio.to_dict(), "improved": line.improved}
+        metrics[line.column.name] = entry
+    group = dict(zip(("column", "value"), summary.group, strict=True)) if summary.group else None
+    return {"profile": summary.profile, "group": group, "n": summary.n, "metrics": metrics}
