@@ -24,7 +24,9 @@ FORMAT = 1
 _TENSOR, _PAIRS = "__tensor__", "__pairs__"
 
 
-def save_state(folder: Path, step: int, state: Mapping[str, Any], *, shard_mb: int = 0, keep: int = 3) -> Path:
+def save_state(
+    folder: Path, step: int, state: Mapping[str, Any], *, shard_mb: int = 0, keep: int = 3
+) -> Path:
     """Write one checkpoint and remove the oldest beyond `keep`.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from osdface_core.errors import ConfigError
 
 from . import settings
+from .augment import Augmentation
 from .profiles import Degradation, named_profile
 from .profiles import Stage as DegradationStage
 from .restorer_config import RestorerTraining
@@ -23,29 +24,35 @@ StageName = Literal["vre", "restorer"]
 # Keys of [run] that change neither the weights nor their order of updates: a resumed run may change them.
 FREE_KEYS = frozenset(
     f"run.{key}"
-    for key in ("dir", "max_minutes", "log_every", "sample_every", "checkpoint_every", "keep", "shard_mb",
-                "tensorboard", "samples")
+    for key in ("dir", "device", "max_minutes", "log_every", "sample_every", "checkpoint_every", "samples",
+                "keep", "shard_mb", "tensorboard")
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`[data]`: where the aligned faces are.
+    """`[data]`: where the aligned faces are (data.py, augment.py).
 
     Attributes:
-        train, val: a folder, a manifest of `osdface prepare`, or a shard pattern; `val` may be empty.
+        train, val: a folder, a manifest of `osdface prepare` (both may name the same one: its split column
+            divides it), or a shard pattern; `val` may be empty.
         size: side of the training images [px].
         cache: keep decoded images as uint8 in `cpu` memory or on the `device` (512² × 3 = 0.79 MB each).
-        flip: probability of mirroring a pair.
         limit: use only the first so many training images; 0 = all.
+        min_size, small_weight: faces whose own size is below `min_size` px are drawn with this weight.
+        workers: decoding threads; 0 = one per core, at most 16.
+        augment: mild changes of the clean faces; by default half of them are mirrored.
     """
 
     train: str = ""
     val: str = ""
     size: int = 512
     cache: Literal["none", "cpu", "device"] = "none"
-    flip: float = 0.5
     limit: int = 0
+    min_size: int = 0
+    small_weight: float = 0.0
+    workers: int = 0
+    augment: Augmentation = field(default_factory=Augmentation)
 
 
 @dataclass(frozen=True)
@@ -141,9 +148,24 @@ class Recipe:
     vre: VRETraining = field(default_factory=VRETraining)
     restorer: RestorerTraining = field(default_factory=RestorerTraining)
 
+    def __post_init__(self) -> None:
+        if self.restorer.latent.cache != "off" and self.data.augment != Augmentation(self.data.augment.flip):
+            raise ConfigError(
+                "restorer.latent.cache needs faces that change by mirroring only: "
+                'remove [data.augment] or set the cache to "off"'
+            )
+
     def batch_size(self, stage: StageName) -> int:
         """Images per optimiser step over all processes."""
         return self.vre.batch_size if stage == "vre" else self.restorer.batch_size
+
+    def accumulate(self, stage: StageName) -> int:
+        """Micro-batches per optimiser step and process."""
+        return self.vre.accumulate if stage == "vre" else self.restorer.accumulate
+
+    def phases(self, stage: StageName) -> dict[str, int]:
+        """Optimiser steps by phase, in order."""
+        return self.vre.steps if stage == "vre" else {"restorer": self.restorer.steps}
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

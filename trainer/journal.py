@@ -45,7 +45,13 @@ class History:
     def add(self, step: int, scalars: Mapping[str, Tensor]) -> None:
         """Remember the scalars of one step: 0-d tensors; no transfer happens."""
         if scalars:
-            self._rows.append((step, tuple(scalars), torch.stack([v.detach().float() for v in scalars.values()])))
+            self._rows.append(
+                (step, tuple(scalars), torch.stack([v.detach().float() for v in scalars.values()]))
+            )
+
+    def latest_is_broken(self) -> bool:
+        """Whether the newest step has a value that is not finite; waits for the device."""
+        return bool(self._rows) and not bool(self._rows[-1][2].isfinite().all())
 
     def flush(self) -> tuple[dict[str, float], NotFinite | None]:
         """Means over the remembered steps by name, and the first step with a value that is not finite."""

@@ -47,7 +47,9 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def adam_part(name: str, module: nn.Module, activations: int = 0, note: str = "", weight_bytes: int = 4) -> Part:
+def adam_part(
+    name: str, module: nn.Module, activations: int = 0, note: str = "", weight_bytes: int = 4
+) -> Part:
     """A network under Adam: float32 gradients and two moments for what is trained."""
     trained, frozen = count(module)
     return Part(

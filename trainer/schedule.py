@@ -7,7 +7,12 @@ from torch.optim import Optimizer
 
 
 def lr_factor(
-    step: int, total: int, *, warmup: int = 0, schedule: Literal["constant", "cosine"] = "constant", final: float = 0.0
+    step: int,
+    total: int,
+    *,
+    warmup: int = 0,
+    schedule: Literal["constant", "cosine"] = "constant",
+    final: float = 0.0,
 ) -> float:
     """Factor on the base learning rate, 0 < factor <= 1 while warming up, then constant or a half cosine.
 

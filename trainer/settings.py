@@ -201,11 +201,7 @@ def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
         same = _plain(before) == _plain(after)
         return [] if same else [prefix]
     keys = [*before, *(key for key in after if key not in before)]
-    return [
-        name
-        for key in keys
-        for name in differences(before.get(key), after.get(key), _join(prefix, key))
-    ]
+    return [name for key in keys for name in differences(before.get(key), after.get(key), _join(prefix, key))]
 
 
 def _plain(value: Any) -> Any:

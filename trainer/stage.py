@@ -21,8 +21,9 @@ class Batch:
     Attributes:
         hq: (B, 3, S, S) float32, `unit`, the clean face (already flipped).
         lq: (B, 3, S, S) float32, `unit`, the degraded one.
-        index: (B,) int64, positions in the data source (keys of caches; with `flip` they name the pixels).
-        flip: (B,) bool, True where the pair is mirrored.
+        index: (B,) int64 on the CPU, positions in the training faces: keys of caches, and with `flip` they
+            name the pixels. Faces of the hold-out have negative ones, -1 - position.
+        flip: (B,) bool on the CPU, True where the pair is mirrored.
     """
 
     hq: Tensor
@@ -47,7 +48,9 @@ class Stage(Protocol):
         name: sub-folder of the run, `vre` or `restorer`.
         total_steps: optimiser steps from the first to the last phase.
         modules: everything whose weights or buffers change while training; the loop stores them in the
-            checkpoint under these names. The stage has passed them through `accelerator.prepare`.
+            checkpoint under these names, but for frozen parameters: those come from their own files, and
+            one that changes without gradient belongs into `state_dict`. The stage has passed them through
+            `accelerator.prepare`.
         optimizers: by name; the loop stores their states. Learning rates are set by the stage from the
             step number alone (see schedule.py), so nothing else has to resume.
     """
@@ -140,3 +143,18 @@ def to_signed(unit: Tensor) -> Tensor:
 def to_unit(signed: Tensor) -> Tensor:
     """`signed` to `unit`, clamped: for pictures, not for losses."""
     return (signed.detach().float() / 2 + 0.5).clamp(0, 1)
+
+
+def position(phases: Mapping[str, int], step: int) -> tuple[str, int, int]:
+    """Phase of an optimiser step, the step within it, and the phase's length; past the end the last step.
+
+    Args:
+        phases: steps by phase, in order; a phase may have none.
+    """
+    start, found = 0, (next(iter(phases)), 0, 0)
+    for phase, steps in phases.items():
+        if step < start + steps:
+            return phase, step - start, steps
+        found = (phase, steps - 1, steps) if steps else found
+        start += steps
+    return found

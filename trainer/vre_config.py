@@ -9,18 +9,29 @@ from osdface_core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """One autoencoder phase (`[vre.hq]`, `[vre.lq]`).
+    """The HQ phase (`[vre.hq]`): the autoencoder of clean faces.
 
     Attributes:
         steps: optimiser steps. At batch 32 and 70,000 images an epoch is 2,187.5 of them.
         disc_start: fraction of `steps` before the patch discriminator takes part. The lineage starts it at
             step 30,001; as a fraction it also makes sense for short phases.
-        init_from_hq: (lq only) start from the HQ autoencoder and discriminator instead of from scratch;
-            the paper does not state which.
     """
 
     steps: int = 109_375
     disc_start: float = 0.25
+
+
+@dataclass(frozen=True)
+class LowAutoencoder(Autoencoder):
+    """The LQ phase (`[vre.lq]`): the autoencoder of degraded faces, each its own target.
+
+    Attributes:
+        init_from_hq: start from the HQ autoencoder, its codes and discriminator instead of from scratch;
+            the paper does not state which.
+    """
+
+    steps: int = 21_875
+    disc_start: float = 0.0
     init_from_hq: bool = True
 
 
@@ -73,7 +84,9 @@ class Dictionary:
 
 @dataclass(frozen=True)
 class Perceptual:
-    """The perceptual term (`[vre.perceptual]`), see `losses.perceptual`. Paper: VGG19; its lineage: LPIPS on VGG16.
+    """The perceptual term (`[vre.perceptual]`), see `losses.perceptual`.
+
+    The paper says VGG19; its lineage uses LPIPS on VGG16.
 
     Attributes:
         net: the ImageNet network.
@@ -135,7 +148,7 @@ class VRETraining:
     pixel: float = 1.0
     codebook_weight: float = 1.0
     hq: Autoencoder = field(default_factory=Autoencoder)
-    lq: Autoencoder = field(default_factory=lambda: Autoencoder(steps=21_875, disc_start=0.0))
+    lq: LowAutoencoder = field(default_factory=LowAutoencoder)
     assoc: Association = field(default_factory=Association)
     codebook: Dictionary = field(default_factory=Dictionary)
     perceptual: Perceptual = field(default_factory=Perceptual)

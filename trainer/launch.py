@@ -1,0 +1,84 @@
+"""Processes, devices and seeds: what surrounds the loop."""
+
+import os
+import random
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from osdface_core.errors import ConfigError, OSDFaceError
+
+from .config import RunConfig
+from .seeds import mix
+
+T = TypeVar("T")
+INIT, STEP, SAMPLE = 1, 2, 3  # streams of randomness: initial weights, steps, samples and validation
+
+
+def make_accelerator(run: RunConfig) -> Accelerator:
+    """The device and its processes, as `accelerate launch` or `accelerate config` set them up.
+
+    Raises:
+        ConfigError: FSDP version 1, whose flat optimiser state does not resume on other process counts.
+    """
+    if (
+        os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        and os.environ.get("FSDP_VERSION", "1") == "1"
+    ):
+        raise ConfigError("FSDP version 1 is not supported: set fsdp_version: 2 in the accelerate config")
+    # Buffers (batch norm statistics) are per process; broadcasting them would change them between the two
+    # passes that a discriminator makes before its backward pass.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    precision = "bf16" if run.precision == "bf16" else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=run.device == "cpu", kwargs_handlers=[ddp])
+    torch.backends.cuda.matmul.allow_tf32 = run.tf32
+    torch.backends.cudnn.allow_tf32 = run.tf32
+    torch.backends.cudnn.benchmark = True
+    return accelerator
+
+
+def seed_all(seed: int, *path: int) -> None:
+    """Seed Python, NumPy and torch (all devices) from a seed and a path of counters."""
+    value = mix(seed, *path)
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Run `work` on the first process only and give its result, or its error, to all.
+
+    Raises:
+        OSDFaceError: what `work` raised, on every process.
+    """
+    outcome: list[T | OSDFaceError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [work()]
+        except OSDFaceError as error:
+            outcome = [error]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(outcome)
+    if isinstance(outcome[0], OSDFaceError):
+        raise outcome[0]
+    return outcome[0]  # type: ignore[return-value]
+
+
+def local_batch(total: int, accumulate: int, accelerator: Accelerator) -> int:
+    """Images of this process per optimiser step.
+
+    Raises:
+        ConfigError: the batch does not divide by processes and micro-batches.
+    """
+    parts = accelerator.num_processes * accumulate
+    if total % parts:
+        raise ConfigError(
+            f"batch_size {total} does not divide by {accelerator.num_processes} processes x {accumulate} "
+            "micro-batches: change batch_size or accumulate"
+        )
+    return total // accelerator.num_processes
