@@ -118,7 +118,7 @@ class FrozenFeatures(Frozen):
 
 
 def load_features(backbone: str, weights: str | Path | None) -> nn.Sequential:
-    """The convolutional part of a torchvision network, loaded strictly; the classifier is ignored."""
+    """The convolutional part of a torchvision network, loaded strictly and frozen; no classifier."""
     import torchvision
 
     spec = backbone_spec(backbone)
@@ -142,4 +142,4 @@ def load_features(backbone: str, weights: str | Path | None) -> nn.Sequential:
     for layer in features.modules():
         if isinstance(layer, nn.ReLU):
             layer.inplace = False  # a tapped map must not be overwritten by the next layer
-    return features
+    return features.requires_grad_(False).eval()

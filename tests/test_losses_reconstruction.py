@@ -1,0 +1,60 @@
+"""Pixel losses and the low-frequency colour loss."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from osdface_core.losses.reconstruction import blur, charbonnier, detail_energy, l1, low_frequency_loss, mse
+
+
+def test_pixel_losses_are_their_formulas() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 2, 3, 8, 8).unbind(0)
+    d = (a - b).double().numpy()
+    assert mse(a, b).item() == pytest.approx((d**2).mean(), rel=1e-5)
+    assert l1(a, b).item() == pytest.approx(np.abs(d).mean(), rel=1e-5)
+    assert charbonnier(a, b, 0.1).item() == pytest.approx(np.sqrt(d**2 + 0.01).mean(), rel=1e-5)
+    assert mse(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+    x = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    charbonnier(x, torch.zeros_like(x)).backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+def test_blur_is_a_gaussian() -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    torch.manual_seed(0)
+    image = torch.rand(1, 2, 40, 52)
+    expected = np.stack(
+        [ndimage.gaussian_filter(c, 3.0, mode="mirror", truncate=3.0) for c in image[0].double().numpy()]
+    )
+    np.testing.assert_allclose(blur(image, 3.0)[0].numpy(), expected, atol=1e-5)
+
+
+def test_colour_loss_sees_colour_but_not_detail() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = F.interpolate(torch.rand(2, 3, 8, 8, generator=generator) * 2 - 1, size=256, mode="bicubic")
+    shift = torch.tensor([0.06, -0.05, -0.06]).view(1, 3, 1, 1)
+    assert low_frequency_loss(image + shift, image).item() == pytest.approx(0.17 / 3, rel=1e-4)
+    noise = 0.2 * torch.randn(image.shape, generator=generator)
+    assert l1(image + noise, image) > 0.15
+    assert low_frequency_loss(image + noise, image) < 0.02
+
+
+def test_quarter_size_blur_agrees_with_the_full_one() -> None:
+    torch.manual_seed(0)
+    a, b = (F.interpolate(torch.randn(1, 3, 12, 12), size=128, mode="bicubic") for _ in range(2))
+    assert low_frequency_loss(a, b, 8.0).item() == pytest.approx(
+        blur(a - b, 8.0).abs().mean().item(), rel=0.03
+    )
+
+
+def test_detail_energy_orders_sharpness() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(3, 3, 64, 64)
+    energies = [detail_energy(image), detail_energy(blur(image, 1.0)), detail_energy(blur(image, 3.0))]
+    assert all((x > y).all() for x, y in zip(energies, energies[1:], strict=False))
+    torch.testing.assert_close(
+        detail_energy(torch.full((2, 3, 32, 32), 0.3)), torch.zeros(2), atol=1e-6, rtol=0
+    )
