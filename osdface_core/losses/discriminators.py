@@ -1,7 +1,6 @@
 """Discriminators on pixels: VQGAN's patch discriminator, and heads on frozen ImageNet features."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..errors import ConfigError
-from .features import FrozenFeatures, backbone_spec
+from .features import FrozenFeatures, Weights, backbone_spec
 
 
 class PatchDiscriminator(nn.Module):
@@ -77,7 +76,7 @@ class FeatureDiscriminator(nn.Module):
     def __init__(
         self,
         backbone: str = "squeezenet",
-        weights: str | Path | None = None,
+        weights: Weights = None,
         levels: tuple[int, ...] | None = None,
         width: int = 64,
     ) -> None:

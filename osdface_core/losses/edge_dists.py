@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from .features import Frozen, backbone_spec, load_features
+from .features import Frozen, Weights, backbone_spec, load_features
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -54,7 +54,7 @@ class StructureTexture(Frozen):
     alpha: Tensor
     beta: Tensor
 
-    def __init__(self, backbone: str = "vgg16", weights: str | Path | None = None) -> None:
+    def __init__(self, backbone: str = "vgg16", weights: Weights = None) -> None:
         super().__init__()
         spec = backbone_spec(backbone)
         if backbone in ("vgg19", "alexnet"):
@@ -109,7 +109,7 @@ class EdgeAwareDists(Frozen):
     Source: OSDFace Eq. 14.
     """
 
-    def __init__(self, backbone: str = "vgg16", weights: str | Path | None = None) -> None:
+    def __init__(self, backbone: str = "vgg16", weights: Weights = None) -> None:
         super().__init__()
         self.distance = StructureTexture(backbone, weights)
         self.name = (

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..weights import find_weights, load_strictly, read_state_dict
 
+Weights = str | Path | nn.Sequential | None
+
 
 @dataclass(frozen=True)
 class BackboneSpec:
@@ -78,8 +80,8 @@ class FrozenFeatures(Frozen):
 
     Args:
         backbone: "vgg16", "vgg19", "alexnet", "squeezenet" (1.0) or "squeezenet1_1".
-        weights: torchvision's file, a folder with it, or None for torch's download cache (nothing is
-            downloaded).
+        weights: torchvision's file, a folder with it, None for torch's download cache (nothing is
+            downloaded), or the network's `features` themselves.
         taps: indices of torchvision's `features` to return; by default those of `BackboneSpec.taps`.
     Raises:
         CheckpointError: if the file is missing or does not fit (one line with the file and its source).
@@ -90,7 +92,7 @@ class FrozenFeatures(Frozen):
     scale: Tensor
 
     def __init__(
-        self, backbone: str, weights: str | Path | None = None, taps: Sequence[int] | None = None
+        self, backbone: str, weights: Weights = None, taps: Sequence[int] | None = None
     ) -> None:
         super().__init__()
         spec = backbone_spec(backbone)
@@ -117,10 +119,20 @@ class FrozenFeatures(Frozen):
         return maps
 
 
-def load_features(backbone: str, weights: str | Path | None) -> nn.Sequential:
-    """The convolutional part of a torchvision network, loaded strictly and frozen; no classifier."""
+def untrained_features(backbone: str) -> nn.Sequential:
+    """The convolutional part with random weights, on torch's default device: for memory plans and timings."""
     import torchvision
 
+    build: Callable[..., nn.Module] = getattr(torchvision.models, backbone_spec(backbone).builder)
+    features = build(weights=None).get_submodule("features")
+    assert isinstance(features, nn.Sequential)
+    return _fixed(features)
+
+
+def load_features(backbone: str, weights: Weights) -> nn.Sequential:
+    """The convolutional part of a torchvision network, loaded strictly and frozen; no classifier."""
+    if isinstance(weights, nn.Sequential):
+        return _fixed(weights)
     spec = backbone_spec(backbone)
     what, source = (
         f"{spec.builder} (ImageNet)",
@@ -128,10 +140,8 @@ def load_features(backbone: str, weights: str | Path | None) -> nn.Sequential:
     )
     path = find_weights(weights, spec.file, what, source)
     state = read_state_dict(path, what, source)
-    build: Callable[..., nn.Module] = getattr(torchvision.models, spec.builder)
     with torch.device("meta"):  # VGG's classifier (0.5 GB) is never allocated
-        features = build(weights=None).get_submodule("features")
-    assert isinstance(features, nn.Sequential)
+        features = untrained_features(backbone)
     features = features.to_empty(device="cpu")
     kept = {
         key.removeprefix("features."): value
@@ -139,7 +149,12 @@ def load_features(backbone: str, weights: str | Path | None) -> nn.Sequential:
         if not key.startswith("classifier.")
     }
     load_strictly(features, kept, path, what, source)
+    return _fixed(features)
+
+
+def _fixed(features: nn.Sequential) -> nn.Sequential:
+    """Frozen, and without layers that overwrite what a tap has returned."""
     for layer in features.modules():
         if isinstance(layer, nn.ReLU):
-            layer.inplace = False  # a tapped map must not be overwritten by the next layer
+            layer.inplace = False
     return features.requires_grad_(False).eval()

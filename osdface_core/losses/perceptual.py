@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from .features import Frozen, FrozenFeatures, backbone_spec
+from .features import Frozen, FrozenFeatures, Weights, backbone_spec
 
 Distance = Literal["lpips", "l1", "mse"]
 
@@ -35,7 +35,7 @@ class PerceptualLoss(Frozen):
     """
 
     def __init__(
-        self, backbone: str = "squeezenet", weights: str | Path | None = None, distance: Distance = "lpips"
+        self, backbone: str = "squeezenet", weights: Weights = None, distance: Distance = "lpips"
     ) -> None:
         super().__init__()
         if distance not in ("lpips", "l1", "mse"):
