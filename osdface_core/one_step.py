@@ -22,7 +22,8 @@ def alpha_bar(config: OSDFaceConfig, timestep: int | None = None) -> float:
     if not 0 <= t < config.train_timesteps:
         raise ValueError(f"timestep {t} is outside 0..{config.train_timesteps - 1}")
     # Built on the CPU in float32, as the schedule's published values are.
-    roots = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.train_timesteps, dtype=torch.float32)
+    ends = (config.beta_start**0.5, config.beta_end**0.5)
+    roots = torch.linspace(*ends, config.train_timesteps, dtype=torch.float32, device="cpu")
     return float(torch.cumprod(1.0 - roots.square(), dim=0)[t])
 
 
