@@ -62,7 +62,8 @@ class IdentityNet(nn.Module):
 
 
 @lru_cache(maxsize=16)
-def _resample(size: int, offset: float) -> Tensor:
+@torch.inference_mode(False)  # kept for later calls, which may need gradients
+def _resample(size: int, offset: float, device: torch.device) -> Tensor:
     """(112, size) matrix that crops and shrinks one axis of a face aligned to FFHQ-512.
 
     Each output pixel is a triangle-weighted mean (anti-aliased bilinear); rows sum to 1. Outside the image
@@ -73,7 +74,7 @@ def _resample(size: int, offset: float) -> Tensor:
     centres = (centres + 0.5) * (size / 512)  # now pixel edges at integers
     pixels = torch.arange(size, dtype=torch.float64) + 0.5
     weights = (1 - (pixels[None] - centres[:, None]).abs() / max(step, 1.0)).clamp(min=0)
-    return (weights / weights.sum(1, keepdim=True)).float()
+    return (weights / weights.sum(1, keepdim=True)).float().to(device)
 
 
 def face_crop_112(faces: Tensor) -> Tensor:
@@ -85,8 +86,8 @@ def face_crop_112(faces: Tensor) -> Tensor:
         (B, 3, 112, 112) float32, unit, anti-aliased (the shrinking factor is 3.42 at 512).
     Source: recipe.md §3.7; the template fit leaves up to 2.5 px at 112.
     """
-    rows = _resample(faces.shape[-2], _CROP_OFFSET_Y).to(faces.device)
-    columns = _resample(faces.shape[-1], _CROP_OFFSET_X).to(faces.device)
+    rows = _resample(faces.shape[-2], _CROP_OFFSET_Y, faces.device)
+    columns = _resample(faces.shape[-1], _CROP_OFFSET_X, faces.device)
     with torch.autocast(faces.device.type, enabled=False):
         return rows @ faces.float() @ columns.T
 

@@ -98,6 +98,14 @@ def test_crop_does_not_depend_on_the_size_of_the_face() -> None:
     torch.testing.assert_close(flat, torch.full((1, 3, 112, 112), 0.25))
 
 
+def test_crop_after_inference_mode_still_passes_gradients() -> None:
+    with torch.inference_mode():
+        face_crop_112(torch.rand(1, 3, 90, 94))
+    faces = torch.rand(1, 3, 90, 94, requires_grad=True)
+    face_crop_112(faces).sum().backward()
+    assert faces.grad is not None
+
+
 def test_insightface_layout_loads_by_its_keys(tmp_path: Path) -> None:
     net = IResNet((1, 2, 1, 1))
     torch.save(net.state_dict(), tmp_path / "backbone.pth")
@@ -148,13 +156,13 @@ def test_published_weights_tell_people_apart(shared: Path) -> None:
     people: dict[str, list[str]] = {}
     for row in rows:
         people.setdefault(row["identity"], []).append(row["file"])
-    pairs = [files[:2] for files in people.values() if len(files) > 1][:12]
-    assert len(pairs) == 12
+    pairs = [files[:2] for files in people.values() if len(files) > 1][:8]
+    assert len(pairs) == 8
     with torch.no_grad():
         faces = [[_read(shared / "faces" / pair[side]) for pair in pairs] for side in (0, 1)]
         first, second = (torch.cat([net(face_crop_112(face)) for face in side]) for side in faces)
     cosines = first @ second.T
     same = cosines.diagonal()
-    different = torch.stack([cosines[i, j] for i, j in combinations(range(12), 2)])
+    different = torch.stack([cosines[i, j] for i, j in combinations(range(8), 2)])
     assert same.min() > 0.6
     assert different.max() < 0.5

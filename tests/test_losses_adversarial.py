@@ -1,4 +1,4 @@
-"""Adversarial objectives, penalties and the adaptive weight against formulas written out with numpy or by hand."""
+"""Adversarial objectives, penalties and the adaptive weight against formulas written out by hand."""
 
 import math
 

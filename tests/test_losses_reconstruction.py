@@ -1,5 +1,7 @@
 """Pixel losses and the low-frequency colour loss."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_detail_energy_orders_sharpness() -> None:
     torch.manual_seed(0)
     image = torch.rand(3, 3, 64, 64)
     energies = [detail_energy(image), detail_energy(blur(image, 1.0)), detail_energy(blur(image, 3.0))]
-    assert all((x > y).all() for x, y in zip(energies, energies[1:], strict=False))
+    assert all((x > y).all() for x, y in pairwise(energies))
     torch.testing.assert_close(
         detail_energy(torch.full((2, 3, 32, 32), 0.3)), torch.zeros(2), atol=1e-6, rtol=0
     )
