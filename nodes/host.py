@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .draw import to_picture
 FOLDER = "osdface"
 RELEASED_VRE = "associate_2.ckpt"  # its presence marks a folder with the three released files
 RELEASED_LORA = "pytorch_lora_weights.safetensors"
+FIRST_START = "put_osdface_models_here"  # an empty file, as ComfyUI has them in its other model folders
 MINI = "mini"
 NONE = "none"
 log = logging.getLogger("osdface")
@@ -37,8 +39,22 @@ def register_folder() -> None:
     folder_paths.add_model_folder_path(FOLDER, str(place))
     # A folder name new to ComfyUI lists every file, readmes included, until it has extensions.
     folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".ckpt", ".pth", ".pt"})
-    with contextlib.suppress(OSError):  # a read-only models folder is no reason to refuse the pack
+    with contextlib.suppress(OSError):  # a read-only folder is no reason to refuse the pack
         place.mkdir(parents=True, exist_ok=True)
+        _install_examples(place / FIRST_START)
+
+
+def _install_examples(marker: Path) -> None:
+    """Once, at the first start: the photo and clip that the workflows name, into ComfyUI's input folder."""
+    import folder_paths
+
+    if marker.exists():
+        return
+    for example in (Path(__file__).parent / "examples").iterdir():
+        target = Path(folder_paths.get_input_directory()) / example.name
+        if not target.exists():
+            shutil.copyfile(example, target)
+    marker.touch()
 
 
 def _names(folder: str) -> list[str]:
@@ -78,8 +94,8 @@ def base_path(name: str) -> str | None:
 
 
 def lora_names() -> list[str]:
-    """LoRA files: models/loras, then models/osdface with an `osdface/` prefix (checkpoints that hold one)."""
-    return [*_names("loras"), *(f"{FOLDER}/{n}" for n in _names(FOLDER) if n.endswith(".safetensors"))] or [NONE]
+    """`none`, files of models/loras, then those of models/osdface with an `osdface/` prefix."""
+    return [NONE, *_names("loras"), *(f"{FOLDER}/{n}" for n in _names(FOLDER) if n.endswith(".safetensors"))]
 
 
 def lora_path(name: str) -> str:
@@ -127,6 +143,13 @@ def detector_folder(weights: Iterable[str]) -> str:
 def find_file(name: str) -> str | None:
     """A file of that name in models/osdface or one of its subfolders."""
     return next((_full_path(FOLDER, n) for n in _names(FOLDER) if n.rsplit("/", 1)[-1] == name), None)
+
+
+def changed(checkpoint: str | None, base: str | None = NONE) -> str | float:
+    """IS_CHANGED of a loader: the files' stamp; always changed when a name comes through a link (None)."""
+    if checkpoint is None or base is None:
+        return float("nan")
+    return stamp(checkpoint_path(checkpoint), base_path(base))
 
 
 def stamp(*paths: str | None) -> str:

@@ -36,8 +36,8 @@ class OSDFaceLoadVRE:
         return {"required": {"vre": choice(host.checkpoint_names(), CHECKPOINT_TIP)}}
 
     @classmethod
-    def IS_CHANGED(cls, vre: str) -> str:  # noqa: N802
-        return host.stamp(host.checkpoint_path(vre))
+    def IS_CHANGED(cls, vre: str | None = None) -> str | float:  # noqa: N802
+        return host.changed(vre)
 
     def load(self, vre: str) -> tuple[Embedder]:
         return (Embedder.load(host.checkpoint_path(vre)),)
@@ -65,8 +65,8 @@ class OSDFaceLoadRestorer:
         }
 
     @classmethod
-    def IS_CHANGED(cls, checkpoint: str, base: str, **_: Any) -> str:  # noqa: N802
-        return host.stamp(host.checkpoint_path(checkpoint), host.base_path(base))
+    def IS_CHANGED(cls, checkpoint: str | None = None, base: str | None = None, **_: Any) -> str | float:  # noqa: N802
+        return host.changed(checkpoint, base)
 
     def load(self, checkpoint: str, base: str, lora_strength: float, dtype: str) -> tuple[Restorer]:
         paths = host.checkpoint_path(checkpoint), host.base_path(base)
@@ -127,7 +127,9 @@ class OSDFaceApplyLoRA:
         }
 
     @classmethod
-    def IS_CHANGED(cls, lora: str, **_: Any) -> str:  # noqa: N802
+    def IS_CHANGED(cls, lora: str | None = None, **_: Any) -> str | float:  # noqa: N802
+        if lora is None:
+            return float("nan")
         return "" if lora == host.NONE else host.stamp(host.lora_path(lora))
 
     def apply(self, model: Any, lora: str, strength: float) -> tuple[Any]:

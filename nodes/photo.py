@@ -96,8 +96,8 @@ class OSDFaceRestorePhoto:
         }
 
     @classmethod
-    def IS_CHANGED(cls, checkpoint: str, base: str, **_: Any) -> str:  # noqa: N802
-        return host.stamp(host.checkpoint_path(checkpoint), host.base_path(base))
+    def IS_CHANGED(cls, checkpoint: str | None = None, base: str | None = None, **_: Any) -> str | float:  # noqa: N802
+        return host.changed(checkpoint, base)
 
     def restore(
         self,

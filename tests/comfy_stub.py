@@ -38,6 +38,7 @@ class Host:
     """What the fake ComfyUI did and was told."""
 
     models: Path
+    inputs: Path
     folders: dict[str, tuple[list[str], set[str]]] = field(default_factory=dict)
     loads: list[tuple[list[Any], float, bool]] = field(default_factory=list)  # patchers, bytes, whole
     steps: list[tuple[int, int, Any]] = field(default_factory=list)  # value, total, preview
@@ -53,7 +54,8 @@ class Host:
 
 def install(monkeypatch: Any, models: Path) -> Host:
     """Fake ComfyUI with its models folder at `models`; undone by `monkeypatch`."""
-    host = Host(models)
+    host = Host(models, models.parent / "input")
+    host.inputs.mkdir(exist_ok=True)
     modules = {"folder_paths": _folder_paths(host), "comfy": types.ModuleType("comfy")}
     modules["comfy"].__path__ = []
     for name, build in (("model_management", _memory), ("model_patcher", _patcher), ("utils", _utils)):
@@ -107,6 +109,7 @@ def _folder_paths(host: Host) -> types.ModuleType:
     module.add_model_folder_path = add_model_folder_path  # type: ignore[attr-defined]
     module.get_filename_list = lambda name: list(listing(name))  # type: ignore[attr-defined]
     module.get_full_path = get_full_path  # type: ignore[attr-defined]
+    module.get_input_directory = lambda: str(host.inputs)  # type: ignore[attr-defined]
     module.get_folder_paths = lambda name: list(host.folders[name][0])  # type: ignore[attr-defined]
     return module
 
