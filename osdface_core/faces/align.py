@@ -1,4 +1,4 @@
-"""From landmarks to aligned crops: the similarity transform, the antialiased warp, and how sharp a crop is."""
+"""From landmarks to aligned crops: the similarity transform, the antialiased warp, a crop's sharpness."""
 
 from __future__ import annotations
 
@@ -75,27 +75,45 @@ def align(
         ImageError: if the photo has another layout, or a face lies wholly outside it.
     """
     device = photo_device(photo, device)
-    crops = [crop_face(photo, face, size, device) for face in faces]
-    return torch.stack(crops) if crops else torch.zeros(0, 3, size, size, device=device)
+    crops = torch.empty(len(faces), 3, size, size, device=device)
+    for number, face in enumerate(faces):
+        crops[number] = crop_face(photo, face, size, device)
+    return crops.clamp_(0, 1)
 
 
 def crop_face(photo: Photo, face: Face, size: int, device: torch.device) -> Tensor:
-    """One aligned crop (3, size, size); see `align`."""
+    """One aligned crop (3, size, size), not yet cut to the unit range; see `align`."""
+    return cut(photo, resizing(size / CROP_SIZE, size / CROP_SIZE) @ homogeneous(face.matrix), size, device)
+
+
+def cut(photo: Photo, to_crop: np.ndarray, size: int, device: torch.device) -> Tensor:
+    """Sample a square of the photo through any similarity.
+
+    Args:
+        to_crop: 3x3, photo px -> crop px.
+        size: side of the result [px].
+    Returns:
+        (3, size, size) float32, unit range up to the overshoot of bicubic interpolation.
+    Raises:
+        ImageError: if the square lies wholly outside the photo.
+    """
     height, width = photo_shape(photo)
-    to_crop = resizing(size / CROP_SIZE, size / CROP_SIZE) @ homogeneous(face.matrix)
     to_photo = inverse(to_crop[:2])
     scale = float(np.sqrt(abs(np.linalg.det(to_crop[:2, :2]))))  # crop px per photo px
     left, top, right, bottom = crop_bounds(to_photo, size, margin=4 / min(scale, 1.0) + 1)
     left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
     if right <= left or bottom <= top:
-        raise ImageError(f"face at {face.box} lies outside the {width}x{height} photo: use the photo it was found in")
+        raise ImageError(
+            f"a face lies outside the {width}x{height} photo: pass the photo it was found in, "
+            "or its scale when pasting"
+        )
     region = read_region(photo, top, bottom, left, right, device)
     moved = translation(-left, -top) @ homogeneous(to_photo)
     if scale < 1:
-        small = tuple(max(1, round(side * scale)) for side in region.shape[-2:])
+        small = (max(1, round(region.shape[-2] * scale)), max(1, round(region.shape[-1] * scale)))
         moved = resizing(small[1] / region.shape[-1], small[0] / region.shape[-2]) @ moved
         region = resize_smooth(region, small)
-    return warp(region, moved[:2], (size, size), padding="reflection").clamp(0, 1)
+    return warp(region, moved[:2], (size, size), padding="reflection")
 
 
 def crop_bounds(to_photo: np.ndarray, size: int, margin: float) -> tuple[int, int, int, int]:
@@ -112,23 +130,40 @@ def sharpness(crops: Tensor) -> Tensor:
     """How much detail aligned crops carry at their own resolution, independent of contrast.
 
     Natural pictures have about equal strength in every octave of detail. This is the RMS of the finest octave
-    of luma between brows and chin, divided by that of the octave two steps coarser, cut at 1: near 1 for a
-    crisp face of 512 px or more, about 0.1 for one that was enlarged four times. Noise counts as detail.
+    of luma around eyes, nose and mouth, divided by that of the octave two steps coarser, cut at 1: near 1 for
+    a crisp face of 512 px or more, about 0.1 for one that was enlarged four times. Noise counts as detail.
 
     Args:
-        crops: (N, 3, S, S) unit range.
+        crops: (N, 3, S, S) unit range, as `align` cuts them.
     Returns:
         (N,) float32 on the crops' device, 0 to 1.
     """
-    side = crops.shape[-1]
-    area = crops[..., int(0.31 * side) : int(0.86 * side), int(0.25 * side) : int(0.75 * side)]
-    luma = area.float().mul(crops.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    unit = crops.shape[-1] / CROP_SIZE
+    left, top, side = (round(value * unit) for value in CENTRE)
+    return _octaves(crops[..., top : top + side, left : left + side].float())
+
+
+CENTRE = (128, 168, 256)
+"""Left, top and side of the part of a 512 crop whose sharpness is measured [px]."""
+
+
+def measure(photo: Photo, faces: Sequence[Face], device: torch.device) -> list[float]:
+    """`sharpness` of each face, reading only the middle of each crop."""
+    if not faces:
+        return []
+    shift = translation(-CENTRE[0], -CENTRE[1])
+    crops = torch.empty(len(faces), 3, CENTRE[2], CENTRE[2], device=device)
+    for number, face in enumerate(faces):
+        crops[number] = cut(photo, shift @ homogeneous(face.matrix), CENTRE[2], device)
+    return _octaves(crops.clamp_(0, 1)).tolist()
+
+
+def _octaves(area: Tensor) -> Tensor:
+    luma = area.mul(area.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     half = F.avg_pool2d(luma, 2)
     quarter = F.avg_pool2d(half, 2)
     eighth = F.avg_pool2d(quarter, 2)
-    fine = _detail(luma, half)
-    coarse = _detail(quarter, eighth)
-    return (fine / coarse.clamp(min=1e-4)).clamp(max=1.0)
+    return (_detail(luma, half) / _detail(quarter, eighth).clamp(min=1e-4)).clamp(max=1.0)
 
 
 def _detail(image: Tensor, smaller: Tensor) -> Tensor:

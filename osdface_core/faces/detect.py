@@ -1,47 +1,172 @@
-"""Find the faces of a photo: pick the detector, work on a copy of sensible size, try harder where needed."""
+"""Find the faces of a photo: choose the detector, look at a sensible size, look again where needed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DetectorError
-from .align import affine_rows, align, fit_similarity, sharpness
+from . import retinaface
+from .align import affine_rows, fit_similarity, measure
 from .face import Face
+from .merge import merge_rows
 from .mtcnn import Mtcnn
-from .regions import Photo, photo_device, photo_shape, read_region
+from .recheck import recheck
+from .regions import Photo, photo_device, photo_shape
+from .views import View, drop_cut, padded, rows_to_photo, tiles, turned, whole
 
-WORK_SIDE = 1280
+DETECTORS = ("auto", *retinaface.RELEASES, "mtcnn")
+"""Names that `detect` takes."""
+EFFORTS = ("fast", "auto", "thorough")
+RELATIVE = 64
+"""The first look finds faces down to this fraction of the photo's longer side."""
+TILE_FACES = 48
+"""Side of a tile in units of the smallest face."""
+CROWD = 3
+"""This many faces near the limit of the first look mean that there may be smaller ones."""
+
+
+class Detector(Protocol):
+    """What `Mtcnn` and `RetinaFace` have in common."""
+
+    smallest: float
+    sure: float
+
+    def __call__(self, images: Tensor, min_size: float = ...) -> list[np.ndarray]:
+        """(B, 3, H, W) unit range -> per image rows of box 4, score, landmarks 10 [px]."""
+        ...
 
 
 def detect(
     photo: Photo,
     detector: str = "auto",
     *,
-    detector_dir: str | None = None,
+    detector_dir: str | Path | None = None,
     device: torch.device | str | None = None,
     min_face: float = 0,
+    threshold: float = 0.9,
+    effort: str = "auto",
 ) -> list[Face]:
-    """First version: MTCNN on one copy."""
+    """Find all faces.
+
+    Args:
+        photo: (3, H, W) unit tensor on any device, or (H, W, 3) array of uint8, uint16 or float.
+        detector: "mtcnn" (works offline), "retinaface_resnet50", "retinaface_mobile0.25" (weights are fetched
+            once), or "auto": a RetinaFace whose weights are on this machine, else MTCNN.
+        detector_dir: folder with RetinaFace weights, looked at before the cache; fetched ones go there.
+        device: where to compute; the photo's by default.
+        min_face: leave out faces smaller than this [px, longer side of the box]. 0 finds what shows at a
+            sensible size (about 1/64 of the photo's longer side); a smaller number makes the search go into
+            the photo tile by tile.
+        threshold: least score of a face, 0 to 1.
+        effort: "fast" looks once; "auto" looks again at doubtful and tilted faces, at tiles of crowds, and at
+            turned and padded copies when nothing was found; "thorough" does all of it always.
+    Returns:
+        The faces, largest first; an empty list where there are none.
+    Raises:
+        DetectorError: for an unknown detector or effort, or missing weights.
+        ImageError: if the photo is in another layout.
+    """
     height, width = photo_shape(photo)
-    device = photo_device(photo, device)
-    net = Mtcnn.from_wheel(device)
-    image = read_region(photo, 0, height, 0, width, device)
-    scale = min(1.0, WORK_SIDE / max(height, width))
-    if scale < 1:
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    rows = net(image[None])[0]
-    sx, sy = width / image.shape[-1], height / image.shape[-2]
-    rows[:, [0, 2, 5, 7, 9, 11, 13]] = (rows[:, [0, 2, 5, 7, 9, 11, 13]] + 0.5) * sx - 0.5
-    rows[:, [1, 3, 6, 8, 10, 12, 14]] = (rows[:, [1, 3, 6, 8, 10, 12, 14]] + 0.5) * sy - 0.5
+    if effort not in EFFORTS:
+        raise DetectorError(f"effort {effort!r} is unknown: choose one of {', '.join(EFFORTS)}")
+    place = photo_device(photo, device)
+    net = load_detector(detector, detector_dir, place)
+    rows = search(photo, net, float(min_face), effort, place)
+    sides = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1])
+    middle = (rows[:, :2] + rows[:, 2:4]) / 2
+    good = (rows[:, 4] >= threshold) & (sides >= min_face)
+    good &= (middle > 0).all(axis=1) & (middle < (width, height)).all(axis=1)
+    return make_faces(photo, rows[good], place)
+
+
+def load_detector(name: str, detector_dir: str | Path | None, device: torch.device) -> Detector:
+    """The detector called `name`, kept in memory for the next photo; see `detect` for the names.
+
+    Raises:
+        DetectorError: if the name is unknown, or weights are missing or damaged.
+    """
+    if name not in DETECTORS:
+        raise DetectorError(f"detector {name!r} is unknown: choose one of {', '.join(DETECTORS)}")
+    if name == "auto":
+        local = (key for key in retinaface.RELEASES if retinaface.find_local(key, detector_dir))
+        name = next(local, "mtcnn") if retinaface.available() else "mtcnn"
+    return _load(name, str(detector_dir or ""), str(device))
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, detector_dir: str, device: str) -> Detector:
+    if name == "mtcnn":
+        return Mtcnn.from_wheel(device)
+    return retinaface.load(name, detector_dir or None, torch.device(device))
+
+
+def search(photo: Photo, net: Detector, min_face: float, effort: str, device: torch.device) -> np.ndarray:
+    """All looks at one photo, merged: rows (n, 15) in photo px."""
+    base = whole(photo, net.smallest * RELATIVE, device)
+    rows = look(net, [base], min_face)
+    if effort == "fast":
+        return rows
+    if effort == "thorough" or not len(rows):
+        rows = merge_rows([rows, *(look(net, [view], min_face) for view in harder(base))])
+    detail = tile_scale(photo, rows, base, net, min_face, effort)
+    if detail > 1 / base.scale * 1.05:
+        side = round(net.smallest * TILE_FACES)
+        parts = tiles(photo, detail, side, round(side / 4), device)
+        rows = merge_rows([rows, look(net, parts, min_face)])
+    rows, turn = recheck(photo, rows, net, device)
+    if turn:  # somebody lies on the side: others may, too
+        rows = merge_rows([rows, recheck(photo, look(net, [turned(base, turn)], min_face), net, device)[0]])
+    return rows
+
+
+def harder(base: View) -> list[View]:
+    """What to try when the plain copy shows nothing: a wide frame around it, and turned copies."""
+    return [padded(base), *(turned(base, angle) for angle in (90, 270, 180, 45, 315))]
+
+
+def tile_scale(
+    photo: Photo, rows: np.ndarray, base: View, net: Detector, min_face: float, effort: str
+) -> float:
+    """View px per photo px at which tiles are searched; that of the base or less means: no tiles."""
+    if min_face > 0:
+        return min(1.0, net.smallest / min_face)
+    sides = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1]) / base.scale
+    crowd = np.count_nonzero(sides < 2 * net.smallest) >= CROWD
+    return min(1.0, 2 / base.scale) if crowd or not len(rows) or effort == "thorough" else 0.0
+
+
+def look(net: Detector, views: Iterable[View], min_face: float) -> np.ndarray:
+    """Run the detector on each view; rows in photo px, those of neighbouring views merged."""
+    parts = []
+    for view in views:
+        smallest = max(net.smallest, min_face / view.scale)
+        rows = drop_cut(net(view.image[None], smallest)[0], view)
+        parts.append(rows_to_photo(rows, view))
+    return merge_rows(parts)
+
+
+def make_faces(photo: Photo, rows: np.ndarray, device: torch.device) -> list[Face]:
+    """Turn rows into faces, largest first; those whose landmarks fit no face are left out."""
+    order = np.argsort(-(rows[:, 2] - rows[:, 0]) * (rows[:, 3] - rows[:, 1]), kind="stable")
     faces = []
-    for row in rows.tolist():
+    for row in rows[order].tolist():
         points = np.array(row[5:]).reshape(5, 2)
-        affine = affine_rows(fit_similarity(points))
-        faces.append(Face(tuple(row[:4]), tuple(map(tuple, points.tolist())), row[4], affine))
-    return faces
+        if np.isfinite(points).all() and np.ptp(points, axis=0).min() > 0.5:
+            faces.append(_face(row, points))
+    values = measure(photo, faces, device)
+    return [dataclasses.replace(face, sharpness=value) for face, value in zip(faces, values, strict=True)]
+
+
+def _face(row: list[float], points: np.ndarray) -> Face:
+    x0, y0, x1, y1, score = row[:5]
+    left, right, nose, mouth_left, mouth_right = ((float(x), float(y)) for x, y in points)
+    affine = affine_rows(fit_similarity(points))
+    return Face((x0, y0, x1, y1), (left, right, nose, mouth_left, mouth_right), score, affine)

@@ -21,7 +21,7 @@ FFHQ_TEMPLATE: tuple[Point, ...] = (
     (201.26117, 371.41043),
     (313.08905, 371.15118),
 )
-"""Left eye, right eye, nose tip, left and right mouth corner (left and right of the image) in a 512 crop [px].
+"""Left eye, right eye, nose tip, left and right mouth corner in a 512 crop [px]; left as seen in the image.
 
 Source: recipe.md 3.7, the five-point layout that FFHQ-aligned restorers are trained on.
 """
@@ -104,6 +104,7 @@ class Face:
         that rounding, so that it still maps the resized photo onto the same crop.
         """
         sy = sx if sy is None else sy
+
         # Pixel centres sit at whole numbers, so edges (-0.5) are what scales linearly.
         def move(x: float, y: float) -> Point:
             return (x + 0.5) * sx - 0.5, (y + 0.5) * sy - 0.5

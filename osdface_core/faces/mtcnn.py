@@ -66,7 +66,7 @@ class Stage(nn.Module):
         self.heads = nn.ModuleList(make(count) for count in heads)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, h, w) in about [-1, 1] -> one tensor per head; the last is softmaxed over its two classes."""
+        """(B, 3, h, w) in about [-1, 1] -> one tensor per head, the last one softmaxed over two classes."""
         # Channels-last convolutions are far faster on CPUs at these channel counts.
         x = self.features(images.contiguous(memory_format=torch.channels_last))
         if self.hidden is not None:
@@ -104,7 +104,8 @@ def load_stage(stage: Stage, arrays: list[np.ndarray]) -> Stage:
     targets = [p for m in owners for p in m.parameters(recurse=False)]
     if len(targets) != len(arrays):
         raise DetectorError(
-            f"MTCNN weights: got {len(arrays)} arrays, expected {len(targets)}; reinstall the package mtcnn>=1.0.0"
+            f"MTCNN weights: got {len(arrays)} arrays, expected {len(targets)}; "
+            "reinstall the package mtcnn>=1.0.0"
         )
     for target, array in zip(targets, arrays, strict=True):
         value = torch.from_numpy(np.array(array, dtype=np.float32))
@@ -130,7 +131,9 @@ def weight_folder() -> Path:
         folder = Path(root) / "assets" / "weights"
         if (folder / "onet.lz4").is_file():
             return folder
-    raise DetectorError("MTCNN weights not found: got no package mtcnn>=1.0.0; run `pip install mtcnn joblib lz4`")
+    raise DetectorError(
+        "MTCNN weights not found: got no package mtcnn>=1.0.0; run `pip install mtcnn joblib lz4`"
+    )
 
 
 class Mtcnn(nn.Module):
@@ -140,7 +143,10 @@ class Mtcnn(nn.Module):
         thresholds: least face probability after each of the three nets.
     """
 
-    name = "mtcnn"
+    smallest = 20.0
+    """Smallest face that is found reliably [px]."""
+    sure = 0.97
+    """Score below which a face deserves a second look."""
 
     def __init__(self, thresholds: tuple[float, float, float] = (0.6, 0.7, 0.8)) -> None:
         super().__init__()
@@ -198,7 +204,9 @@ class Mtcnn(nn.Module):
         while min(height, width) * scale >= CELL:
             size = (math.ceil(height * scale), math.ceil(width * scale))
             offsets, probability = self.pnet(shrink(levels, size))
-            found.append(_windows(offsets, probability[:, 1], self.thresholds[0], (width / size[1], height / size[0])))
+            found.append(
+                _windows(offsets, probability[:, 1], self.thresholds[0], (width / size[1], height / size[0]))
+            )
             scale *= STEP
         if not found:
             return torch.zeros(0, dtype=torch.long, device=images.device), images.new_zeros(0, 4)
@@ -239,7 +247,7 @@ class Mtcnn(nn.Module):
 
 
 def shrink(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Resize to `size` from the smallest of the halved `levels` that is at least as large: quick, no aliasing."""
+    """Resize to `size` from the smallest of the halved `levels` that is as large: quick, no aliasing."""
     fits = [image for image in levels if image.shape[-2] >= size[0]]
     return F.interpolate(fits[-1] if fits else levels[0], size, mode="bilinear", align_corners=False)
 
@@ -253,7 +261,7 @@ def patch_levels(images: Tensor) -> list[Tensor]:
 
 
 def cut_patches(levels: list[Tensor], index: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """(n, 3, size, size) patches of `boxes` [px edges], each from the level where it is 1 to 2 patches wide."""
+    """(n, 3, size, size) patches of `boxes` [px edges], each from the level where it spans 1 to 2 sizes."""
     sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
     choice = (sides / size).clamp(min=1).log2().floor().long().clamp(max=len(levels) - 1)
     patches = boxes.new_zeros(len(boxes), 3, size, size)

@@ -19,6 +19,7 @@ from .regions import (
     inverse,
     photo_device,
     photo_shape,
+    plane,
     read_region,
     resize_smooth,
     resizing,
@@ -30,9 +31,6 @@ TILE = 1024
 """Photos are blended in squares of this side [px], which bounds memory whatever the photo's size."""
 EDGE = 8.0
 """The mask ends this far inside the 512 crop [px], so that no crop border ever shows."""
-ROUNDNESS = 4.0
-"""Exponent of the mask's superellipse: 2 is an ellipse, larger is squarer. A chin lies close to the border
-of an FFHQ crop, an ellipse would cut it."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ def paste(
 ) -> tuple[Photo, Photo]:
     """Blend restored crops into a copy of the photo.
 
-    Mode `residual` adds the difference between the restored and the original crop: where nothing was changed
-    nothing changes, and detail finer than the crop (a face larger than 512 px) survives. Mode `replace` covers
+    Mode `residual` adds the difference between the restored and the original crop: what the model left alone
+    stays as it is, and detail finer than the crop (a face larger than 512 px) survives. Mode `replace` covers
     the face with the restored crop. Where faces overlap, each pixel follows the face whose centre is nearest
     in units of its own size. Every pixel where the mask is zero keeps its exact value.
 
@@ -97,14 +95,18 @@ def paste(
         for i, face in enumerate(faces)
     ]
     image = photo.clone() if isinstance(photo, Tensor) else photo.copy()
-    mask = torch.zeros(1, height, width, device=device) if isinstance(photo, Tensor) else np.zeros((height, width), np.float32)
+    mask = (
+        torch.zeros(1, height, width, device=device)
+        if isinstance(photo, Tensor)
+        else np.zeros((height, width), np.float32)
+    )
     for tile in tiles_touched(patches, height, width):
         blend_tile(image, mask, patches, tile, feather, mode)
     return image, mask
 
 
 def make_patch(photo: Photo, face: Face, restored: Tensor, crop: Tensor | None, mode: str) -> Patch:
-    """Prepare one face for blending; crops finer than the photo are low-pass filtered down to its resolution."""
+    """Prepare one face for blending; a crop finer than the photo is low-pass filtered down to it."""
     height, width = photo_shape(photo)
     side = restored.shape[-1]
     values = restored
@@ -127,7 +129,9 @@ def tiles_touched(patches: Sequence[Patch], height: int, width: int) -> list[tup
     for left, top, right, bottom in (patch.bounds for patch in patches):
         if right > left and bottom > top:
             rows = range(top // TILE, (bottom - 1) // TILE + 1)
-            cells |= {(row, column) for row in rows for column in range(left // TILE, (right - 1) // TILE + 1)}
+            cells |= {
+                (row, column) for row in rows for column in range(left // TILE, (right - 1) // TILE + 1)
+            }
     return [
         (column * TILE, row * TILE, min((column + 1) * TILE, width), min((row + 1) * TILE, height))
         for row, column in sorted(cells)
@@ -135,16 +139,28 @@ def tiles_touched(patches: Sequence[Patch], height: int, width: int) -> list[tup
 
 
 def blend_tile(
-    image: Photo, mask: Photo, patches: Sequence[Patch], tile: tuple[int, int, int, int], feather: float, mode: str
+    image: Photo,
+    mask: Photo,
+    patches: Sequence[Patch],
+    tile: tuple[int, int, int, int],
+    feather: float,
+    mode: str,
 ) -> None:
     """Blend every patch that reaches `tile` and write the result, in place, where the mask is above zero."""
     left, top, right, bottom = tile
-    inside = [p for p in patches if p.bounds[0] < right and p.bounds[2] > left and p.bounds[1] < bottom and p.bounds[3] > top]
+    inside = [
+        p
+        for p in patches
+        if p.bounds[0] < right and p.bounds[2] > left and p.bounds[1] < bottom and p.bounds[3] > top
+    ]
     if not inside:
         return
     # Shrink to what the patches cover, so that a small face costs little.
     left, top = max(left, min(p.bounds[0] for p in inside)), max(top, min(p.bounds[1] for p in inside))
-    right, bottom = min(right, max(p.bounds[2] for p in inside)), min(bottom, max(p.bounds[3] for p in inside))
+    right, bottom = (
+        min(right, max(p.bounds[2] for p in inside)),
+        min(bottom, max(p.bounds[3] for p in inside)),
+    )
     size = (bottom - top, right - left)
     device = inside[0].values.device
     cover = torch.zeros(1, *size, device=device)
@@ -168,27 +184,35 @@ def soft_mask(
 ) -> tuple[Tensor, Tensor]:
     """Mask of one face over a photo rectangle, evaluated in closed form: no sampling, no seams between tiles.
 
+    Its shape is a superellipse of exponent 4, between a circle and a square: the chin lies close to the
+    border of an FFHQ crop, where an ellipse would cut it.
+
     Returns:
         weight: (1, h, w), 1 in the middle, falling smoothly to exactly 0 before the crop's border.
-        share: (1, h, w), zero where `weight` is; decides between overlapping faces, steeply higher near a centre.
+        share: (1, h, w), zero where `weight` is; steeply higher near a centre, to settle overlaps.
     """
     left, top, right, bottom = rectangle
-    matrix = to_template @ translation(left, top)
-    x = torch.arange(right - left, dtype=torch.float32, device=device)
-    y = torch.arange(bottom - top, dtype=torch.float32, device=device)[:, None]
     middle, reach = (CROP_SIZE - 1) / 2, CROP_SIZE / 2 - EDGE
-    (a, b, c), (d, e, f) = ((matrix[:2] - [[0, 0, middle], [0, 0, middle]]) / reach).tolist()
-    u = (a * x + b * y + c).abs()
-    v = (d * x + e * y + f).abs()
-    distance = (u**ROUNDNESS + v**ROUNDNESS) ** (1 / ROUNDNESS)
-    inward = ((1 - distance) / feather).clamp(0, 1)
-    weight = inward * inward * inward * (inward * (inward * 6 - 15) + 10)
-    share = weight * (1 - distance).clamp(0, 1) ** 4
+    matrix = (to_template @ translation(left, top))[:2]
+    matrix = (matrix - [[0, 0, middle], [0, 0, middle]]) / reach
+    # Superellipse |u|^4 + |v|^4 = 1, with in-place steps: these planes are as large as the face.
+    powers = plane(matrix, (bottom - top, right - left), device).square_().square_()
+    inward = powers.sum(dim=-1).sqrt_().sqrt_().neg_().add_(1).clamp_(min=0)
+    near = (inward / feather).clamp_(max=1)
+    weight = near * 6 - 15
+    weight.mul_(near).add_(10).mul_(near).mul_(near).mul_(near)
+    share = inward.square_().square_().mul_(weight)
     return weight[None], share[None]
 
 
 def write_tile(
-    image: Photo, mask: Photo, change: Tensor, cover: Tensor, tile: tuple[int, int, int, int], *, replace: bool
+    image: Photo,
+    mask: Photo,
+    change: Tensor,
+    cover: Tensor,
+    tile: tuple[int, int, int, int],
+    *,
+    replace: bool,
 ) -> None:
     """Add `change` to the tile of `image` (after fading the original out by `cover` if `replace`)."""
     left, top, right, bottom = tile
@@ -222,8 +246,11 @@ def _check(faces: Sequence[Face], restored: Tensor, crops: Tensor | None, feathe
     if restored.dim() != 4 or restored.shape[1] != 3 or restored.shape[-1] != restored.shape[-2]:
         raise ImageError(f"restored crops have shape {tuple(restored.shape)}: expected (N, 3, S, S)")
     if len(faces) != restored.shape[0]:
-        raise ImageError(f"got {len(faces)} faces but {restored.shape[0]} restored crops: expected one crop per face")
+        raise ImageError(
+            f"got {len(faces)} faces but {restored.shape[0]} restored crops: expected one crop per face"
+        )
     if crops is not None and crops.shape != restored.shape:
         raise ImageError(
-            f"original crops have shape {tuple(crops.shape)}, restored ones {tuple(restored.shape)}: expected the same"
+            f"original crops have shape {tuple(crops.shape)}, restored ones {tuple(restored.shape)}: "
+            "expected the same"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -65,6 +67,9 @@ def resize_smooth(image: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
+    halvings = int(math.log2(max(min(image.shape[-2] / size[0], image.shape[-1] / size[1]) / 2, 1)))
+    if halvings:  # averaging whole pixels first is much cheaper than one wide kernel, and as good
+        image = F.avg_pool2d(image[None], 2**halvings, ceil_mode=True, count_include_pad=False)[0]
     source = image if image.device.type in ("cpu", "cuda") else image.cpu()
     result = F.interpolate(source[None], size, mode="bicubic", antialias=True, align_corners=False)[0]
     return result.to(image.device)
@@ -85,18 +90,19 @@ def warp(
     """
     if mode == "bicubic" and image.device.type not in ("cpu", "cuda"):
         mode = "bilinear"
-    theta = torch.from_numpy(normalised(matrix, image.shape[-2:], size).astype(np.float32)).to(image.device)
-    grid = F.affine_grid(theta[None], [1, image.shape[0], *size], align_corners=False)
-    grid = grid.to(image.dtype)
-    return F.grid_sample(image[None], grid, mode=mode, padding_mode=padding, align_corners=False)[0]
+    height, width = image.shape[-2:]
+    # grid_sample's coordinates run from -1 to 1, edge to edge.
+    matrix = np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1]]) @ homogeneous(matrix)
+    grid = plane(matrix, size, image.device)
+    return F.grid_sample(image[None], grid[None], mode=mode, padding_mode=padding, align_corners=False)[0]
 
 
-def normalised(matrix: np.ndarray, source: tuple[int, ...], target: tuple[int, ...]) -> np.ndarray:
-    """Rewrite a pixel-to-pixel 2x3 matrix for `affine_grid`, whose coordinates run from -1 to 1 edge to edge."""
-    (height, width), (out_height, out_width) = source[-2:], target[-2:]
-    to_pixel = np.array([[out_width / 2, 0, (out_width - 1) / 2], [0, out_height / 2, (out_height - 1) / 2], [0, 0, 1]])
-    from_pixel = np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
-    return (from_pixel @ homogeneous(matrix) @ to_pixel)[:2]
+def plane(matrix: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
+    """(h, w, 2) float32: `matrix` @ (x, y, 1) for each pixel of an image of `size`."""
+    across, down, origin = torch.from_numpy(np.asarray(matrix, dtype=np.float32)).to(device).unbind(dim=1)
+    x = torch.arange(size[1], dtype=torch.float32, device=device)[:, None] * across + origin
+    y = torch.arange(size[0], dtype=torch.float32, device=device)[:, None] * down
+    return x[None] + y[:, None]
 
 
 def homogeneous(matrix: np.ndarray) -> np.ndarray:

@@ -1,0 +1,218 @@
+"""RetinaFace through facexlib's network class, with weights found locally or fetched once and checked.
+
+Source: Deng et al., "RetinaFace: Single-shot Multi-level Face Localisation in the Wild" (CVPR 2020);
+anchors and decoding as in the PyTorch release that facexlib's weights come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import tempfile
+import urllib.request
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from ..errors import DetectorError
+
+log = logging.getLogger(__name__)
+
+MEAN_BGR = (104.0, 117.0, 123.0)
+"""Subtracted from 0..255 pixels in BGR order, as in training."""
+STEPS = (8, 16, 32)
+ANCHORS = ((16, 32), (64, 128), (256, 512))
+"""Stride and anchor sides of the three feature maps [px]."""
+VARIANCE = (0.1, 0.2)
+"""Scale of predicted shifts and of predicted log sizes."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One published weight file: facexlib's name of the network, file, address and checksum."""
+
+    network: str
+    file: str
+    sha256: str
+
+    @property
+    def url(self) -> str:
+        """Where facexlib publishes it."""
+        return f"https://github.com/xinntao/facexlib/releases/download/v0.1.0/{self.file}"
+
+
+RELEASES = {
+    "retinaface_resnet50": Release(
+        "resnet50",
+        "detection_Resnet50_Final.pth",
+        "6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d",
+    ),
+    "retinaface_mobile0.25": Release(
+        "mobile0.25",
+        "detection_mobilenet0.25_Final.pth",
+        "2979b33ffafda5d74b6948cd7a5b9a7a62f62b949cef24e95fd15d2883a65220",
+    ),
+}
+"""In the order in which `auto` prefers them."""
+
+
+class RetinaFace(nn.Module):
+    """The network plus anchors, decoding and non-maximum suppression. Call it on a batch of equal images.
+
+    Args:
+        network: facexlib's `RetinaFace` module, in evaluation mode.
+        threshold: least face probability.
+    """
+
+    smallest = 12.0
+    """Smallest face that is found reliably [px]."""
+    sure = 0.99
+    """Score below which a face deserves a second look."""
+
+    def __init__(self, network: nn.Module, threshold: float = 0.8) -> None:
+        super().__init__()
+        self.network, self.threshold = network, threshold
+        self.requires_grad_(False).eval()
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor, min_size: float = 12.0) -> list[np.ndarray]:
+        """Find faces.
+
+        Args:
+            images: (B, 3, H, W) float, unit range, RGB.
+            min_size: smaller faces are left out [px].
+        Returns:
+            Per image an (n, 15) float32 array: box x0 y0 x1 y1, score, five landmarks x y [px, pixel centres
+            at whole numbers], best first.
+        """
+        mean = images.new_tensor(MEAN_BGR).view(1, 3, 1, 1)
+        shifts, classes, points = self.network(images.flip(1).float() * 255 - mean)
+        priors = make_priors(images.shape[-2], images.shape[-1], images.device)
+        index, row = torch.nonzero(classes[..., 1] > self.threshold, as_tuple=True)
+        scores = classes[index, row, 1]
+        rows = torch.cat(decode(shifts[index, row], points[index, row], priors[row], scores), dim=1)
+        keep = batched_nms(rows[:, :4], scores, index, 0.4)
+        index, rows = index[keep].cpu().numpy(), rows[keep].cpu().numpy()
+        sides = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1])
+        return [rows[(index == number) & (sides >= min_size)] for number in range(images.shape[0])]
+
+
+def make_priors(height: int, width: int, device: torch.device) -> Tensor:
+    """(n, 4) anchors: centre x, centre y, width, height [px edges], in the order of the outputs."""
+    parts = []
+    for step, sides in zip(STEPS, ANCHORS, strict=True):
+        y = (torch.arange(-(-height // step), device=device) + 0.5) * step
+        x = (torch.arange(-(-width // step), device=device) + 0.5) * step
+        side = torch.tensor(sides, dtype=torch.float32, device=device)
+        grid = torch.meshgrid(y, x, side, indexing="ij")
+        parts.append(torch.stack((grid[1], grid[0], grid[2], grid[2]), dim=-1).view(-1, 4))
+    return torch.cat(parts)
+
+
+def decode(shifts: Tensor, points: Tensor, priors: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn regressions into boxes (n, 4), scores (n, 1), landmarks (n, 10) [px, centres at whole numbers]."""
+    centre, side = priors[:, :2], priors[:, 2:]
+    middle = centre + shifts[:, :2] * VARIANCE[0] * side
+    half = side * torch.exp(shifts[:, 2:] * VARIANCE[1]) / 2
+    marks = centre[:, None] + points.view(-1, 5, 2) * VARIANCE[0] * side[:, None]
+    return torch.cat((middle - half, middle + half), dim=1) - 0.5, scores[:, None], marks.flatten(1) - 0.5
+
+
+def available() -> bool:
+    """Whether facexlib is installed (nothing is imported)."""
+    return importlib.util.find_spec("facexlib") is not None
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: $OSDFACE_HOME, or ~/.cache/osdface."""
+    return Path(os.environ.get("OSDFACE_HOME") or Path.home() / ".cache" / "osdface")
+
+
+def find_local(name: str, detector_dir: str | Path | None = None) -> Path | None:
+    """The weight file of `name` if it is on this machine: given folder, cache, facexlib's own folder."""
+    folders = [Path(detector_dir).expanduser()] if detector_dir else []
+    folders.append(cache_folder())
+    spec = importlib.util.find_spec("facexlib")
+    if spec and spec.submodule_search_locations:
+        folders += [Path(root) / "weights" for root in spec.submodule_search_locations]
+    paths = [folder / RELEASES[name].file for folder in folders]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def load(name: str, detector_dir: str | Path | None, device: torch.device) -> RetinaFace:
+    """Build a detector: weights from `detector_dir`, the cache, or fetched once into one of them.
+
+    Raises:
+        DetectorError: if facexlib is missing, or the weights cannot be fetched or read.
+    """
+    if not available():
+        raise DetectorError(f"detector {name} needs facexlib: run `pip install facexlib`, or choose mtcnn")
+    path = find_local(name, detector_dir)
+    if path is None:
+        folder = Path(detector_dir).expanduser() if detector_dir else cache_folder()
+        path = fetch(RELEASES[name], folder)
+    return RetinaFace(load_network(RELEASES[name], path)).to(device)
+
+
+def load_network(release: Release, path: Path) -> nn.Module:
+    """facexlib's network with the weights of `path`; only tensors are unpickled."""
+    try:
+        with warnings.catch_warnings():  # facexlib calls torchvision in an outdated way
+            warnings.simplefilter("ignore")
+            from facexlib.detection.retinaface import RetinaFace as Network
+
+            network = Network(network_name=release.network, device="cpu")
+    except ImportError as error:
+        raise DetectorError(f"facexlib cannot be imported ({error}): run `pip install facexlib`") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    except Exception as error:  # torch raises a dozen kinds for damaged files
+        reason = str(error).strip().split("\n")[0][:160]
+        raise DetectorError(
+            f"detector weights {path} cannot be read ({reason}): "
+            f"delete the file and get it again from {release.url}"
+        ) from error
+    return network
+
+
+def fetch(release: Release, folder: Path) -> Path:
+    """Download a weight file, check it, and only then give it its name.
+
+    Raises:
+        DetectorError: if the network, the disk or the checksum fails; nothing half-written stays behind.
+    """
+    target = folder / release.file
+    advice = f"download {release.url} into {folder} yourself, or choose mtcnn, which needs no download"
+    log.info("fetching %s to %s", release.url, target)
+    part: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file,
+            urllib.request.urlopen(release.url, timeout=30) as answer,
+        ):
+            part = Path(file.name)
+            digest = hashlib.sha256()
+            while block := answer.read(1 << 20):
+                file.write(block)
+                digest.update(block)
+        if digest.hexdigest() != release.sha256:
+            raise DetectorError(
+                f"{release.url} arrived damaged: got sha256 {digest.hexdigest()[:12]}..., "
+                f"expected {release.sha256[:12]}...; try again, or {advice}"
+            )
+        part.replace(target)
+    except OSError as error:
+        raise DetectorError(f"{release.file} cannot be fetched ({error}): {advice}") from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+    return target
