@@ -104,6 +104,8 @@ def approximate_gradient_penalty(
     E (D(x) − D(x + σ ε))² / σ², which tends to mean ‖∇ D(x)‖² for small σ, so γ keeps its meaning. APT's own
     weight λ multiplies the difference without the 1/σ²: γ/2 = λ σ².
 
+    Rounding in half precision adds to the difference, the more the smaller σ is.
+
     Args:
         images: (B, …) real images or latents.
         logits: D(images), already computed in this step with gradient.
