@@ -17,6 +17,7 @@ from torch import Tensor
 
 from osdface_core.errors import ConfigError
 
+from .ahead import ahead
 from .seeds import mix, spread
 from .sources import Item, data_hash, decode, list_items, weigh_small
 
@@ -120,26 +121,9 @@ class FaceDataset:
         faces = torch.empty(shape, dtype=torch.uint8, device=device)
         bar = tqdm(range(len(self)), desc="decode faces", unit="face", disable=not progress)
         with ThreadPoolExecutor(self.workers) as pool:
-            for index, face in _ahead(pool, self.__getitem__, bar, 4 * self.workers):
+            for index, face in ahead(pool, self.__getitem__, bar, 4 * self.workers):
                 faces[index] = face
         return faces
-
-
-def _ahead(pool: ThreadPoolExecutor, work, keys, depth: int) -> Iterator:
-    """(key, work(key)) in order, with at most `depth` results under way: a plain map would hold them all."""
-    waiting: deque[tuple[int, Future]] = deque()
-    try:
-        for key in keys:
-            waiting.append((key, pool.submit(work, key)))
-            if len(waiting) >= depth:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        while waiting:
-            done, future = waiting.popleft()
-            yield done, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
 
 
 def _check_room(size: int, device: torch.device) -> None:

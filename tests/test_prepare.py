@@ -1,0 +1,346 @@
+"""From photos to training faces: filters, duplicates, people, hold-out, resuming; one run really detects."""
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from osdface_core.errors import ConfigError
+from osdface_core.faces import Face
+from trainer import photos as photos_module
+from trainer.data import FaceDataset
+from trainer.jpeg import real_jpeg
+from trainer.likeness import hash_signs, linked_groups, perceptual_hash
+from trainer.prepare import prepare
+from trainer.sources import list_items
+
+CELL = 120  # px: side of one stand-in face in a photo
+
+
+def texture(seed: int, side: int = CELL) -> np.ndarray:
+    """A picture with strong large shapes and fine detail, unlike those of other seeds."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
+    noisy = np.asarray(coarse).astype(int) + rng.integers(-40, 41, (side, side, 3))
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+def write_photo(path: Path, *seeds: int) -> None:
+    """A photo whose faces are the textures of `seeds`, side by side; none: a grey picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [texture(seed) for seed in seeds] or [np.full((CELL, CELL, 3), 128, dtype=np.uint8)]
+    Image.fromarray(np.concatenate(cells, 1)).save(path)
+
+
+class StandIn:
+    """Instead of a detector: every textured cell of a photo is a face. Counts its calls; may be killed."""
+
+    def __init__(self) -> None:
+        self.calls, self.stop_after = 0, 10**9
+
+    def __call__(self, photo: np.ndarray, detector: str = "auto", **options) -> list[Face]:
+        if self.calls >= self.stop_after:
+            raise KeyboardInterrupt
+        self.calls += 1
+        faces = []
+        for x in range(0, photo.shape[1] - CELL + 1, CELL):
+            if photo[:, x : x + CELL].std() > 5:
+                scale = 512 / CELL
+                affine = ((scale, 0.0, -scale * x), (0.0, scale, 0.0))
+                points = tuple(
+                    (x + CELL * a, CELL * b)
+                    for a, b in ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.3, 0.7), (0.7, 0.7))
+                )
+                faces.append(Face((float(x), 0.0, float(x + CELL), float(CELL)), points, 0.9, affine))
+        return faces
+
+
+@pytest.fixture
+def detector(monkeypatch) -> StandIn:
+    stand_in = StandIn()
+    monkeypatch.setattr(photos_module, "detect", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for number in range(6):
+        write_photo(folder / "album" / f"{number}.png", number)
+    write_photo(folder / "group.png", 20, 21)
+    write_photo(folder / "wall.png")
+    shutil.copy(folder / "album" / "1.png", folder / "same.png")
+    Image.open(folder / "album" / "2.png").save(folder / "again.jpg", quality=80)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no photo")
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+def rows(dst: Path) -> list[dict[str, str]]:
+    with (dst / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def run(src: Path, dst: Path, **options):
+    options = {"min_face": 80, "min_sharpness": 0.0, "size": 128, "progress": False, **options}
+    return prepare(src, dst, **options)
+
+
+def test_every_photo_is_accounted_for(photos, tmp_path, detector):
+    dst = tmp_path / "faces"
+    summary = run(photos, dst)
+    assert summary.photos == 11
+    assert summary.faces == summary.train + summary.val == 8
+    assert summary.rejected == {"no face": 1, "same file": 1, "duplicate": 1}
+    assert [photo for photo, _ in summary.unreadable] == ["broken.jpg"]
+    assert any("broken.jpg" in line for line in summary.lines())
+    listed = rows(dst)
+    assert {row["file"] for row in listed} == {p.relative_to(dst).as_posix() for p in dst.rglob("*.png")}
+    for row in listed:
+        data = (dst / row["file"]).read_bytes()
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        assert row["source_sha256"] == hashlib.sha256((photos / row["source"]).read_bytes()).hexdigest()
+        assert int(row["size"]) == CELL
+        assert len(row["landmarks"].split()) == 10
+    assert json.loads((dst / "report.json").read_text("utf-8"))["faces"] == 8
+
+
+def test_the_result_is_a_data_set(photos, tmp_path, detector):
+    dst = tmp_path / "faces"
+    summary = run(photos, dst, holdout=0.3)
+    assert summary.split_by == "identity"
+    assert len(list_items(dst, split="train")) == summary.train
+    assert len(list_items(dst, split="val")) == summary.val > 0
+    dataset = FaceDataset(dst, 128, verify=True)
+    assert len(dataset) == 8
+    assert dataset.items[0].size == CELL
+    first = dataset.items[0].name
+    source = next(row["source"] for row in rows(dst) if row["file"] == first)
+    expected = np.asarray(Image.open(photos / source).resize((128, 128), Image.Resampling.BICUBIC)).astype(
+        int
+    )
+    assert np.abs(dataset[0].permute(1, 2, 0).numpy().astype(int) - expected).mean() < 6
+
+
+def test_people_are_the_albums_and_stay_on_one_side(photos, tmp_path, detector):
+    dst = tmp_path / "faces"
+    run(photos, dst, holdout=0.4, seed=3)
+    by_person: dict[str, set[str]] = {}
+    for row in rows(dst):
+        by_person.setdefault(row["identity"], set()).add(row["split"])
+    assert by_person.keys() == {"album", "again.jpg", "group.png"} or by_person.keys() == {
+        "album",
+        "group.png",
+    }
+    assert all(len(sides) == 1 for sides in by_person.values())
+
+
+def test_one_person_is_split_by_photo(tmp_path, detector):
+    for number in range(5):
+        write_photo(tmp_path / "photos" / "me" / f"{number}.png", number)
+    summary = run(tmp_path / "photos", tmp_path / "faces", holdout=0.2)
+    assert (summary.identities, summary.split_by, summary.val) == (1, "photo", 1)
+    assert run(tmp_path / "photos", tmp_path / "faces", holdout=0.0).val == 0
+
+
+def test_a_killed_run_continues_and_ends_the_same(photos, tmp_path, detector):
+    run(photos, tmp_path / "whole")
+    calls, detector.calls, detector.stop_after = detector.calls, 0, 4
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, tmp_path / "faces")
+    assert not (tmp_path / "faces" / "manifest.csv").exists()
+    journal = tmp_path / "faces" / ".prepare.jsonl"
+    journal.write_text(journal.read_text() + '{"source": "album/5.png", "sha')  # cut off in a line
+    (tmp_path / "faces" / "faces" / "album" / ".5-01234567-0.77.partial.png").write_bytes(b"half")
+    detector.stop_after = 10**9
+    summary = run(photos, tmp_path / "faces")
+    assert detector.calls == calls
+    assert summary.resumed == 4
+    for name in [row["file"] for row in rows(tmp_path / "whole")] + ["manifest.csv"]:
+        assert (tmp_path / "faces" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "faces").rglob("*partial*"))
+
+
+def test_only_changed_photos_are_done_again(photos, tmp_path, detector):
+    dst = tmp_path / "faces"
+    run(photos, dst)
+    before, detector.calls = {row["source"]: row["file"] for row in rows(dst)}, 0
+    run(photos, dst, holdout=0.5, seed=9)
+    assert detector.calls == 0
+    write_photo(photos / "album" / "0.png", 50)  # edited
+    write_photo(photos / "new.png", 51)
+    (photos / "album" / "3.png").unlink()
+    run(photos, dst)
+    assert detector.calls == 2
+    after = {row["source"]: row["file"] for row in rows(dst)}
+    assert after.keys() == before.keys() - {"album/3.png"} | {"new.png"}
+    assert after["album/0.png"] != before["album/0.png"]
+    assert {p.relative_to(dst).as_posix() for p in dst.rglob("*.png")} == {row["file"] for row in rows(dst)}
+    run(photos, dst, min_face=90)  # another filter looks at every photo again
+    assert detector.calls > 8
+
+
+def test_a_deleted_face_and_a_rehabilitated_duplicate_come_back(photos, tmp_path, detector):
+    dst = tmp_path / "faces"
+    run(photos, dst)
+    first = dst / rows(dst)[0]["file"]
+    content = first.read_bytes()
+    first.unlink()
+    run(photos, dst)
+    assert first.read_bytes() == content
+    assert run(photos, dst, duplicates=-1).faces == 9
+    assert len(list(dst.rglob("*.png"))) == 9
+
+
+def test_foreign_files_in_the_target_survive(photos, tmp_path, detector):
+    own = tmp_path / "faces" / "faces" / "my_own.png"
+    write_photo(own, 7)
+    run(photos, tmp_path / "faces")
+    assert own.is_file()
+
+
+def test_target_below_the_photos_is_not_a_source(photos, detector):
+    first = run(photos, photos / "out")
+    assert run(photos, photos / "out").photos == first.photos == 11
+
+
+@pytest.mark.parametrize(
+    ("policy", "faces", "reason"),
+    [("all", 2, None), ("largest", 1, "not the largest"), ("skip", 0, "several faces")],
+)
+def test_policies_for_several_faces(tmp_path, detector, policy, faces, reason):
+    write_photo(tmp_path / "photos" / "group.png", 20, 21)
+    summary = run(tmp_path / "photos", tmp_path / "faces", multi_faces=policy)
+    assert summary.faces == faces
+    assert set(summary.rejected) == ({reason} if reason else set())
+
+
+def test_filters_name_their_reason(tmp_path, detector):
+    write_photo(tmp_path / "photos" / "one.png", 1)
+    blurry = Image.fromarray(texture(2)).resize((10, 10)).resize((CELL, CELL), Image.Resampling.BICUBIC)
+    blurry.save(tmp_path / "photos" / "two.png")
+    assert run(tmp_path / "photos", tmp_path / "a", min_sharpness=0.15).rejected == {"blurry": 1}
+    assert run(tmp_path / "photos", tmp_path / "b", min_face=121).rejected == {"too small": 2}
+
+
+def test_faces_beyond_the_border_are_left_out(tmp_path, monkeypatch):
+    write_photo(tmp_path / "photos" / "one.png", 1)
+    half_out = Face(
+        (-100.0, 0.0, 100.0, 200.0),
+        ((0.0, 0.0),) * 5,
+        0.9,
+        ((512 / CELL, 0.0, 256.0), (0.0, 512 / CELL, 0.0)),
+    )
+    monkeypatch.setattr(photos_module, "detect", lambda *_, **__: [half_out])
+    assert run(tmp_path / "photos", tmp_path / "faces").rejected == {"beyond the border": 1}
+    summary = run(tmp_path / "photos", tmp_path / "faces", min_coverage=0.4)
+    assert summary.faces == 1
+    assert float(rows(tmp_path / "faces")[0]["coverage"]) == pytest.approx(0.5, abs=0.02)
+
+
+def test_jpeg_faces_and_bad_options(photos, tmp_path, detector):
+    run(photos, tmp_path / "faces", format="jpg")
+    assert all(row["file"].endswith(".jpg") for row in rows(tmp_path / "faces"))
+    assert Image.open(tmp_path / "faces" / rows(tmp_path / "faces")[0]["file"]).size == (128, 128)
+    (tmp_path / "empty").mkdir()
+    for options, message in (
+        ({"format": "gif"}, "expected png or jpg"),
+        ({"multi_faces": "some"}, "expected all"),
+        ({"holdout": 1.0}, "holdout"),
+        ({"size": 10}, "at least 64"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(photos, tmp_path / "x", **options)
+    with pytest.raises(ConfigError, match="no photos below"):
+        run(tmp_path / "empty", tmp_path / "x")
+    with pytest.raises(ConfigError, match="does not exist"):
+        run(tmp_path / "nowhere", tmp_path / "x")
+
+
+def test_hash_tells_copies_from_other_pictures():
+    faces = (
+        torch.stack([torch.from_numpy(texture(seed, 256)).permute(2, 0, 1) for seed in range(12)]).float()
+        / 255
+    )
+    smaller = torch.nn.functional.interpolate(faces, size=(150, 150), mode="bilinear", antialias=True)
+    copies = torch.stack([real_jpeg(face, 70) for face in smaller]) * 0.9 + 0.03
+    signs, copied = hash_signs(perceptual_hash(faces)), hash_signs(perceptual_hash(copies))
+    distance = (255 - signs @ copied.T) / 2
+    assert distance.diagonal().max() <= 16
+    assert (distance + 999 * torch.eye(12)).min() > 50
+
+
+def test_linked_groups_equal_a_search_by_hand():
+    vectors = torch.nn.functional.normalize(
+        torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    groups = linked_groups(vectors, 0.97)
+    expected = list(range(60))
+    changed = True
+    while changed:  # propagate the smallest label along links until nothing moves
+        changed = False
+        for a in range(60):
+            for b in range(60):
+                if a != b and float(vectors[a] @ vectors[b]) >= 0.97 and expected[b] < expected[a]:
+                    expected[a], changed = expected[b], True
+    assert groups == expected
+    assert 1 < len(set(groups)) < 60
+
+
+def test_embeddings_group_faces_by_person(tmp_path, detector, monkeypatch):
+    """Two albums with the same two people: the network's vectors decide, not the folders."""
+    from trainer import prepare as prepare_module
+
+    for album in ("a", "b"):
+        for person in range(2):
+            write_photo(tmp_path / "photos" / album / f"{person}.png", 10 * (album == "b") + person)
+    people = {tuple(np.round(texture(10 * (a == "b") + p).mean((0, 1)))): p for a in "ab" for p in range(2)}
+
+    def embed(faces: torch.Tensor) -> torch.Tensor:
+        means = faces.mean((2, 3)) * 255
+        nearest = [
+            min(people, key=lambda key: sum((k - v) ** 2 for k, v in zip(key, m, strict=True)))
+            for m in means.tolist()
+        ]
+        return torch.eye(4)[[people[key] for key in nearest]]
+
+    monkeypatch.setattr(prepare_module, "_embedder", lambda identity, device: embed)
+    summary = run(tmp_path / "photos", tmp_path / "faces", identity="weights.pt", holdout=0.5)
+    assert summary.identities == 2
+    sides = {
+        row["identity"]: {r["split"] for r in rows(tmp_path / "faces") if r["identity"] == row["identity"]}
+        for row in rows(tmp_path / "faces")
+    }
+    assert sorted(map(tuple, sides.values())) == [("train",), ("val",)]
+
+
+def test_real_photo_with_the_real_detector(tmp_path):
+    data = pytest.importorskip("skimage.data")
+    (tmp_path / "photos").mkdir()
+    photo = Image.fromarray(data.astronaut())
+    photo.save(tmp_path / "photos" / "astronaut.png")
+    photo.resize((460, 460), Image.Resampling.LANCZOS).save(tmp_path / "photos" / "smaller.jpg", quality=85)
+    summary = prepare(
+        tmp_path / "photos",
+        tmp_path / "faces",
+        min_face=60,
+        min_sharpness=0.05,
+        min_coverage=0.7,
+        progress=False,
+    )
+    assert summary.faces == 1
+    assert summary.rejected["duplicate"] == 1
+    row = rows(tmp_path / "faces")[0]
+    assert row["source"] == "astronaut.png"  # the larger of the two
+    eye_left, eye_right = row["landmarks"].split()[:2], row["landmarks"].split()[2:4]
+    assert np.hypot(float(eye_left[0]) - 204, float(eye_left[1]) - 106) < 15
+    assert 20 < float(eye_right[0]) - float(eye_left[0]) < 70
+    assert Image.open(tmp_path / "faces" / row["file"]).size == (512, 512)
