@@ -119,7 +119,7 @@ def evaluate_degraded(
     report.settings |= {"faces": str(faces), "profiles": list(profiles), "enlarge": enlarge}
     if CLEAN in profiles:
         report.notes.append(
-            f"{CLEAN}: the model gets the clean face; 'input' is that face as JPEG quality {YARDSTICK_QUALITY}"
+            f"{CLEAN}: the model gets the clean face; 'input' is that face as JPEG {YARDSTICK_QUALITY}"
         )
     with _bar(len(files) * len(profiles), options) as bar:
         for start in range(0, len(files), options.batch_size):

@@ -50,7 +50,7 @@ def _interval(estimate: float, resampled: np.ndarray, n: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean over images and its bootstrap interval; NaN values are left out, equal seeds give equal results."""
+    """Mean over images and its bootstrap interval; NaN values are left out, same seed same result."""
     data = np.asarray(values, dtype=np.float64)
     data = data[np.isfinite(data)]
     if not len(data):

@@ -7,7 +7,7 @@ from .scores import Line, Report, Summary
 
 
 def to_text(report: Report) -> str:
-    """The report for a terminal: one table per profile and group, then what is missing and what went wrong."""
+    """The report for a terminal: one table per profile and group, then what is missing or went wrong."""
     parts = [_table(summary, report) for summary in report.summaries()]
     if report.missing:
         parts.append(

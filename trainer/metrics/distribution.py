@@ -1,6 +1,7 @@
 """FID and KID: how far a set of images is from another set in the feature space of Inception-v3."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,10 @@ def kernel_distance(images: Tensor, references: Tensor, seed: int = 0) -> float:
     size = min(1000, min(len(images), len(references)) // 2)
     if size < 2:
         return math.nan
-    metric = KernelInceptionDistance(
-        feature=_Passthrough(images.shape[1]), subsets=KID_SUBSETS, subset_size=size
-    )
+    network = _Passthrough(images.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that features stay in memory: they do, and are small
+        metric = KernelInceptionDistance(feature=network, subsets=KID_SUBSETS, subset_size=size)
     metric.update(references.double(), real=True)
     metric.update(images.double(), real=False)
     with torch.random.fork_rng(devices=[]):

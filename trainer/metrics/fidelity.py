@@ -7,6 +7,8 @@ from .base import Column
 
 PSNR_CAP = 100.0
 """[dB] what identical images get, so that means and JSON stay finite."""
+WINDOW = 5
+"""[px] border in which an 11×11 window does not fit."""
 HIGH_PASS_SIGMA = 2.0
 """[px] blur whose residual counts as high frequency; at 512 px it holds skin texture, hair and eyelashes."""
 
@@ -34,7 +36,10 @@ class Psnr:
 
 
 class Ssim:
-    """Structural similarity (Wang et al. 2004): Gaussian 11×11 window σ 1.5, K = (0.01, 0.03), RGB mean."""
+    """Structural similarity (Wang et al. 2004): Gaussian 11×11 window σ 1.5, K = (0.01, 0.03), RGB mean.
+
+    Only windows that lie inside the picture count, as in the original and in VQFR's script.
+    """
 
     columns = (
         Column("ssim", "higher", "structural similarity, Gaussian window σ 1.5, mean of the RGB channels"),
@@ -47,9 +52,10 @@ class Ssim:
     def compare(self, image: Tensor, reference: Tensor) -> dict[str, Tensor]:
         from torchmetrics.functional.image import structural_similarity_index_measure
 
-        value = structural_similarity_index_measure(image, reference, data_range=1.0, reduction="none")
-        assert isinstance(value, Tensor)
-        return {"ssim": value.reshape(-1)}
+        _, whole = structural_similarity_index_measure(
+            image, reference, data_range=1.0, reduction="none", return_full_image=True
+        )
+        return {"ssim": whole[..., WINDOW:-WINDOW, WINDOW:-WINDOW].mean(dim=(1, 2, 3))}
 
 
 def high_frequency_energy(images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Column, WeightFile, WeightFinder, load_frozen
@@ -18,6 +19,26 @@ AWING = WeightFile(
 def mean_distance(points: Tensor, references: Tensor) -> Tensor:
     """(B,L,2), (B,L,2) -> (B,): mean Euclidean distance over the landmarks, in the unit of the points."""
     return (points - references).norm(dim=2).mean(dim=1)
+
+
+def heatmap_points(heatmaps: Tensor) -> Tensor:
+    """(B,L,h,w) -> (B,L,2) x and y [heatmap px, the first pixel's centre is ½].
+
+    The peak, moved by a quarter pixel towards the higher neighbour on each axis; at the border it stays.
+    facexlib's own decoding does the same (but no longer runs: it needs numpy before 1.24).
+    """
+    h, w = heatmaps.shape[2:]
+    peak = heatmaps.flatten(2).argmax(dim=2)
+    x, y = peak % w, peak // w
+
+    def level(column: Tensor, row: Tensor) -> Tensor:
+        return heatmaps.flatten(2).gather(2, (row * w + column)[..., None])[..., 0]
+
+    right, left = level((x + 1).clamp(max=w - 1), y), level((x - 1).clamp(min=0), y)
+    below, above = level(x, (y + 1).clamp(max=h - 1)), level(x, (y - 1).clamp(min=0))
+    inside_x, inside_y = (x > 0) & (x < w - 1), (y > 0) & (y < h - 1)
+    shift = torch.stack([(right - left).sign() * inside_x, (below - above).sign() * inside_y], dim=2)
+    return torch.stack([x, y], dim=2) + 0.25 * shift + 0.5
 
 
 class AwingLandmarks:
@@ -42,13 +63,10 @@ class AwingLandmarks:
 
     def features(self, images: Tensor) -> Tensor:
         """(B,98,2) landmarks."""
-        pixels = (
-            (images * 255.0).round().byte().permute(0, 2, 3, 1).flip(3).cpu().numpy()
-        )  # facexlib wants BGR
-        with torch.no_grad():
-            return torch.from_numpy(
-                np.stack([self.net.get_landmarks(np.ascontiguousarray(one)) for one in pixels])
-            )
+        small = F.interpolate((images * 255.0).round(), (256, 256), mode="bilinear", align_corners=False)
+        heatmaps = self.net(small.round() / 255.0)[0][-1][:, :-1]  # the last channel is the face boundary
+        scale = torch.tensor([images.shape[3], images.shape[2]], device=images.device) / heatmaps.shape[-1]
+        return (heatmap_points(heatmaps) * scale).cpu()
 
     def compare(self, image: Tensor, reference: Tensor) -> dict[str, Tensor]:
         return {"lmd": mean_distance(image, reference)}

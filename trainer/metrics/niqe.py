@@ -136,7 +136,7 @@ def distance(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> 
 
 
 class Niqe:
-    """No-reference quality of the Y channel; lower is more natural. Images below two 96 px blocks give NaN."""
+    """No-reference quality of the Y channel; lower is more natural. NaN for images below two 96 px blocks."""
 
     columns = (Column("niqe", "lower", "distance to natural-scene statistics, Y channel, 96 px blocks"),)
     needs_reference = False
