@@ -54,7 +54,8 @@ class StandIn:
         for x in range(0, photo.shape[1] - CELL + 1, CELL):
             if photo[:, x : x + CELL].std() > 5:
                 scale = 512 / CELL
-                affine = ((scale, 0.0, -scale * x), (0.0, scale, 0.0))
+                half = (scale - 1) / 2  # pixel centres are at whole numbers
+                affine = ((scale, 0.0, half - scale * x), (0.0, scale, half))
                 points = tuple(
                     (x + CELL * a, CELL * b)
                     for a, b in ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.3, 0.7), (0.7, 0.7))
