@@ -68,7 +68,7 @@ class EADistsTerm:
 
 @dataclass(frozen=True)
 class IdentityTerm:
-    """1 - cosine of face recognition embeddings (`[restorer.identity]`), Eq. 13; λ_ID not stated (proposal: 0.1).
+    """1 - cosine of face embeddings (`[restorer.identity]`), paper Eq. 13; λ_ID not stated (proposal 0.1).
 
     Attributes:
         file: MobileFaceNet or an ArcFace network; empty looks in torch's download cache.
@@ -99,7 +99,7 @@ class Adversary:
         adaptive: scale that factor so that the adversarial gradient at the restored picture (or latent) has
             `weight` times the norm of the other losses' gradient.
         objective: of both players; see osdface_core.losses.adversarial.
-        lr: of the discriminator (paper: 1e-4, as the generator).
+        lr, betas: of the discriminator's AdamW (paper: 1e-4, as the generator).
         start: step from which it takes part; before, it costs nothing.
         ramp: steps in which its factor grows from 0.
         r1: gradient penalty on real samples, γ/2 · ‖∇D‖²; 0 = off.
@@ -111,6 +111,7 @@ class Adversary:
     adaptive: bool = False
     objective: Objective = "softplus"
     lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
     start: int = 0
     ramp: int = 2000
     r1: float = 0.0
@@ -126,7 +127,7 @@ class Adversary:
 
 @dataclass(frozen=True)
 class DiffusionAdversary(Adversary):
-    """Down and middle blocks of the diffusion UNet on diffused latents (`[restorer.gan.diffusion]`), paper §3.3.
+    """Down and middle blocks of the UNet on diffused latents (`[restorer.gan.diffusion]`), paper §3.3.
 
     Attributes:
         train: `lora` adapts the frozen base (the paper, D3SR: rank 16, alpha 16); `all` trains a copy of the
@@ -189,9 +190,9 @@ class GANs:
 
 @dataclass(frozen=True)
 class Crop:
-    """Decode a random window only, on a share of the steps (`[restorer.crop]`): the decoder's cost falls with it.
+    """Decode a random window only, on a share of the steps (`[restorer.crop]`): the decoder costs less.
 
-    Identity and colour need the whole face and rest on those steps.
+    Identity needs the whole face and rests on those steps.
 
     Attributes:
         side: of the window [latent cells, 8 px each]; 0 = off.
@@ -224,8 +225,8 @@ class RestorerTraining:
     """`[restorer]`.
 
     Attributes:
-        mode: `lora` adapts a frozen Stable Diffusion 2.1-base (the paper); `full` trains a small UNet, and the
-            decoder and fidelity branch of a tiny codec, into a self-contained checkpoint.
+        mode: `lora` adapts a frozen Stable Diffusion 2.1-base (the paper); `full` trains a small UNet, and
+            the decoder and fidelity branch of a tiny codec, into a self-contained checkpoint.
         steps: optimiser steps (paper: 150,000 with batch 2).
         batch_size: images per optimiser step over all processes.
         accumulate: micro-batches per optimiser step and process.
@@ -298,6 +299,6 @@ class RestorerTraining:
 
     def _check_full(self) -> None:
         if self.init == "" and (self.unet is None or self.codec.kind != "tiny"):
-            raise ConfigError("mode full needs init, or [restorer.unet] and [restorer.codec] with kind = \"tiny\"")
+            raise ConfigError('mode full needs init, or [restorer.unet] and [restorer.codec] of kind "tiny"')
         if self.gan.diffusion.weight > 0 and self.gan.diffusion.train != "all":
-            raise ConfigError("mode full has no frozen base: set gan.diffusion.train to \"all\"")
+            raise ConfigError('mode full has no frozen base: set gan.diffusion.train to "all" or weight to 0')

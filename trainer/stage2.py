@@ -1,0 +1,212 @@
+"""Stage 2: the one-step restorer (paper §3.3; recipe.md §3).
+
+One generator pass per step. Its losses are those of `objectives.py` and of any discriminators of `gan.py`,
+which learn from the same pass. What is shown, scored and exported are the averaged weights.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from osdface_core.config import OSDFaceConfig
+
+from .balance import Balance
+from .config import Recipe
+from .ema import EMA
+from .export import export_tensors
+from .gan import Evidence, Opponent
+from .generator import CELL, Generator, Window, adamw, place, trained
+from .holdout import HoldOut
+from .initial import Initial, build_initial
+from .latents import CleanLatents
+from .objectives import Networks, Objectives
+from .opponents import build_opponents
+from .schedule import lr_factor, set_lr
+from .seeds import mix
+from .stage import Batch, to_signed, to_unit
+from .stage2_plan import plan
+
+__all__ = ["RestorerStage", "build", "plan"]
+
+
+class RestorerStage:
+    """Generator, opponents, average; see `Stage` for the contract with the loop.
+
+    Args:
+        initial: generator and what comes with it, from `build_initial`.
+        networks: frozen judges; their files come from the recipe.
+    """
+
+    name = "restorer"
+
+    def __init__(
+        self, recipe: Recipe, accelerator: Accelerator, initial: Initial, networks: Networks
+    ) -> None:
+        self.recipe, self.cfg, self.accelerator = recipe, recipe.restorer, accelerator
+        self.total_steps, self.parent = self.cfg.steps, initial.parent
+        self.objectives = Objectives(self.cfg, networks)
+        self.opponents = build_opponents(recipe, accelerator, initial)
+        self.core = place(initial.generator, recipe, accelerator.device)
+        self.generator, self.optimizer = accelerator.prepare(self.core, adamw(self.core, self.cfg))
+        self.ema = EMA(trained(self.core), self.cfg.ema)
+        self.clean = CleanLatents(self._encode_clean, self.cfg.latent.cache)
+        self.balance = Balance(accelerator, self.cfg.gradient_norms)
+        self.holdout = HoldOut(self.cfg, networks) if recipe.run.validate_every and recipe.data.val else None
+        self.modules: Mapping[str, nn.Module] = {
+            "generator": self.generator,
+            **{f"gan_{o.name}": o.net for o in self.opponents},
+        }
+        self.optimizers: Mapping[str, Optimizer] = {
+            "generator": self.optimizer,
+            **{f"gan_{o.name}": o.optimizer for o in self.opponents},
+        }
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Generator and discriminators once, over all micro-batches."""
+        active = [o for o in self.opponents if o.active(step)]
+        for opponent in active:
+            if step == opponent.cfg.start:
+                opponent.begin(self.core)
+        scalars: dict[str, Tensor] = {}
+        parts = self.cfg.accumulate
+        for number, micro in enumerate(batch.split(parts)):
+            with self._synchronised(active, number == parts - 1):
+                for key, value in self._backward(micro, step, active).items():
+                    share = value.detach() / parts
+                    scalars[key] = scalars[key] + share if key in scalars else share
+        return scalars | self._update(step, active)
+
+    def window(self, step: int, size: tuple[int, int]) -> Window | None:
+        """The part that this step decodes, or None for the whole face; the same on all processes.
+
+        Args:
+            size: height and width of the latent [cells].
+        """
+        side, share = self.cfg.crop.side, self.cfg.crop.share
+        if side == 0 or side >= min(size) or int((step + 1) * share) == int(step * share):
+            return None
+        draw = mix(self.recipe.run.seed, step, 0xC409)
+        rows, columns = size[0] - side + 1, size[1] - side + 1
+        return Window(draw % rows, draw // rows % columns, side)
+
+    def _synchronised(self, active: list[Opponent], last: bool) -> ExitStack:
+        """Processes exchange gradients with the last micro-batch only."""
+        stack = ExitStack()
+        for net in () if last else (self.generator, *(o.net for o in active)):
+            stack.enter_context(self.accelerator.no_sync(net))
+        return stack
+
+    def _backward(self, micro: Batch, step: int, active: list[Opponent]) -> dict[str, Tensor]:
+        """Gradients of one micro-batch for everyone."""
+        terms, evidence = self._restore(micro, step, active)
+        with self.accelerator.autocast():
+            attacks = {o.name: o.generator_loss(evidence) for o in active}
+        total = self.objectives.total(terms)
+        scalars = {**terms, "total": total.detach()}
+        if self.balance.due(step, active):
+            weighted = self.objectives.weighted(terms)
+            scalars |= self.balance.measure(evidence.fake_latent, weighted, total, attacks)
+        for opponent in active:
+            total = total + self.balance.weight(opponent, step) * attacks[opponent.name]
+        self.accelerator.backward(total / self.cfg.accumulate)
+        for opponent in active:
+            with self.accelerator.autocast():
+                loss, logs = opponent.loss(evidence, step)
+            self.accelerator.backward(loss / self.cfg.accumulate)
+            logs["g"] = attacks[opponent.name]
+            scalars |= {f"gan/{opponent.name}/{key}": value for key, value in logs.items()}
+        return scalars
+
+    def _restore(
+        self, micro: Batch, step: int, active: list[Opponent]
+    ) -> tuple[dict[str, Tensor], Evidence]:
+        """The generator's pass and its losses."""
+        lq, hq = self._layout(to_signed(micro.lq)), self._layout(to_signed(micro.hq))
+        window = self.window(step, (lq.shape[-2] // CELL, lq.shape[-1] // CELL))
+        asked = self.objectives.needs_latent or any(o.needs_latent for o in active)
+        clean = self.clean(micro, hq) if asked else None
+        with self.accelerator.autocast():
+            restored = self.generator(lq, window)
+            terms = self.objectives(restored, hq, clean, window)
+        target = hq if window is None else window.of_image(hq)
+        return terms, Evidence(restored.image, target, restored.latent, clean, restored.prompt)
+
+    def _layout(self, image: Tensor) -> Tensor:
+        return image.contiguous(memory_format=torch.channels_last) if self.recipe.run.channels_last else image
+
+    def _encode_clean(self, signed: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return self.core.encode(signed)
+
+    def _update(self, step: int, active: list[Opponent]) -> dict[str, Tensor]:
+        """Optimisers and average."""
+        cfg = self.cfg
+        factor = lr_factor(step, cfg.steps, warmup=cfg.warmup, schedule=cfg.schedule, final=cfg.final_lr)
+        scalars = {}
+        if cfg.clip > 0:
+            norm = self.accelerator.clip_grad_norm_(self.ema.parameters.values(), cfg.clip)
+            scalars = {} if norm is None else {"grad_norm": norm.detach()}
+        set_lr(self.optimizer, cfg.lr, factor)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for opponent in active:
+            opponent.update(factor, cfg.clip)
+        self.ema.update()
+        return scalars
+
+    @contextmanager
+    def averaged(self) -> Iterator[Generator]:
+        """The generator with its averaged weights, without gradients."""
+        with torch.no_grad(), self.ema.applied(), self.accelerator.autocast():
+            yield self.core
+
+    def restore(self, unit: Tensor) -> Tensor:
+        """(B, 3, H, W) unit → restored by the averaged weights, signed, not clamped."""
+        with self.averaged() as generator:
+            return generator(self._layout(to_signed(unit))).image
+
+    def sample(self, batch: Batch) -> Tensor:
+        """LQ | restored | HQ, (B, 3, H, 3W) unit."""
+        return torch.cat([batch.lq, to_unit(self.restore(batch.lq)), batch.hq], dim=3)
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Hold-out scores by profile, of the restored and (`…_lq`) of the degraded faces."""
+        return {} if self.holdout is None else self.holdout(batch, self.restore)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ema": self.ema.state_dict(), "balance": dict(self.balance.factors)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.ema.load_state_dict(state["ema"])
+        device = self.accelerator.device
+        self.balance.factors = {name: value.to(device) for name, value in state["balance"].items()}
+
+    def export(self) -> tuple[OSDFaceConfig, dict[str, Tensor], dict[str, Any]]:
+        """Averaged weights in the checkpoint format's names, and what they come from."""
+        with self.ema.applied():
+            tensors = export_tensors(self.core)
+        provenance = {
+            "parent": self.parent,
+            "mode": self.cfg.mode,
+            "prompt": self.cfg.prompt,
+            "losses": dict(self.objectives.weights),
+            "gan": {o.name: asdict(o.cfg) for o in self.opponents},
+            "ema": self.cfg.ema,
+        }
+        return self.core.config, tensors, provenance
+
+
+def build(recipe: Recipe, accelerator: Accelerator) -> RestorerStage:
+    """The stage on the accelerator's device.
+
+    Raises:
+        ConfigError, CheckpointError: one line that names the key or the file.
+    """
+    networks = Networks(recipe.restorer, accelerator.device)
+    return RestorerStage(recipe, accelerator, build_initial(recipe), networks)
