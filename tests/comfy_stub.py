@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import pkgutil
 import sys
 import types
 from dataclasses import dataclass, field
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +67,31 @@ def install(monkeypatch: Any, models: Path) -> Host:
     return host
 
 
+class OneCore(MetaPathFinder, Loader):
+    """Answers `<pack>.osdface_core.x` with the module `osdface_core.x`: tests and nodes share one set of classes."""
+
+    stem = f"{PACK}.osdface_core"
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        mine = fullname == self.stem or fullname.startswith(self.stem + ".")
+        return ModuleSpec(fullname, self, is_package=False) if mine else None
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        module = importlib.import_module(spec.name.removeprefix(f"{PACK}."))
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        alias = module.__spec__
+        assert alias is not None
+        module.__spec__ = alias.loader_state  # the import system put the alias's there
+
+
 def load_pack() -> types.ModuleType:
-    """The pack, imported as ComfyUI imports it. One copy of the core serves it and the tests."""
+    """The pack, imported as ComfyUI imports it: a package under a name of its own."""
     if PACK in sys.modules:
         return sys.modules[PACK]
-    core = importlib.import_module("osdface_core")
-    for info in pkgutil.walk_packages(core.__path__, "osdface_core."):
-        if not info.name.endswith("__main__"):
-            importlib.import_module(info.name)
-    for name in [n for n in sys.modules if n.split(".")[0] == "osdface_core"]:
-        sys.modules[f"{PACK}.{name}"] = sys.modules[name]
+    sys.meta_path.insert(0, OneCore())
     spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
