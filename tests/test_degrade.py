@@ -67,6 +67,18 @@ def test_resize_of_mixed_sizes_equals_each_alone():
         assert (result[i : i + 1, :, : after[0][i], : after[1][i]] - alone).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("mode", [LINEAR, BILINEAR, BICUBIC])
+@pytest.mark.parametrize("size", [(180, 300), (256, 170)])
+def test_large_single_pictures_take_a_faster_way_to_the_same_result(mode, size):
+    image = picture(224)
+    before, after = (
+        (lengths(224, 224), lengths(224, 224)),
+        (lengths(size[0]).repeat(2), lengths(size[1]).repeat(2)),
+    )
+    products = resize(image.repeat(2, 1, 1, 1), before, after, lengths(mode, mode), size)
+    assert (one_resize(image, size, mode) - products[:1]).abs().max() < 1e-4
+
+
 def test_blur_equals_scipy_gaussian_and_rotates():
     image = picture(80)
     zero = torch.zeros(1)

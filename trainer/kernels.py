@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LINEAR, BILINEAR, AREA, BICUBIC = range(4)
+_LARGE = 160  # px
 
 
 def gaussian_kernels(sigma_x: Tensor, sigma_y: Tensor, theta: Tensor, radius: Tensor, reach: int) -> Tensor:
@@ -140,8 +141,20 @@ def resize(
     Args:
         image: (B, C, Hc, Wc); modes: (B,) long; canvas: (H, W) of the result.
     """
+    if len(image) == 1 and image.device.type == "cpu" and min(*canvas, *image.shape[2:]) > _LARGE:
+        mode = int(modes)
+        if mode != AREA:
+            return _interpolate(image[..., : int(before[0]), : int(before[1])], canvas, mode)
     batch, channels, height, width = image.shape
     across = resize_matrix(before[1], after[1], modes, canvas[1], width)
     down = resize_matrix(before[0], after[0], modes, canvas[0], height)
     image = torch.bmm(image.reshape(batch, channels * height, width), across.transpose(1, 2))
     return down[:, None] @ image.view(batch, channels, height, canvas[1])
+
+
+def _interpolate(image: Tensor, size: tuple[int, int], mode: int) -> Tensor:
+    """The same by torch's own kernels, at large sizes on a CPU several times faster than products."""
+    if mode == BICUBIC:
+        return F.interpolate(image, size=size, mode="bicubic", antialias=True)
+    shrinks = size[0] < image.shape[2] or size[1] < image.shape[3]
+    return F.interpolate(image, size=size, mode="bilinear", antialias=mode == BILINEAR and shrinks)
