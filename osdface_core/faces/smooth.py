@@ -1,0 +1,216 @@
+"""Follow faces through the frames of a clip and steady their landmarks, so that pasted faces don't tremble.
+
+Source: Casiez, Roussel and Vogel, "1 Euro Filter" (CHI 2012): a low-pass whose cut-off rises with speed.
+A clip is known as a whole here, so the filter runs forwards and backwards and the two results are averaged:
+what one direction lags behind, the other runs ahead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from .align import affine_rows, fit_similarity
+from .face import Face
+
+CUT_DIFFERENCE = 0.15
+"""Mean change of a thumbnail's pixels (unit range) that means a new scene, if motion does not explain it."""
+THUMB = 32
+REACH = 0.6
+"""A face may move this far between frames, in units of its own size, and stay the same person's."""
+GROWTH = 1.6
+"""A face may grow or shrink by this factor between frames."""
+MAX_GAP = 4
+"""Frames for which a face may be missed and still be taken for the same one."""
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """How strongly landmarks are steadied.
+
+    Attributes:
+        fps: frames per second of the clip.
+        cutoff: cut-off of a face at rest [Hz]; lower is steadier.
+        speed: how much the cut-off rises with speed [Hz per (face sizes per second)]; higher follows faster.
+        speed_cutoff: cut-off of the speed estimate itself [Hz].
+    """
+
+    fps: float = 24.0
+    cutoff: float = 0.5
+    speed: float = 0.4
+    speed_cutoff: float = 1.0
+
+
+@dataclass
+class _Track:
+    number: int
+    frames: list[int]
+    faces: list[Face]
+
+
+def smooth(
+    frames: Sequence[Sequence[Face]],
+    pixels: Tensor | None = None,
+    *,
+    cuts: Sequence[bool] | None = None,
+    settings: Smoothing | None = None,
+) -> list[list[Face]]:
+    """Give every face a track number and steady landmarks, affine and box over time.
+
+    Args:
+        frames: faces per frame, as `detect` found them.
+        pixels: (B, 3, H, W) unit range, for finding scene cuts; or pass `cuts`, or neither (no cut).
+        cuts: per frame, whether it starts a new scene.
+        settings: strength of the filter; the defaults suit 24 to 30 frames per second.
+    Returns:
+        Faces per frame in the same order, with `track` set. Where a face was missed for up to four frames, it
+        is filled in between its neighbours in time (at the end of that frame's list), so that a restored face
+        does not flash.
+    """
+    settings = settings or Smoothing()
+    if cuts is None:
+        cuts = [False] * len(frames) if pixels is None else scene_cuts(pixels)
+    result: list[list[Face]] = [[] for _ in frames]
+    places = {id(face): (i, j) for i, faces in enumerate(frames) for j, face in enumerate(faces)}
+    slots: list[dict[int, Face]] = [{} for _ in frames]
+    for track in follow(frames, cuts):
+        for frame, original, face in steady(track, settings):
+            where = places.get(id(original)) if original is not None else None
+            slots[frame][where[1] if where else 10**6 + track.number] = face
+    for number, slot in enumerate(slots):
+        result[number] = [slot[key] for key in sorted(slot)]
+    return result
+
+
+def scene_cuts(pixels: Tensor) -> list[bool]:
+    """Whether each frame of (B, 3, H, W) starts a new scene; the first never does.
+
+    Two thumbnails are compared at the shift (up to a quarter of the picture) at which they agree best, so
+    that a quick pan is no cut.
+    """
+    thumbs = [F.adaptive_avg_pool2d(frame.float(), THUMB) for frame in pixels]
+    return [False] * min(1, len(thumbs)) + [_differ(a, b) for a, b in pairwise(thumbs)]
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    if float((a - b).abs().mean()) < CUT_DIFFERENCE:
+        return False
+    reach = THUMB // 4
+    best = math.inf
+    for dy in range(-reach, reach + 1, 2):
+        for dx in range(-reach, reach + 1, 2):
+            p = a[:, max(dy, 0) : THUMB + min(dy, 0), max(dx, 0) : THUMB + min(dx, 0)]
+            q = b[:, max(-dy, 0) : THUMB + min(-dy, 0), max(-dx, 0) : THUMB + min(-dx, 0)]
+            best = min(best, float((p - q).abs().mean()))
+    return best >= 0.6 * CUT_DIFFERENCE
+
+
+def follow(frames: Sequence[Sequence[Face]], cuts: Sequence[bool]) -> list[_Track]:
+    """Link faces of neighbouring frames into tracks, nearest pairs first; a cut ends all of them."""
+    done: list[_Track] = []
+    live: list[_Track] = []
+    count = 0
+    for number, faces in enumerate(frames):
+        if cuts[number]:
+            done, live = done + live, []
+        done += [track for track in live if number - track.frames[-1] > MAX_GAP + 1]
+        live = [track for track in live if number - track.frames[-1] <= MAX_GAP + 1]
+        taken = _match(live, faces, number)
+        for index, face in enumerate(faces):
+            if index in taken:
+                taken[index].frames.append(number)
+                taken[index].faces.append(face)
+            else:
+                live.append(_Track(count, [number], [face]))
+                count += 1
+    return sorted(done + live, key=lambda track: track.number)
+
+
+def _match(tracks: Sequence[_Track], faces: Sequence[Face], number: int) -> dict[int, _Track]:
+    pairs = []
+    for track in tracks:
+        expected, size = _predict(track, number)
+        for index, face in enumerate(faces):
+            distance = float(np.linalg.norm(face.points.mean(axis=0) - expected)) / max(size, face.size, 1e-6)
+            ratio = max(face.size, 1e-6) / max(size, 1e-6)
+            if distance < REACH and 1 / GROWTH < ratio < GROWTH:
+                pairs.append((distance, track.number, index, track))
+    taken: dict[int, _Track] = {}
+    used: set[int] = set()
+    for _, _, index, track in sorted(pairs, key=lambda pair: pair[:3]):
+        if index not in taken and track.number not in used:
+            taken[index] = track
+            used.add(track.number)
+    return taken
+
+
+def _predict(track: _Track, number: int) -> tuple[np.ndarray, float]:
+    """Where the landmarks' centre should be now at constant speed, and the last size."""
+    last = track.faces[-1].points.mean(axis=0)
+    if len(track.faces) < 2:
+        return last, track.faces[-1].size
+    step = (last - track.faces[-2].points.mean(axis=0)) / (track.frames[-1] - track.frames[-2])
+    return last + step * (number - track.frames[-1]), track.faces[-1].size
+
+
+def steady(track: _Track, settings: Smoothing) -> list[tuple[int, Face | None, Face]]:
+    """Filter one track.
+
+    Returns:
+        (frame, the detected face or None where it was missed, the steadied face), frame by frame.
+    """
+    span = list(range(track.frames[0], track.frames[-1] + 1))
+    known = dict(zip(track.frames, track.faces, strict=True))
+    values = np.array([_numbers(face) for face in track.faces])
+    filled = np.stack([np.interp(span, track.frames, column) for column in values.T], axis=1)
+    sizes = np.exp(
+        np.log(np.maximum(np.ptp(filled[:, 4:].reshape(-1, 5, 2), axis=1).max(axis=1), 1e-3)).mean()
+    )
+    scaled = filled / sizes
+    both = (one_euro(scaled, settings) + one_euro(scaled[::-1], settings)[::-1]) / 2 * sizes
+    nearest = [track.faces[int(np.argmin(np.abs(np.array(track.frames) - frame)))] for frame in span]
+    return [
+        (frame, known.get(frame), _rebuild(near, row, track.number))
+        for frame, near, row in zip(span, nearest, both, strict=True)
+    ]
+
+
+def one_euro(signal: np.ndarray, settings: Smoothing) -> np.ndarray:
+    """The causal filter over (frames, channels); one cut-off per channel and frame.
+
+    Source: Casiez et al. 2012, Algorithm 1: alpha = 1 / (1 + tau / dt), tau = 1 / (2 pi cut-off).
+    """
+    dt = 1 / settings.fps
+    out = np.empty_like(signal)
+    value, speed = signal[0].copy(), np.zeros_like(signal[0])
+    out[0] = value
+    for number in range(1, len(signal)):
+        raw = (signal[number] - signal[number - 1]) / dt
+        speed += _alpha(settings.speed_cutoff, dt) * (raw - speed)
+        cutoff = settings.cutoff + settings.speed * np.abs(speed)
+        value = value + _alpha(cutoff, dt) * (signal[number] - value)
+        out[number] = value
+    return out
+
+
+def _alpha(cutoff: np.ndarray | float, dt: float) -> np.ndarray | float:
+    return 1 / (1 + 1 / (2 * math.pi * cutoff * dt))
+
+
+def _numbers(face: Face) -> np.ndarray:
+    return np.concatenate((face.box, face.points.ravel()))
+
+
+def _rebuild(face: Face, row: np.ndarray, number: int) -> Face:
+    x0, y0, x1, y1 = row[:4].tolist()
+    left, right, nose, mouth_left, mouth_right = ((float(x), float(y)) for x, y in row[4:].reshape(5, 2))
+    points = (left, right, nose, mouth_left, mouth_right)
+    affine = affine_rows(fit_similarity(np.array(points)))
+    return dataclasses.replace(face, box=(x0, y0, x1, y1), landmarks=points, affine=affine, track=number)
