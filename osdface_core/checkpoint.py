@@ -98,6 +98,8 @@ def read_header(path: str | Path) -> tuple[OSDFaceConfig, dict[str, Any], list[s
     try:
         raw = json.loads(metadata["osdface.config"])
         training = json.loads(metadata.get("osdface.training", "{}"))
+        if not isinstance(raw, dict) or not isinstance(training, dict):
+            raise ValueError("no JSON objects")
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path.name}: the header's config is missing or damaged; download it again") from error
     return from_dict(OSDFaceConfig, raw, path.name), training, names

@@ -44,7 +44,8 @@ def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
             raise OSDFaceError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}")
         return DTYPES[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        # Compute capability 8.0 (Ampere) brought bfloat16; older PyTorch counts emulation as support.
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
 
 

@@ -40,6 +40,8 @@ def read_model(source: str | Path) -> Checkpoint:
         CheckpointError: nothing there, or nothing that is a model.
     """
     path = resolve(source)
+    if path == MINI and not path.is_file():
+        raise CheckpointError(f"the embedded checkpoint is missing at {path}; install osdface again, or give a --model")
     if not path.is_dir():
         if path.suffix in {".ckpt", ".pth", ".pt"}:
             raise CheckpointError(f"{path.name} is one of the released files; give its folder, or run osdface convert")
