@@ -133,7 +133,7 @@ def test_table_names_what_is_missing_unmatched_and_failed() -> None:
     whole.unmatched["reference"] = [f"{i}.png" for i in range(12)]
     whole.failed["z"] = "z.png: truncated"
     text = table.to_text(whole)
-    assert text.startswith("severe: 1 images")
+    assert text.startswith("severe: 1 image\n")
     for part in ("dists: vgg16-397923af.pth", "12 unmatched (reference)", "and 4 more", "z.png: truncated"):
         assert part in text
     assert re.search(r"perceptual +lower is better +0\.2000 .* 0\.400 .*100 %", text)
@@ -179,9 +179,7 @@ def test_gallery_needs_nothing_from_outside() -> None:
     whole = report(row("a<b>", "mild", tone="dark"), row("</script>", "severe"))
     whole.missing["dists"] = "get it from https://download.pytorch.org/models <now>"
     page = gallery.render(whole, heading="A & B", verdict="x < y")
-    assert "http" not in page and "//" not in re.sub(
-        r"data:image/jpeg;base64|// position[^\n]*", "", _without_data(page)
-    )
+    assert "http" not in page and "//" not in _without_data(page)
     assert not re.search(r"<(link|iframe|img|script)[^>]*\s(src|href)=", page)
     assert page.count("</script>") == 2  # the data and the code: a name cannot close them
     assert "A &amp; B" in page and "x &lt; y" in page and "%DATA%" not in page

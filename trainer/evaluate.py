@@ -98,8 +98,8 @@ def evaluate_degraded(
     """Degrade clean faces, restore them, and compare restored and input with the clean ones.
 
     The baseline ("input") is bicubic enlargement of the same small, noisy, compressed picture. In the profile
-    `identity` the model gets the clean face itself, and the baseline is that face saved as JPEG of quality
-    90.
+    `identity` the model gets the clean face itself, and the baseline is that face as a JPEG of
+    quality 75.
 
     Args:
         faces: folder of clean aligned faces; others than 512×512 are resized.

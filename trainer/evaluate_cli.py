@@ -11,7 +11,7 @@ from .evaluate import Options, Restore, evaluate, evaluate_degraded
 from .evaluation import gallery, montage, table, targets
 from .evaluation.scores import Report, to_json, write_text
 
-TARGET_METRICS = ("perceptual", "identity", "psnr", "ssim", "hf_energy", "colour_shift", "niqe")
+TARGET_METRICS = ("perceptual", "identity", "psnr", "hf_energy", "colour_shift")
 EXAMPLES = """examples:
   osdface evaluate restored/ reference/ --lq input/ --html report.html
   osdface evaluate --degrade mild,medium,severe clean_faces/ --model mini --out report/

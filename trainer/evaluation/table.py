@@ -24,7 +24,9 @@ def to_text(report: Report) -> str:
 def title(summary: Summary) -> str:
     """One line that names a summary: profile, group, number of images."""
     parts = [summary.profile, "=".join(summary.group) if summary.group else ""]
-    return ", ".join(part for part in parts if part) + (": " if any(parts) else "") + f"{summary.n} images"
+    name = ", ".join(part for part in parts if part)
+    count = "1 image" if summary.n == 1 else f"{summary.n} images"
+    return f"{name}: {count}" if name else count
 
 
 def cells(line: Line) -> list[str]:
