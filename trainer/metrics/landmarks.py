@@ -16,6 +16,10 @@ AWING = WeightFile(
 )
 
 
+SMALLEST = 0.2
+"""An aligned face is larger than this fraction of its picture; a detector need not look for smaller ones."""
+
+
 def mean_distance(points: Tensor, references: Tensor) -> Tensor:
     """(B,L,2), (B,L,2) -> (B,): mean Euclidean distance over the landmarks, in the unit of the points."""
     return (points - references).norm(dim=2).mean(dim=1)
@@ -96,7 +100,7 @@ class MtcnnLandmarks:
 
     def _landmarks(self, image: Tensor) -> Tensor:
         middle = np.array([image.shape[2], image.shape[1]]) / 2
-        faces = self.detect(image, "mtcnn")
+        faces = self.detect(image, "mtcnn", min_face=SMALLEST * image.shape[2], effort="fast")
         points = [np.asarray(face.landmarks, dtype=np.float64) for face in faces]
         if not points:
             return torch.full((5, 2), torch.nan, dtype=torch.float64)
