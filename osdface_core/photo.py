@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .errors import ImageError
+from .color import keep_grey
 from .faces import Face, align, detect, paste, select
 from .faces.regions import Photo, photo_shape
 from .identity import load_identity, similarity
@@ -88,20 +88,38 @@ def restore_photo(
     if isinstance(faces, str):
         found = detect(photo, detector, detector_dir=detector_dir, device=pipeline.device, min_face=min_face)
         found = select(
-            found, (height, width), faces, min_size=min_face, max_size=max_face, max_count=max_faces, order=order
+            found,
+            (height, width),
+            faces,
+            min_size=min_face,
+            max_size=max_face,
+            max_count=max_faces,
+            order=order,
         )
     else:
         found = list(faces)
     device = pipeline.device
     crops = align(photo, found, device=device) if found else torch.zeros(0, 3, 512, 512, device=device)
     restored = pipeline.restore(
-        crops, strength=strength, timestep=timestep, color_fix=color_fix, batch_size=batch_size, progress=progress
+        crops,
+        strength=strength,
+        timestep=timestep,
+        color_fix=color_fix,
+        batch_size=batch_size,
+        progress=progress,
     )
+    restored = keep_grey(restored, crops)  # without a colour in the photo there is none in the faces
     if identity is not None and found:
         found = _with_identity(found, crops, restored, identity)
     image, ratio = enlarge(photo, upscale, upscale_model, device)
     image, mask = paste(
-        image, found, restored, crops=crops if ratio == (1.0, 1.0) else None, feather=feather, mode=paste_mode, scale=ratio
+        image,
+        found,
+        restored,
+        crops=crops if ratio == (1.0, 1.0) else None,
+        feather=feather,
+        mode=paste_mode,
+        scale=ratio,
     )
     return PhotoResult(image, mask, found, crops, restored)
 
@@ -110,5 +128,10 @@ def restore_photo(
 def _with_identity(faces: list[Face], crops: Tensor, restored: Tensor, weights: str | Path) -> list[Face]:
     """Each face with (1.0, cosine of the restored face to the original): the original is the measure."""
     net = load_identity(weights, crops.device)
-    scores = torch.cat([similarity(net, a, b) for a, b in zip(crops.split(16), restored.split(16), strict=True)])
-    return [dataclasses.replace(f, identity_before_after=(1.0, s)) for f, s in zip(faces, scores.tolist(), strict=True)]
+    scores = torch.cat(
+        [similarity(net, a, b) for a, b in zip(crops.split(16), restored.split(16), strict=True)]
+    )
+    return [
+        dataclasses.replace(f, identity_before_after=(1.0, s))
+        for f, s in zip(faces, scores.tolist(), strict=True)
+    ]

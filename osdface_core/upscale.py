@@ -48,16 +48,17 @@ def _lanczos(photo: Photo, size: tuple[int, int]) -> Photo:
         return photo
     if isinstance(photo, Tensor):
         planes = photo.detach().cpu().float().numpy()
-        result = np.stack([_resize_plane(plane, size) for plane in planes])
+        result = np.stack([resize_plane(plane, size) for plane in planes])
         return torch.from_numpy(result).clamp(0.0, 1.0).to(photo)
     full = FULL_SCALE[str(photo.dtype)]
     if photo.dtype == np.uint8:
         return np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.LANCZOS))
-    result = np.stack([_resize_plane(photo[..., c].astype(np.float32), size) for c in range(3)], axis=-1)
+    result = np.stack([resize_plane(photo[..., c].astype(np.float32), size) for c in range(3)], axis=-1)
     return result.astype(photo.dtype) if full == 1.0 else result.round().clip(0, full).astype(photo.dtype)
 
 
-def _resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """One channel (H, W) to `size`, float32 in the plane's own range; Lanczos may overshoot it."""
     image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
     return np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))
 

@@ -1,10 +1,19 @@
 """Fixtures shared by the tests: where the reference data lies, and one thread per test process."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from osdface_core.config import OSDFaceConfig
+    from osdface_core.pipeline import OSDFacePipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -17,3 +26,89 @@ def shared() -> Path:
     if not (folder / "refs").is_dir():
         pytest.skip(f"no reference data at {folder}: set OSDFACE_SHARED to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with eight smooth 64 x 64 pictures that stand in for aligned faces."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("faces")
+    y, x = np.mgrid[0:64, 0:64]
+    noise = np.random.default_rng(0)
+    for number in range(8):
+        waves = [127 + 90 * np.sin((x * (number + 1) + y * (c + 1)) / 9 + c) for c in range(3)]
+        pixels = np.stack(waves, -1) + noise.normal(0, 12, (64, 64, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> OSDFaceConfig:
+    """The embedded model's structure with a handful of channels: 512-px faces take a tenth of a second."""
+    from osdface_core.config import CodecConfig, OSDFaceConfig, ProjectionConfig, UNetConfig, VREConfig
+
+    return OSDFaceConfig(
+        arch="full",
+        name="tiny",
+        lora=None,
+        base="",
+        vre=VREConfig(
+            resolution=64, base_channels=8, channel_multipliers=(1, 1, 2), res_blocks=1,
+            attention_resolutions=(16,), z_channels=16, codebook_size=128, norm_groups=4, input_range=(-1.0, 1.0),
+        ),
+        projection=ProjectionConfig(hidden=16, out=32),
+        unet=UNetConfig((16, 16), (False, True), attention_head_dim=8, norm_groups=4),
+        codec=CodecConfig(kind="tiny", channels=8, decoder_blocks=(1, 1, 1, 1), guide_channels=(4, 4, 8, 8)),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_tensors(tiny_config: OSDFaceConfig) -> dict[str, torch.Tensor]:
+    """Random weights for `tiny_config`, under the names of a checkpoint."""
+    from osdface_core.backbone import build_full
+    from osdface_core.vre import VRE, Projection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone: Any = build_full(tiny_config)
+        parts: dict[str, Any] = {
+            "vre": VRE(tiny_config.vre),
+            "projection": Projection(tiny_config.vre.z_channels, tiny_config.projection),
+            "unet": backbone.predictor.unet,
+            "codec": backbone.codec,
+        }
+    return {f"{part}.{k}": v for part, module in parts.items() for k, v in module.state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    tiny_config: OSDFaceConfig,
+    tiny_tensors: dict[str, torch.Tensor],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A complete, self-contained checkpoint with random weights."""
+    from osdface_core.checkpoint import save_checkpoint
+
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    save_checkpoint(path, tiny_tensors, tiny_config, {"recipe": "random", "steps": 0})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_checkpoint: Path) -> OSDFacePipeline:
+    """The pipeline of `tiny_checkpoint`, float32 on the CPU. Do not change it."""
+    from osdface_core.pipeline import OSDFacePipeline
+
+    return OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def portraits() -> np.ndarray:
+    """A photo of two people, (300, 600, 3) uint8, from packages of the `demo` extra."""
+    pytest.importorskip("skimage")
+    pytest.importorskip("matplotlib")
+    from osdface_core.demo import demo_photo
+
+    return demo_photo()

@@ -1,0 +1,202 @@
+"""The direction of dependencies, read from the sources: who may import whom, and what importing may do."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = sorted((ROOT / "osdface_core").rglob("*.py"))
+NODES = sorted((ROOT / "nodes").rglob("*.py"))
+TRAINER = sorted((ROOT / "trainer").rglob("*.py"))
+HOST = {"folder_paths", "execution", "server", "comfy", "comfy_extras", "comfy_api", "comfy_execution"}
+HEAVY = {"facexlib", "spandrel", "diffusers", "kornia", "torchmetrics", "peft", "skimage", "matplotlib"}
+# Parts of the core that know nothing of each other.
+APART = ("vre", "one_step", "faces", "losses", "color")
+
+
+class Import(NamedTuple):
+    """One imported module: `level` dots and `name`; `inside` a function or for type checkers."""
+
+    file: Path
+    line: int
+    level: int
+    name: str
+    inside: bool
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(ROOT)}:{self.line} imports {'.' * self.level}{self.name}"
+
+    @property
+    def top(self) -> str:
+        return self.name.split(".")[0] if self.level == 0 else ""
+
+    @property
+    def target(self) -> tuple[str, ...]:
+        """Path from the repository's root, for relative imports."""
+        package = self.file.relative_to(ROOT).parts[: -self.level]
+        return (*package, *self.name.split("."))
+
+
+def imports(file: Path) -> list[Import]:
+    return list(_walk(ast.parse(file.read_text(encoding="utf-8")), file, inside=False))
+
+
+def _walk(node: ast.AST, file: Path, inside: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(file, child.lineno, 0, alias.name, inside) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield from _from(child, file, inside)
+        later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        yield from _walk(child, file, inside or later or typing_only)
+
+
+def _from(node: ast.ImportFrom, file: Path, inside: bool) -> Iterator[Import]:
+    """`from . import a, b` names modules; `from .a import x` names one."""
+    if node.module is None:
+        yield from (Import(file, node.lineno, node.level, alias.name, inside) for alias in node.names)
+    else:
+        yield Import(file, node.lineno, node.level, node.module, inside)
+
+
+def all_imports(files: list[Path]) -> list[Import]:
+    return [found for file in files for found in imports(file)]
+
+
+def named(found: list[Import]) -> str:
+    return "\n".join(map(str, found))
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(CORE) > 20
+    assert len(NODES) > 5
+    assert len(TRAINER) > 20
+    assert sum(i.level > 0 for i in all_imports(CORE)) > 50
+
+
+def test_the_core_knows_neither_comfyui_nor_trainer_nor_nodes() -> None:
+    outside = HOST | {"accelerate", "trainer", "nodes"}
+    bad = [i for i in all_imports(CORE) if i.top in outside or (i.level and i.target[0] != "osdface_core")]
+    assert not bad, named(bad)
+
+
+def test_only_the_command_line_names_the_trainer() -> None:
+    """`cli.py` imports it by name when one of its commands runs; nobody else mentions it in a string."""
+    found = {
+        file.relative_to(ROOT).as_posix()
+        for file in CORE
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
+        if any("trainer" in ast.unparse(argument) for argument in node.args)
+    }
+    assert found == {"osdface_core/cli.py"}
+
+
+def test_relative_imports_inside_the_pack() -> None:
+    """ComfyUI loads the pack under the name of its path: absolute imports find another copy or none."""
+    bad = [i for i in all_imports(CORE + NODES) if i.top in {"osdface_core", "nodes"}]
+    assert not bad, named(bad)
+
+
+def test_nodes_use_the_core_alone() -> None:
+    bad = [
+        i
+        for i in all_imports(NODES)
+        if i.top == "trainer" or (i.level and i.target[0] not in ("nodes", "osdface_core"))
+    ]
+    assert not bad, named(bad)
+
+
+def test_comfyui_is_imported_in_host_only_and_late() -> None:
+    bad = [i for i in all_imports(NODES) if i.top in HOST and not (i.file.name == "host.py" and i.inside)]
+    assert not bad, named(bad)
+
+
+def test_the_trainer_uses_the_core_alone() -> None:
+    bad = [
+        i for i in all_imports(TRAINER) if i.top in HOST | {"nodes"} or (i.level and i.target[0] != "trainer")
+    ]
+    assert not bad, named(bad)
+
+
+def test_parts_of_the_core_that_never_meet() -> None:
+    def part(path: tuple[str, ...]) -> str:
+        name = path[1].removesuffix(".py") if path[0] == "osdface_core" and len(path) > 1 else ""
+        return name if name in APART else ""
+
+    bad = [
+        i
+        for i in all_imports(CORE)
+        if i.level and (own := part(i.file.relative_to(ROOT).parts)) and part(i.target) not in ("", own)
+    ]
+    assert not bad, named(bad)
+
+
+def test_inference_leaves_conversion_and_losses_alone() -> None:
+    """Losses belong to the trainer; conversion opens only for released folders, inside functions."""
+    own = [i for i in all_imports(CORE) if i.level]
+    losses = [i for i in own if "losses" in i.target and "losses" not in i.file.parts]
+    assert not losses, named(losses)
+    convert = [i for i in own if i.target[:2] == ("osdface_core", "convert")]
+    late = [i for i in convert if not i.inside]
+    assert {i.file.name for i in late} <= {"convert_command.py"}, named(late)
+
+
+def test_heavy_libraries_load_where_they_are_needed() -> None:
+    """`tiny_codec.py` subclasses diffusers' modules and is itself imported late."""
+    bad = [i for i in all_imports(CORE) if i.top in HEAVY and not i.inside and i.file.name != "tiny_codec.py"]
+    assert not bad, named(bad)
+    early = [i for i in all_imports(CORE) if i.level and i.target[-1] == "tiny_codec" and not i.inside]
+    assert not early, named(early)
+
+
+ALLOWED = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+
+
+@pytest.mark.parametrize("file", CORE, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_importing_the_core_does_nothing(file: Path) -> None:
+    """Module level holds names only: no calls for their effect, loops, sys.path edits or device queries."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Expr):
+            assert isinstance(node.value, ast.Constant), f"line {node.lineno}: {ast.unparse(node)}"
+        elif isinstance(node, ast.If):
+            assert ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"), (
+                f"line {node.lineno}"
+            )
+        else:
+            assert isinstance(node, ALLOWED), f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_import_costs_nothing() -> None:
+    loaded = loaded_after("import osdface_core; osdface_core.__version__")
+    assert not loaded & {"torch", "numpy", "PIL"}
+
+
+def test_a_restored_photo_needs_neither_conversion_nor_losses(tiny_checkpoint: Path) -> None:
+    loaded = loaded_after(
+        "import numpy as np, osdface_core\n"
+        f"pipe = osdface_core.OSDFacePipeline.from_pretrained({str(tiny_checkpoint)!r}, device='cpu')\n"
+        "pipe.restore_photo(np.zeros((64, 64, 3), np.uint8))"
+    )
+    assert "osdface_core.pipeline" in loaded
+    bad = {
+        m for m in loaded if m.startswith(("osdface_core.convert", "osdface_core.losses", "trainer", "nodes"))
+    }
+    assert not bad
+    assert not loaded & {"accelerate", "peft", "kornia", "torchmetrics", "spandrel", "matplotlib"}

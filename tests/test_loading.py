@@ -1,0 +1,128 @@
+"""From names and paths to models: what loads, what is refused, and with which line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from osdface_core import loading
+from osdface_core.checkpoint import save_checkpoint
+from osdface_core.config import OSDFaceConfig
+from osdface_core.errors import CheckpointError
+from osdface_core.loading import load_model, load_vre, read_model, resolve
+
+Tensors = dict[str, torch.Tensor]
+
+
+def test_names_and_paths(tmp_path: Path) -> None:
+    assert resolve("mini") == loading.MINI
+    assert resolve(tmp_path / "x") == tmp_path / "x"
+    assert resolve("~/x.safetensors") == Path.home() / "x.safetensors"
+
+
+def test_everything_is_loaded(
+    tiny_checkpoint: Path, tiny_tensors: Tensors, tiny_config: OSDFaceConfig
+) -> None:
+    loaded = load_model(tiny_checkpoint)
+    assert loaded.config == tiny_config
+    assert loaded.training == {"recipe": "random", "steps": 0}
+    backbone: Any = loaded.backbone
+    parts: dict[str, Any] = {
+        "vre": loaded.vre,
+        "projection": loaded.projection,
+        "unet": backbone.predictor.unet,
+        "codec": backbone.codec,
+    }
+    state = {f"{part}.{k}": v for part, module in parts.items() for k, v in module.state_dict().items()}
+    assert set(state) == set(tiny_tensors)
+    assert all(state[k].equal(v) for k, v in tiny_tensors.items())
+    assert not any(p.requires_grad for module in parts.values() for p in module.parameters())
+
+
+def test_the_absent_embedded_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "MINI", tmp_path / "mini.safetensors")
+    with pytest.raises(CheckpointError, match=r"embedded checkpoint is missing at .*; install osdface again"):
+        load_model("mini")
+
+
+def test_the_embedded_checkpoint() -> None:
+    if not loading.MINI.is_file():
+        pytest.skip("no embedded checkpoint in this tree")
+    assert loading.MINI.stat().st_size <= 40_000_000
+    loaded = load_model("mini")
+    backbone: Any = loaded.backbone
+    assert loaded.config.arch == "full"
+    assert sum(p.numel() for p in backbone.predictor.unet.parameters()) <= 20_000_000
+
+
+@pytest.mark.parametrize("name", ["associate_2.ckpt", "embedding_change_weights.pth", "x.pt"])
+def test_one_of_the_released_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"{name} is one of the released files; give its folder"):
+        read_model(tmp_path / name)
+
+
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"lacks associate_2\.ckpt"):
+        read_model(tmp_path)
+
+
+def test_a_file_of_stage_1(tiny_config: OSDFaceConfig, tiny_tensors: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "stage1.safetensors"
+    save_checkpoint(path, {k: v for k, v in tiny_tensors.items() if k.startswith("vre.")}, tiny_config)
+    with pytest.raises(CheckpointError, match="lacks projection, unet, codec: it is a file of stage 1"):
+        load_model(path)
+    assert load_vre(path).quantize.embedding.weight.equal(tiny_tensors["vre.quantize.embedding.weight"])
+
+
+@pytest.mark.parametrize("part", ["vre", "projection", "unet", "codec"])
+def test_missing_extra_and_misshapen_tensors(
+    tiny_config: OSDFaceConfig, tiny_tensors: Tensors, tmp_path: Path, part: str
+) -> None:
+    path = tmp_path / "bad.safetensors"
+    name = next(k for k, v in tiny_tensors.items() if k.startswith(part + ".") and v.ndim > 1)
+    short = name.removeprefix(part + ".")
+    cases = {
+        f"1 tensors missing, first {short}": {k: v for k, v in tiny_tensors.items() if k != name},
+        "1 unexpected tensors, first wings": tiny_tensors | {f"{part}.wings": torch.ones(1)},
+        f"{short} is": tiny_tensors | {name: tiny_tensors[name][:1].clone()},
+    }
+    for message, tensors in cases.items():
+        save_checkpoint(path, tensors, tiny_config)
+        with pytest.raises(CheckpointError) as error:
+            load_model(path)
+        assert message in str(error.value)
+        assert f"bad.safetensors: {part}" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_config_that_builds_nothing(
+    tiny_config: OSDFaceConfig, tiny_tensors: Tensors, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "a.safetensors", tiny_tensors, dataclasses.replace(tiny_config, unet=None))
+    with pytest.raises(CheckpointError, match="needs unet and a tiny codec"):
+        load_model(tmp_path / "a.safetensors")
+
+
+def lora_checkpoint(path: Path, tiny_config: OSDFaceConfig, tiny_tensors: Tensors) -> Path:
+    config = dataclasses.replace(OSDFaceConfig(), vre=tiny_config.vre, projection=tiny_config.projection)
+    tensors = {k: v for k, v in tiny_tensors.items() if k.startswith(("vre.", "projection."))}
+    tensors |= {"lora.x.lora_A.weight": torch.ones(1, 2), "lora.x.lora_B.weight": torch.ones(2, 1)}
+    save_checkpoint(path, tensors, config)
+    return path
+
+
+def test_a_lora_needs_its_base(tiny_config: OSDFaceConfig, tiny_tensors: Tensors, tmp_path: Path) -> None:
+    path = lora_checkpoint(tmp_path / "lora.safetensors", tiny_config, tiny_tensors)
+    with pytest.raises(
+        CheckpointError, match="is a LoRA for stable-diffusion-2-1-base: give that model with --base"
+    ):
+        load_model(path)
+    with pytest.raises(CheckpointError, match="no base model at"):
+        load_model(path, base=tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="lora is 'melted', expected merged or live"):
+        load_model(path, base=tmp_path, lora="melted")
