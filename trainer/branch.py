@@ -17,6 +17,7 @@ from osdface_core.vre import VQAutoencoder
 
 from .config import RunConfig
 from .dictionary import Dictionary, vq_loss
+from .launch import all_rows, all_sum
 from .schedule import set_lr
 from .vre_config import VRETraining
 
@@ -67,7 +68,7 @@ class Branch:
         net, disc = net.to(accelerator.device), disc.to(accelerator.device)
         self.dictionary = Dictionary(
             net.net.quantize.embedding.weight, cfg.codebook,
-            reduce=lambda x: accelerator.reduce(x, "sum"), gather=accelerator.gather,
+            reduce=lambda x: all_sum(accelerator, x), gather=lambda x: all_rows(accelerator, x),
         )  # fmt: skip
         if run.compile:
             net.compile()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .vre_config import Dictionary as Settings
 
@@ -64,19 +64,25 @@ def usage(indices: Tensor, size: int, tokens: int) -> dict[str, Tensor]:
 class Dictionary:
     """Running use of each code; with `update = "ema"` also the running mean that replaces its gradient.
 
-    Collapse is countered by moving codes that are hardly used onto features of the current batch. All of it
-    is tensor code without a host sync; every process comes to the same codes.
+    Collapse is countered by moving codes that nothing uses onto features of the current batch. All of it is
+    tensor code without a host sync; every process comes to the same codes.
     """
 
-    def __init__(self, weight: nn.Parameter, settings: Settings, reduce: Reduce, gather: Reduce) -> None:
+    def __init__(self, weight: Tensor, settings: Settings, reduce: Reduce, gather: Reduce) -> None:
         """`weight` is (K, D); `reduce` sums and `gather` concatenates a tensor over the processes."""
         self.settings = settings
         self._weight, self._reduce, self._gather = weight, reduce, gather
         size = weight.shape[0]
-        self.hits = torch.ones(size, device=weight.device)
-        self.total = weight.detach().clone()
+        self.hits = torch.ones(size, device=weight.device)  # running mean per step
+        self.recent = torch.zeros(size, device=weight.device)  # since the last revival
+        self.total = weight.detach().clone()  # running sum of the features of each code
         if settings.update == "ema":
             weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def start(self, features: Tensor) -> None:
+        """Put every code onto a feature of the first batch, (N, D); for `init = "data"`."""
+        self._move(torch.ones_like(self.hits, dtype=torch.bool), features.float())
 
     @torch.no_grad()
     def observe(self, features: Tensor, indices: Tensor, step: int, steps: int) -> None:
@@ -88,28 +94,23 @@ class Dictionary:
             step, steps: position in the phase and its length.
         """
         features = features.float()
-        if step == 0 and self.settings.init == "data" and not self._started():
-            self._move(torch.ones_like(self.hits, dtype=torch.bool), features)
-            return
-        self._average(features, indices)
-        revive = self.settings.revive_below > 0 and step < self.settings.revive_until * steps
-        if revive and (step + 1) % self.settings.revive_every == 0:
-            self._move(self.hits < self.settings.revive_below, features)
-
-    def _started(self) -> bool:
-        """Whether this dictionary has learned before: its running use has left the initial ones."""
-        return bool((self.hits != 1).any())
-
-    def _average(self, features: Tensor, indices: Tensor) -> None:
-        size, decay = self.hits.shape[0], self.settings.decay
-        chosen = F.one_hot(indices, size).to(features.dtype)
+        chosen = F.one_hot(indices, self.hits.shape[0]).to(features.dtype)
         hits = self._reduce(chosen.sum(0))
-        self.hits.lerp_(hits, 1 - decay)
-        if self.settings.update != "ema":
-            return
-        self.total.lerp_(self._reduce(chosen.t() @ features), 1 - decay)
+        self.recent += hits
+        self.hits.lerp_(hits, 1 - self.settings.decay)
+        if self.settings.update == "ema":
+            self._average(chosen.t() @ features)
+        every = self.settings.revive_every
+        if every > 0 and (step + 1) % every == 0:
+            if step < self.settings.revive_until * steps:
+                self._move(self.recent == 0, features)
+            self.recent.zero_()
+
+    def _average(self, sums: Tensor) -> None:
+        """Move each code to the running mean of its features."""
+        self.total.lerp_(self._reduce(sums), 1 - self.settings.decay)
         # Laplace smoothing keeps a code that nobody uses from being divided by almost nothing.
-        mass = self.hits.sum()
+        mass, size = self.hits.sum(), self.hits.shape[0]
         smooth = (self.hits + 1e-5) / (mass + size * 1e-5) * mass
         self._weight.copy_(self.total / smooth.unsqueeze(1))
 
@@ -119,17 +120,23 @@ class Dictionary:
         picks = torch.randint(features.shape[0], (size,), device=features.device)
         candidates = self._gather(features[picks].contiguous())
         candidates = candidates[:: candidates.shape[0] // size][:size]
-        share = self.hits.mean().clamp_min(self.settings.revive_below)
+        share = self.hits.mean()
         self._weight.copy_(torch.where(dead.unsqueeze(1), candidates, self._weight))
         self.hits = torch.where(dead, share, self.hits)
         self.total = torch.where(dead.unsqueeze(1), candidates * share, self.total)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Running averages, and the codes, which no optimiser knows with `update = "ema"`."""
-        return {"hits": self.hits, "total": self.total, "codes": self._weight.detach()}
+        return {
+            "hits": self.hits,
+            "recent": self.recent,
+            "total": self.total,
+            "codes": self._weight.detach(),
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.hits = state["hits"].to(self.hits, copy=True)
+        self.recent = state["recent"].to(self.recent, copy=True)
         self.total = state["total"].to(self.total, copy=True)
         self._weight.copy_(state["codes"])

@@ -3,11 +3,12 @@
 import os
 import random
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
 
 from osdface_core.errors import ConfigError, OSDFaceError
 
@@ -82,3 +83,18 @@ def local_batch(total: int, accumulate: int, accelerator: Accelerator) -> int:
             "micro-batches: change batch_size or accumulate"
         )
     return total // accelerator.num_processes
+
+
+def all_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """Sum of a tensor over the processes."""
+    return cast(Tensor, accelerator.reduce(tensor, "sum"))
+
+
+def all_mean(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """Mean of a tensor over the processes."""
+    return cast(Tensor, accelerator.reduce(tensor, "mean"))
+
+
+def all_rows(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """Tensors of all processes one after the other."""
+    return cast(Tensor, accelerator.gather(tensor))

@@ -1,8 +1,8 @@
 """What looks at a run while it trains: progress bar, journal, hold-out scores, sample grids, bad batches."""
 
 import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,7 @@ from .config import Recipe
 from .feed import Feed
 from .folder import RunFolder
 from .journal import History, Journal, NotFinite
-from .launch import SAMPLE, seed_all
+from .launch import SAMPLE, all_mean, all_sum, seed_all
 from .pictures import stack_strips, write_png
 from .stage import Batch, Stage, position
 
@@ -28,8 +28,9 @@ class Observer:
         self.recipe, self.stage, self.accelerator, self.folder = recipe, stage, accelerator, folder
         self.phases = recipe.phases(folder.stage)
         several = accelerator.num_processes > 1
-        self.history = History((lambda x: accelerator.reduce(x, "mean")) if several else None)
+        self.history = History((lambda x: all_mean(accelerator, x)) if several else None)
         self._show, self._bar = bar, None
+        self._mark = (0, time.monotonic())
         self._journal: Journal | None = None
         self._fixed: Batch | None = None
 
@@ -39,6 +40,7 @@ class Observer:
             total=total, initial=start, unit="step", desc=f"train {self.folder.stage}",
             disable=not self._show, dynamic_ncols=True, smoothing=0.05,
         )  # fmt: skip
+        self._mark = (start, time.monotonic())
         if self.accelerator.is_main_process:
             self._journal = Journal(
                 self.folder.path, tensorboard=self.recipe.run.tensorboard, resume_at=start
@@ -62,18 +64,18 @@ class Observer:
             return bad
         if self.accelerator.device.type == "cuda":
             values["memory/peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        values["speed/images_per_s"] = self._rate()
+        values["speed/images_per_s"] = self._rate(done)
         self._write(done, values, "train")
         if self._bar is not None:
             shown = {k: f"{v:.3g}" for k, v in values.items() if _headline(k)}
             self._bar.set_postfix(shown, refresh=False)
         return bad
 
-    def _rate(self) -> float:
-        facts = self._bar.format_dict if self._bar is not None else {}
-        if not facts.get("elapsed"):
-            return 0.0
-        return (facts["n"] - facts["initial"]) * self.recipe.batch_size(self.folder.stage) / facts["elapsed"]
+    def _rate(self, done: int) -> float:
+        """Images per second since the last log, over all processes."""
+        (before, since), self._mark = self._mark, (done, time.monotonic())
+        steps, seconds = done - before, max(self._mark[1] - since, 1e-9)
+        return steps * self.recipe.batch_size(self.folder.stage) / seconds
 
     def _write(self, done: int, values: dict[str, float], kind: str) -> None:
         if self._journal is not None:
@@ -90,7 +92,7 @@ class Observer:
             count += len(batch)
         if not sums:
             return {}
-        flat: Any = self.accelerator.reduce(torch.stack([*sums.values(), count]), "sum")
+        flat = all_sum(self.accelerator, torch.stack([*sums.values(), count]))
         *totals, faces = flat.tolist()
         scores = {key: value / faces for key, value in zip(sums, totals, strict=True)}
         self._write(done, scores, "val")

@@ -22,7 +22,7 @@ from .feed import Feed
 from .folder import RunFolder, open_run, publish
 from .interrupt import StopRequest
 from .journal import DivergedError, NotFinite
-from .launch import INIT, STEP, make_accelerator, on_main, seed_all
+from .launch import INIT, STEP, all_sum, make_accelerator, on_main, seed_all
 from .observe import Observer, on_terminal
 from .provenance import provenance
 from .report import write_report
@@ -153,7 +153,7 @@ class Loop:
         if self.several:
             if self.progress.step % self.cfg.log_every:
                 return ""
-            code = int(self.accelerator.reduce(torch.tensor(code, device=self.accelerator.device), "sum"))
+            code = int(all_sum(self.accelerator, torch.tensor(code, device=self.accelerator.device)))
         return "interrupted" if code >= 1000 else "time" if code else ""
 
     def _step(self, batch: Batch, step: int) -> None:
@@ -194,9 +194,7 @@ class Loop:
         if not self.cfg.stop_metric:
             return
         if self.cfg.stop_metric not in scores:
-            raise ConfigError(
-                f"run.stop_metric is {self.cfg.stop_metric}, expected one of {', '.join(scores)}"
-            )
+            raise ConfigError(f"run.stop_metric is {self.cfg.stop_metric}: use {', '.join(scores)}")
         score, sign = scores[self.cfg.stop_metric], 1 if self.cfg.stop_mode == "max" else -1
         if self.progress.best is None or sign * score > sign * self.progress.best:
             self.progress.best, self.progress.stale = score, 0

@@ -41,10 +41,15 @@ def restore(stage: Stage, accelerator: Accelerator, state: Mapping[str, Any]) ->
     stage.load_state_dict(state["stage"])
 
 
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and persistent buffers by name, gathered."""
+    return {key: _full(value) for key, value in module.state_dict().items()}
+
+
 def module_state(module: nn.Module) -> dict[str, Tensor]:
     """Trained parameters and persistent buffers by name, gathered."""
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {k: _full(v) for k, v in module.state_dict().items() if k not in frozen}
+    return {key: value for key, value in full_state(module).items() if key not in frozen}
 
 
 @torch.no_grad()

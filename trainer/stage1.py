@@ -24,8 +24,10 @@ from osdface_core.vre import VQAutoencoder
 from .branch import Autoencoding, Branch, Reconstruction, pixel_loss
 from .config import Recipe
 from .dictionary import usage
+from .launch import all_mean
 from .memory import adam_part, saved_bytes
 from .schedule import lr_factor
+from .snapshot import full_state
 from .stage import Batch, Part, Plan, position, to_signed, to_unit
 
 BRANCHES = {"hq": ("hq",), "lq": ("lq",), "assoc": ("hq", "lq")}
@@ -66,9 +68,10 @@ class VREStage:
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Losses, gradients and updates of the active branches."""
         at = Position(*position(self.cfg.steps, step))
-        if at.phase == "lq" and at.step == 0 and self.cfg.lq.init_from_hq and self.cfg.hq.steps:
-            self.branches["lq"].start_from(self.branches["hq"])
         names = BRANCHES[at.phase]
+        for name in names:
+            if step == self.first_step(name):
+                self._begin(name, batch)
         scalars: dict[str, Tensor] = {}
         seen: dict[str, list[Reconstruction]] = {name: [] for name in names}
         for number, micro in enumerate(batch.split(self.cfg.accumulate)):
@@ -78,6 +81,21 @@ class VREStage:
                     share = value.detach() / self.cfg.accumulate
                     scalars[key] = scalars[key] + share if key in scalars else share
         return scalars | self._update(at, seen)
+
+    def first_step(self, name: str) -> int:
+        """The step in which a branch learns for the first time."""
+        steps = self.cfg.steps
+        return steps["hq"] if name == "lq" else 0 if steps["hq"] else steps["lq"]
+
+    @torch.no_grad()
+    def _begin(self, name: str, batch: Batch) -> None:
+        """Starting point of a branch beyond its random weights."""
+        branch = self.branches[name]
+        if name == "lq" and self.cfg.lq.init_from_hq and self.cfg.hq.steps:
+            branch.start_from(self.branches["hq"])
+        elif self.cfg.codebook.init == "data":
+            micro = next(batch.split(self.cfg.accumulate))
+            branch.dictionary.start(_rows(branch.reconstruct(self._target(micro, name)).features))
 
     def _synchronised(self, names: tuple[str, ...], last: bool) -> ExitStack:
         """Gradients are exchanged between processes with the last micro-batch only."""
@@ -145,7 +163,7 @@ class VREStage:
     def _mean(self) -> Any:
         if self.accelerator.num_processes == 1:
             return None
-        return lambda tensor: self.accelerator.reduce(tensor, "mean")
+        return lambda tensor: all_mean(self.accelerator, tensor)
 
     def _association(self, results: Mapping[str, Reconstruction]) -> Tensor:
         """Paper Eq. 9-10; its gradient reaches both encoders (recipe.md §1.4 fact 6)."""
@@ -178,8 +196,7 @@ class VREStage:
             scalars |= {f"{name}/{key}": norm for key, norm in norms.items() if norm is not None}
             indices = torch.cat([result.indices for result in results])
             features = torch.cat([result.features.detach() for result in results])
-            rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-            branch.dictionary.observe(rows, indices.flatten(), at.step, at.steps)
+            branch.dictionary.observe(_rows(features), indices.flatten(), at.step, at.steps)
             health = usage(indices, self.cfg.model.codebook_size, self.cfg.model.tokens)
             scalars |= {f"{name}/codes/{key}": value for key, value in health.items()}
         return scalars
@@ -229,7 +246,7 @@ class VREStage:
     def export(self) -> tuple[OSDFaceConfig, dict[str, Tensor], dict[str, Any]]:
         """The LQ encoder and dictionary: what stage 2 and inference use (the HQ ones if only they exist)."""
         name = "lq" if self.cfg.lq.steps or self.cfg.assoc.steps else "hq"
-        state = self.accelerator.get_state_dict(self.branches[name].net)
+        state = full_state(self.accelerator.unwrap_model(self.branches[name].net))
         kept = ("encoder.", "quant_conv.", "quantize.")
         tensors = {
             f"vre.{key.removeprefix('net.')}": value
@@ -239,6 +256,11 @@ class VREStage:
         restorer = self.recipe.restorer
         config = OSDFaceConfig(arch=restorer.mode, name=restorer.name, vre=self.cfg.model)
         return config, tensors, {"vre_branch": name}
+
+
+def _rows(features: Tensor) -> Tensor:
+    """(B, D, h, w) to (B·h·w, D), in the order of the indices."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _perceptual(recipe: Recipe) -> PerceptualLoss | None:

@@ -66,9 +66,8 @@ class Dictionary:
         beta_on: `commitment` as the paper writes it; `codebook` as the lineage's code does.
         decay: of the running means.
         init: `uniform` in ±1/K, or `data`: features of the first batch.
-        revive_below: codes whose running use falls below this many hits per step are moved onto features
-            of the current batch; 0 = never.
-        revive_every: steps between two revivals.
+        revive_every: after this many steps, the codes that nothing used since the last time are moved onto
+            features of the current batch; 0 = never.
         revive_until: fraction of each phase after which no code is moved any more.
     """
 
@@ -77,8 +76,7 @@ class Dictionary:
     beta_on: Literal["commitment", "codebook"] = "commitment"
     decay: float = 0.99
     init: Literal["uniform", "data"] = "uniform"
-    revive_below: float = 0.0
-    revive_every: int = 100
+    revive_every: int = 0
     revive_until: float = 0.8
 
 
