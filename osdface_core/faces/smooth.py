@@ -23,6 +23,8 @@ from .face import Face
 CUT_DIFFERENCE = 0.15
 """Mean change of a thumbnail's pixels (unit range) that means a new scene, if motion does not explain it."""
 THUMB = 32
+SETTLE = 16
+"""Frames that a clip is continued by at both ends while it is filtered."""
 REACH = 0.6
 """A face may move this far between frames, in units of its own size, and stay the same person's."""
 GROWTH = 1.6
@@ -173,13 +175,29 @@ def steady(track: _Track, settings: Smoothing) -> list[tuple[int, Face | None, F
     sizes = np.exp(
         np.log(np.maximum(np.ptp(filled[:, 4:].reshape(-1, 5, 2), axis=1).max(axis=1), 1e-3)).mean()
     )
-    scaled = filled / sizes
-    both = (one_euro(scaled, settings) + one_euro(scaled[::-1], settings)[::-1]) / 2 * sizes
+    scaled = extended(filled / sizes, SETTLE)
+    both = ((one_euro(scaled, settings) + one_euro(scaled[::-1], settings)[::-1]) / 2 * sizes)[SETTLE:-SETTLE]
     nearest = [track.faces[int(np.argmin(np.abs(np.array(track.frames) - frame)))] for frame in span]
     return [
         (frame, known.get(frame), _rebuild(near, row, track.number))
         for frame, near, row in zip(span, nearest, both, strict=True)
     ]
+
+
+def extended(signal: np.ndarray, count: int) -> np.ndarray:
+    """Continue (frames, channels) by `count` frames at both ends, along the line of best fit of those next to it.
+
+    A filter that starts with the clip lags behind a moving face there, and nothing runs ahead to balance it.
+    """
+
+    def before(rows: np.ndarray) -> np.ndarray:
+        if len(rows) == 1:
+            return np.repeat(rows, count, axis=0)
+        line = np.polyfit(np.arange(len(rows)), rows, 1)
+        return np.arange(-count, 0)[:, None] * line[0] + line[1]
+
+    near = min(len(signal), SETTLE // 2)
+    return np.concatenate((before(signal[:near]), signal, before(signal[: -near - 1 : -1])[::-1]))
 
 
 def one_euro(signal: np.ndarray, settings: Smoothing) -> np.ndarray:
