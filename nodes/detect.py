@@ -10,7 +10,7 @@ from . import host
 from .frames import DETECTORS, FRAMES, ORDERS, SELECTIONS, Choice, choose, cut, find_faces
 from .helpers import preview_faces
 from .sockets import FACES, FaceSet
-from .widgets import choice, integer, socket, text
+from .widgets import choice, decimal, integer, socket, text
 
 SELECTION_TIP = "all faces; the largest; the one nearest the centre; or those named in `indices`. Per frame."
 INDICES_TIP = "Numbers as in the preview, like 0, 2, 5-7. Used with selection = indices; in a clip a number is one person."
@@ -25,6 +25,10 @@ DETECTOR_TIP = (
 FRAMES_TIP = (
     "What a batch of images is. clip: faces are followed and their landmarks steadied, so that nothing jitters. "
     "photos: each image for itself. auto: a clip if neighbouring images look alike."
+)
+EFFORT_TIP = (
+    "auto: look again, turned or in tiles, where the first look leaves doubts (tilted faces, crowds). fast: look once. "
+    "thorough: do all of it always."
 )
 
 
@@ -60,7 +64,11 @@ class OSDFaceDetectFaces:
                 "max_face": integer(0, 0, 8192, MAX_TIP),
                 "max_faces": integer(0, 0, 1000, COUNT_TIP),
             },
-            "optional": {"frames": choice(FRAMES, FRAMES_TIP)},
+            "optional": {
+                "frames": choice(FRAMES, FRAMES_TIP),
+                "threshold": decimal(0.9, 0.0, 1.0, "Least certainty of the detector; lower finds more, also wrong ones.", 0.05),
+                "effort": choice(["auto", "fast", "thorough"], EFFORT_TIP),
+            },
         }
 
     def detect(
@@ -74,10 +82,13 @@ class OSDFaceDetectFaces:
         max_face: int,
         max_faces: int,
         frames: str = "auto",
+        threshold: float = 0.9,
+        effort: str = "auto",
     ) -> tuple[FaceSet, Tensor, int, Tensor, str]:
         pixels = host.from_image(image)
         progress = host.Progress(len(pixels))
-        found = find_faces(pixels, detector, min_face, frames, order, progress.step)
+        look = {"threshold": threshold, "effort": effort}
+        found = find_faces(pixels, detector, min_face, frames, order, progress.step, **look)
         faces, _ = choose(found, Choice(selection, indices, order, min_face, max_face, max_faces))
         crops, preview = cut(pixels, faces), preview_faces(pixels, found, chosen=faces)
         return faces, host.to_image(crops), len(faces), host.to_image(preview), faces.to_json()

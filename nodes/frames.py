@@ -50,6 +50,7 @@ def find_faces(
     kind: str = "auto",
     order: str = "size",
     tick: Tick = no_tick,
+    **more: Any,
 ) -> FaceSet:
     """Detect in every frame of (B, 3, H, W); in a clip, follow the faces and steady their landmarks.
 
@@ -57,12 +58,15 @@ def find_faces(
         kind: `clip`, `photos`, or `auto` (a clip if neighbouring frames look alike).
         order: in which photos' faces are numbered.
         tick: called after each frame; may raise to stop.
+        more: `threshold` and `effort` of `detect`.
     """
-    device = host.compute_device()
-    folder = host.detector_folder(RETINAFACE_WEIGHTS)
+    place: dict[str, Any] = {
+        "device": host.compute_device(),
+        "detector_dir": host.detector_folder(RETINAFACE_WEIGHTS),
+    }
     found: list[list[Face]] = []
     for frame in frames:
-        found.append(list(detect(frame, detector, detector_dir=folder, device=device, min_face=min_face)))
+        found.append(detect(frame, detector, min_face=min_face, **place, **more))
         tick(1)
     height, width = frames.shape[-2:]
     if kind == "clip" or (kind == "auto" and is_clip(frames)):
@@ -99,7 +103,7 @@ def _choose_in_frame(
 ) -> list[Face]:
     limits: dict[str, Any] = {
         "min_size": choice.min_size,
-        "max_size": choice.max_size or None,
+        "max_size": choice.max_size,  # 0: no limit, as for the core
         "max_count": choice.max_faces or None,
     }
     if choice.selection == "indices":

@@ -73,7 +73,7 @@ def guard(
     keep = torch.ones(len(before))
     failing = ends[:, 1] < threshold
     hopeless = failing & (ends[:, 0] < threshold)
-    keep[hopeless] = (ends[hopeless, 1] > ends[hopeless, 0]).float()
+    keep[hopeless] = (ends[hopeless, 1] >= ends[hopeless, 0]).float()
     search = failing & ~hopeless
     low, high = torch.zeros(len(before)), torch.ones(len(before))
     for _ in range(STEPS if bool(search.any()) else 0):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ..osdface_core.upscale import enlarge
 from . import draw, host
 from .detect import (
     COUNT_TIP,
@@ -126,7 +127,7 @@ class OSDFaceRestorePhoto:
         finding = host.Progress(len(pixels))
         found = find_faces(pixels, detector, min_face, frames, order, finding.step)
         faces, _ = choose(found, Choice(selection, indices, order, min_face, 0, max_faces))
-        photo = draw.resized(pixels, round(pixels.shape[-2] * upscale), round(pixels.shape[-1] * upscale))
+        photo = enlarged(pixels, upscale)
         if not len(faces):
             empty, black = pixels.new_zeros(0, 3, 512, 512), pixels.new_zeros(len(photo), 1, *photo.shape[-2:])
             same = image if upscale == 1.0 else with_upscaled_alpha(photo, image)
@@ -175,6 +176,13 @@ def check_identity(
         restored, _ = guard(scorer, crops, restored, threshold)
     pairs = scores(scorer, crops, restored)
     return restored, faces.with_identity(pairs), [after for _, after in pairs]
+
+
+def enlarged(frames: Tensor, factor: float) -> Tensor:
+    """(B, 3, H, W) frames `factor` times as large (Lanczos); the same tensor at factor 1."""
+    if factor == 1.0 or not len(frames):
+        return frames
+    return torch.stack([cast(Tensor, enlarge(frame, factor, None, frame.device)[0]) for frame in frames])
 
 
 def with_upscaled_alpha(pixels: Tensor, source: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def write_tiny(target: Path, seed: int = 0) -> Path:
             attention_resolutions=(16,), z_channels=16, codebook_size=96, norm_groups=4, input_range=(-1.0, 1.0),
         ),
         projection=config_module.ProjectionConfig(hidden=16, out=32),
-        unet=config_module.UNetConfig((16, 16), (True, False), attention_head_dim=8, norm_groups=4),
-        codec=config_module.CodecConfig(kind="tiny", channels=8, decoder_blocks=(1, 1, 1, 1)),
+        unet=config_module.UNetConfig((8, 16, 16), (False, False, True), attention_head_dim=8, norm_groups=4),
+        codec=config_module.CodecConfig(kind="tiny", channels=4, decoder_blocks=(1, 1, 1, 1)),
         lora=None,
     )  # fmt: skip
     with torch.inference_mode(False):
@@ -37,9 +37,25 @@ def write_tiny(target: Path, seed: int = 0) -> Path:
             "unet": backbone.predictor.unet,
             "codec": backbone.codec,
         }
+        lively(parts)
         tensors = {f"{p}.{k}": v.clone() for p, module in parts.items() for k, v in module.state_dict().items()}
     core("checkpoint").save_checkpoint(target, tensors, config, {"recipe": "random"})
     return target
+
+
+def lively(parts: dict[str, Any]) -> None:
+    """Raise what fresh weights leave near zero, so that tokens, timestep and prompt show in the picture."""
+    with torch.no_grad():
+        codec, unet = parts["codec"], parts["unet"]
+        codec.decoder.layers[-1].bias.fill_(0.5)  # mid grey: the decoder answers in [0, 1] before its last scaling
+        codec.decoder.layers[-1].weight.mul_(40.0)
+        codec.encoder.layers[-1].weight.mul_(40.0)
+        parts["projection"].conv1.weight.mul_(20.0)
+        parts["projection"].conv2.weight.mul_(20.0)
+        unet.conv_out.weight.mul_(3.0)
+        for name, weight in unet.named_parameters():
+            if "attn2.to_out" in name or "attn2.to_v" in name or "time_emb_proj" in name:
+                weight.mul_(6.0)
 
 
 def _core() -> Any:

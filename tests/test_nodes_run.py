@@ -1,0 +1,244 @@
+"""The nodes' real code from photo to photo, on a small random model, with ComfyUI's few functions faked."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.comfy_stub import ROOT, InterruptProcessingException, install, load_pack
+from tests.tiny_model import write_tiny
+
+NODES = load_pack().NODE_CLASS_MAPPINGS
+import osdface_pack.nodes.host as host  # type: ignore[import-not-found]  # noqa: E402
+
+DETECT = {
+    "detector": "mtcnn", "selection": "all", "indices": "", "order": "left_to_right",
+    "min_face": 0, "max_face": 0, "max_faces": 0,
+}  # fmt: skip
+PHOTO = {
+    "checkpoint": "tiny.safetensors", "base": "none", "detector": "mtcnn", "selection": "all", "min_face": 0,
+    "strength": 1.0, "color_fix": "none", "dtype": "fp32",
+}  # fmt: skip
+RESTORE = {"strength": 1.0, "timestep": 399, "color_fix": "none", "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture
+def comfy(monkeypatch, tmp_path, tiny):
+    fake = install(monkeypatch, tmp_path / "models")
+    host.register_folder()
+    fake.add_file("osdface", "tiny.safetensors", tiny.read_bytes())
+    return fake
+
+
+@pytest.fixture(scope="module")
+def group() -> torch.Tensor:
+    """IMAGE of two faces, (1, 256, 475, 3)."""
+    picture = Image.open(ROOT / "nodes" / "examples" / "osdface_example.jpg")
+    picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0)[None]
+
+
+def run(name: str, **inputs):
+    node = NODES[name]()
+    return getattr(node, node.FUNCTION)(**inputs)
+
+
+@pytest.fixture
+def found(comfy, group):
+    return run("OSDFaceDetectFaces", image=group, **DETECT)
+
+
+def loaded():
+    (vre,) = run("OSDFaceLoadVRE", vre="tiny.safetensors")
+    (backbone,) = run("OSDFaceLoadRestorer", checkpoint="tiny.safetensors", base="none", lora_strength=1.0, dtype="fp32")
+    return vre, backbone
+
+
+def restored_crops(crops):
+    vre, backbone = loaded()
+    (conditioning,) = run("OSDFaceEncodePrompt", vre=vre, crops=crops)
+    return run("OSDFaceRestore", backbone=backbone, conditioning=conditioning, crops=crops, **RESTORE)[0]
+
+
+def test_detect_faces(found, group):
+    faces, crops, count, preview, text = found
+    assert count == len(faces) == 2 and crops.shape == (2, 512, 512, 3)
+    entries = json.loads(text)["faces"]
+    assert [e["number"] for e in entries] == [0, 1]
+    assert entries[0]["box"][0] < entries[1]["box"][0], "not numbered from left to right"
+    assert preview.shape == group.shape and not torch.equal(preview, group)
+
+
+def test_step_by_step_equals_one_node(comfy, found, group):
+    faces, crops, *_ = found
+    image, mask = run("OSDFacePasteBack", image=group, faces=faces, crops=restored_crops(crops), feather=0.2)
+    one = run("OSDFaceRestorePhoto", image=group, order="left_to_right", **PHOTO)
+    assert torch.allclose(image, one[0], atol=1e-5) and torch.equal(mask, one[1])
+    assert one[5] == 2 and len(one[3]) == 2
+    assert (image - group).abs().max() > 0.02, "nothing was restored"
+
+
+def test_outside_the_mask_every_bit_is_kept(comfy, group):
+    before = group.clone()
+    image, mask, *_ = run("OSDFaceRestorePhoto", image=group, **PHOTO)
+    assert torch.equal(group, before), "the input was modified in place"
+    outside = mask == 0
+    assert 0.1 < outside.float().mean() < 0.99
+    assert torch.equal(image[outside], group[outside])
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_no_face_passes_through(comfy, frames):
+    sky = torch.linspace(0, 1, 96 * 128 * 3).reshape(1, 96, 128, 3).repeat(frames, 1, 1, 1)
+    image, mask, text, crops, identity, count = run("OSDFaceRestorePhoto", image=sky, **PHOTO)
+    assert torch.equal(image, sky) and not mask.any() and mask.shape == (frames, 96, 128)
+    assert count == 0 and crops.shape == (0, 512, 512, 3) and identity == [0.0] and json.loads(text)["faces"] == []
+    assert not comfy.loads, "models were loaded for nothing"
+    faces, none, count, *_ = run("OSDFaceDetectFaces", image=sky, **DETECT)
+    assert count == 0
+    again, mask = run("OSDFacePasteBack", image=sky, faces=faces, crops=restored_crops(none), feather=0.2)
+    assert torch.equal(again, sky) and not mask.any()
+    guarded, before, after, _ = run("OSDFaceIdentityGuard", before=none, after=none, threshold=0.5)
+    assert len(guarded) == 0 and before == after == [0.0]
+    (boxes,) = run("OSDFacePreviewFaces", image=sky, faces=faces)
+    assert torch.equal(boxes, sky)
+
+
+def test_mixed_counts_per_frame(comfy, group):
+    """Two faces, none, one: all go through together and land in their own frame."""
+    one = group.clone()
+    one[:, :, 256:] = 0.5
+    batch = torch.cat([group, torch.full_like(group, 0.4), one])
+    faces, crops, count, *_ = run("OSDFaceDetectFaces", image=batch, frames="photos", **DETECT)
+    assert [len(f) for f in faces.frames] == [2, 0, 1] and count == len(crops) == 3
+    image, mask = run("OSDFacePasteBack", image=batch, faces=faces, crops=restored_crops(crops), feather=0.2)
+    assert mask.amax(dim=(1, 2)).tolist()[1] == 0 and torch.equal(image[1], batch[1])
+    alone = run("OSDFaceRestorePhoto", image=one, order="left_to_right", **PHOTO)[0]
+    assert torch.allclose(image[2], alone[0], atol=1e-5), "a frame's result depends on its neighbours"
+
+
+def test_paste_into_an_enlarged_photo(comfy, found, group):
+    faces, crops, *_ = found
+    larger = torch.nn.functional.interpolate(group.permute(0, 3, 1, 2), size=(640, 1192), mode="bicubic").clamp(0, 1)
+    larger = larger.permute(0, 2, 3, 1)  # not exactly 2.5 times: upscalers round
+    image, mask = run("OSDFacePasteBack", image=larger, faces=faces, crops=restored_crops(crops), feather=0.2)
+    small = run("OSDFacePasteBack", image=group, faces=faces, crops=restored_crops(crops), feather=0.2)[1]
+    assert image.shape == larger.shape
+    shrunk = torch.nn.functional.interpolate(mask[None], size=small.shape[1:], mode="area")[0]
+    assert (shrunk - small).abs().mean() < 0.01, "the mask moved"
+    with pytest.raises(ValueError, match="same photo"):
+        run("OSDFacePasteBack", image=larger[:, :, :640], faces=faces, crops=crops, feather=0.2)
+
+
+def test_alpha_survives(comfy, group):
+    alpha = torch.rand(1, *group.shape[1:3], 1)
+    rgba = torch.cat([group, alpha], dim=-1)
+    image = run("OSDFaceRestorePhoto", image=rgba, **PHOTO)[0]
+    assert image.shape == rgba.shape and torch.equal(image[..., 3:], alpha)
+
+
+def test_one_prompt_serves_all_faces(comfy, found):
+    _, crops, *_ = found
+    vre, backbone = loaded()
+    (conditioning,) = run("OSDFaceEncodePrompt", vre=vre, crops=crops)
+    prompts = conditioning[0][0]
+    assert prompts.shape == (2, 77, 32) and prompts.dtype == torch.float32 and conditioning[0][1] == {}
+    shared = run("OSDFaceRestore", backbone=backbone, conditioning=[[prompts[:1], {}]], crops=crops, **RESTORE)[0]
+    own = run("OSDFaceRestore", backbone=backbone, conditioning=conditioning, crops=crops, **RESTORE)[0]
+    assert torch.allclose(shared[0], own[0], atol=1e-5) and not torch.allclose(shared[1], own[1], atol=1e-4)
+    split = run(
+        "OSDFaceRestore", backbone=backbone, conditioning=[[prompts[:1], {}], [prompts[1:], {}]], crops=crops, **RESTORE
+    )[0]
+    assert torch.allclose(split, own, atol=1e-6), "combined conditionings are one row per face"
+    three = [[prompts.repeat(2, 1, 1)[:3], {}]]
+    with pytest.raises(ValueError, match="3 prompts for 2 crops"):
+        run("OSDFaceRestore", backbone=backbone, conditioning=three, crops=crops, **RESTORE)
+    with pytest.raises(ValueError, match="same checkpoint"):
+        run("OSDFaceRestore", backbone=backbone, conditioning=[[torch.rand(2, 77, 768), {}]], crops=crops, **RESTORE)
+
+
+def test_dials(comfy, found):
+    _, crops, *_ = found
+    vre, backbone = loaded()
+    (conditioning,) = run("OSDFaceEncodePrompt", vre=vre, crops=crops)
+
+    def out(**changes):
+        return run("OSDFaceRestore", backbone=backbone, conditioning=conditioning, crops=crops, **(RESTORE | changes))[0]
+
+    assert torch.equal(out(strength=0.0), crops)
+    full = out()
+    assert torch.allclose(out(strength=0.5), (full + crops) / 2, atol=1e-5)
+    assert not torch.allclose(out(timestep=200), full, atol=1e-3)
+    assert torch.equal(out(timestep=-1), full), "-1 is the checkpoint's own timestep"
+    assert torch.allclose(out(batch_size=1), full, atol=1e-5), "a face's result depends on its batch"
+
+
+def test_models_are_loaded_once_and_a_new_file_is_noticed(comfy, group, tmp_path):
+    node = NODES["OSDFaceRestorePhoto"]()
+    node.restore(image=group, **PHOTO)
+    first = node._models
+    node.restore(image=group, **(PHOTO | {"strength": 0.3}))
+    assert node._models is first
+    before = node.IS_CHANGED(checkpoint="tiny.safetensors", base="none")
+    write_tiny(comfy.models / "osdface" / "tiny.safetensors", seed=1)
+    assert node.IS_CHANGED(checkpoint="tiny.safetensors", base="none") != before
+    node.restore(image=group, **PHOTO)
+    assert node._models is not first
+
+
+def test_memory_manager_owns_the_modules(comfy, group):
+    run("OSDFaceRestorePhoto", image=group, **PHOTO)
+    assert len({id(patchers[0]) for patchers, _, _ in comfy.loads}) == 2  # prompt side and restorer
+    assert all(activations > 0 and whole for _, activations, whole in comfy.loads)
+
+
+def test_cancel_between_batches(comfy, group):
+    frames = group.repeat(3, 1, 1, 1)
+    comfy.interrupt_after = 3 + 1 + 1 + 1  # three frames searched, one batch of prompts, then two batches of one face
+    with pytest.raises(InterruptProcessingException):
+        run("OSDFaceRestorePhoto", image=frames, frames="photos", **PHOTO, batch_size=1)
+    previews = [p for _, _, p in comfy.steps if p is not None]
+    assert len(previews) == 2
+
+
+def test_progress_reaches_its_end_with_previews(comfy, group):
+    run("OSDFaceRestorePhoto", image=group, **PHOTO, batch_size=1)
+    value, total, preview = comfy.steps[-1]
+    assert value == total == 4 and preview[0] == "JPEG"
+
+
+@pytest.mark.parametrize(("selection", "indices", "kept"), [("indices", "1", [1]), ("indices", "0-5", [0, 1]), ("largest", "", [1])])
+def test_select_faces(comfy, found, selection, indices, kept):
+    faces, crops, *_ = found
+    options = DETECT | {"selection": selection, "indices": indices}
+    options.pop("detector")
+    chosen, some, count = run("OSDFaceSelectFaces", faces=faces, crops=crops, **options)
+    assert count == len(kept) and list(chosen.numbers[0]) == kept
+    assert torch.equal(some, crops[kept])
+
+
+def test_limits(comfy, found, group):
+    faces = found[0]
+    sizes = sorted(face.size for face in faces)
+    middle = int(sum(sizes) / 2)
+    only = {key: run("OSDFaceDetectFaces", image=group, **(DETECT | {key: middle}))[2] for key in ("min_face", "max_face")}
+    assert only == {"min_face": 1, "max_face": 1}
+    assert run("OSDFaceDetectFaces", image=group, **(DETECT | {"max_faces": 1}))[2] == 1
+    with pytest.raises(ValueError, match="face number"):
+        run("OSDFaceDetectFaces", image=group, **(DETECT | {"selection": "indices", "indices": "first"}))
+
+
+def test_mismatched_sockets_say_what_to_do(comfy, found, group):
+    faces, crops, *_ = found
+    with pytest.raises(ValueError, match="crops of these faces"):
+        run("OSDFacePasteBack", image=group, faces=faces, crops=crops[:1], feather=0.2)
+    with pytest.raises(ValueError, match="batch that Detect Faces got"):
+        run("OSDFacePasteBack", image=group.repeat(2, 1, 1, 1), faces=faces, crops=crops, feather=0.2)
