@@ -288,3 +288,10 @@ def test_a_real_model_is_loaded_for_degraded_faces(faces, monkeypatch) -> None:
     assert run(args) == 0
     assert calls["source"] == "x.safetensors" and calls["options"]["device"] == "cpu"
     assert calls["restore"] == {"strength": 0.5, "color_fix": "none"}
+
+
+def test_names_are_checked_before_the_model_is_loaded(faces, monkeypatch) -> None:
+    monkeypatch.setattr("trainer.evaluate_cli._restorer", lambda args: pytest.fail("loaded"))
+    for words in (("--degrade", "sever"), ("--degrade", "mild", "--metrics", "lpip")):
+        with pytest.raises(ConfigError, match="unknown"):
+            run(parse(faces, *words))

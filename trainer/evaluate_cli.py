@@ -6,10 +6,11 @@ from typing import Any, get_args
 
 from osdface_core.errors import ConfigError, OSDFaceError
 
-from .degrade import Enlarge
+from .degrade import Enlarge, named_profile
 from .evaluate import Options, Restore, evaluate, evaluate_degraded
 from .evaluation import gallery, montage, table, targets
 from .evaluation.scores import Report, to_json, write_text
+from .metrics import check_names
 
 TARGET_METRICS = ("perceptual", "identity", "psnr", "hf_energy", "colour_shift")
 EXAMPLES = """examples:
@@ -156,6 +157,9 @@ def _evaluate(args: argparse.Namespace, thumbs: bool) -> Report:
     save = args.out if args.save_images else None
     if args.save_images and not save:
         raise ConfigError("--save-images needs --out DIR")
+    check_names(metrics or ())  # before the model is loaded, which may take a while
+    for profile in profiles:
+        named_profile(profile)
     restore = _restorer(args)
     report = evaluate_degraded(
         args.restored, profiles, restore, enlarge=args.enlarge, save=save, options=options

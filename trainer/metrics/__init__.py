@@ -22,7 +22,7 @@ from .optional import NAMES as OPTIONAL
 from .optional import PyiqaScore
 from .perceptual import Dists, FeatureDistance
 
-__all__ = ["METRICS", "Column", "Measure", "Panel", "SetMeasure", "WeightFinder", "build_panel"]
+__all__ = ["METRICS", "Column", "Panel", "WeightFinder", "build_panel", "check_names"]
 
 Label = TypeVar("Label")
 Loader = Callable[[WeightFinder, torch.device], Measure]
@@ -83,6 +83,13 @@ class Panel:
         return scores
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise ConfigError for the first name that is no metric."""
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
+
+
 def build_panel(
     names: Sequence[str] | None,
     finder: WeightFinder,
@@ -96,9 +103,7 @@ def build_panel(
     Raises:
         ConfigError: for a name that is no metric.
     """
-    for name in names or ():
-        if name not in METRICS:
-            raise ConfigError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
+    check_names(names or ())
     panel = Panel()
     for name, load in LOADERS:
         if names is None or name in names:
