@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import LoRAConfig
+from .config import LORA_TARGETS, LoRAConfig
 from .errors import CheckpointError
 
 _KEY = re.compile(r"^(?:unet\.)?(?:base_model\.model\.)?(?P<module>.+?)\.(?P<kind>lora_A|lora_B|lora\.down|lora\.up|lora_down|lora_up)(?:\.default)?\.weight$")
@@ -121,12 +121,9 @@ def lora_config(lora: dict[str, Factors], alpha: float) -> LoRAConfig:
 
 
 def _kind(name: str) -> str:
-    """`down_blocks.0.attentions.1.…attn1.to_out.0` -> `to_out.0`: the tail without block numbers before it."""
-    parts = name.split(".")
-    tail = [parts.pop()]
-    while parts and (tail[0].isdigit() or parts[-1] in {"net", "ff"}):
-        tail.insert(0, parts.pop())
-    return ".".join(tail)
+    """`down_blocks.0.attentions.1.…attn1.to_out.0` -> `to_out.0`: which kind of layer, without its place."""
+    known = [target for target in LORA_TARGETS if name == target or name.endswith("." + target)]
+    return max(known, key=len, default=name.rsplit(".", 1)[-1])
 
 
 def _weight(unet: nn.Module, name: str) -> Any:

@@ -56,7 +56,8 @@ def tiny_config() -> OSDFaceConfig:
         base="",
         vre=VREConfig(
             resolution=64, base_channels=8, channel_multipliers=(1, 1, 2), res_blocks=1,
-            attention_resolutions=(16,), z_channels=16, codebook_size=128, norm_groups=4, input_range=(-1.0, 1.0),
+            attention_resolutions=(16,), z_channels=16, codebook_size=128, norm_groups=4,
+            input_range=(-1.0, 1.0),
         ),
         projection=ProjectionConfig(hidden=16, out=32),
         unet=UNetConfig((16, 16), (False, True), attention_head_dim=8, norm_groups=4),

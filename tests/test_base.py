@@ -1,0 +1,248 @@
+"""Stable Diffusion 2.1-base from a diffusers folder and from one file, and every model that is not it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from osdface_core.backbone import Backbone
+from osdface_core.base import V_PREDICTION_PROBE, load_base
+from osdface_core.errors import CheckpointError
+
+WIDTHS = (64, 128)
+
+
+def build(prompt_width: int = 1024, channels: int = 4) -> tuple[Any, Any]:
+    """SD 2.1's structure with two levels and few channels."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        in_channels=channels,
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=prompt_width,
+        attention_head_dim=(1, 2),
+        use_linear_projection=True,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 32, 32),
+        latent_channels=4,
+        layers_per_block=1,
+        sample_size=512,
+    )
+    return unet.eval(), vae.eval()
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[Any, Any]:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def folder(models: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sd")
+    models[0].save_pretrained(root / "unet")
+    models[1].save_pretrained(root / "vae")
+    return root
+
+
+def unet_name(name: str) -> str:
+    """diffusers' name of a UNet tensor -> the original one, for two levels of one layer."""
+    fixed = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "down_blocks.0.resnets.0": "input_blocks.1.0",
+        "down_blocks.0.attentions.0": "input_blocks.1.1",
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+        "down_blocks.1.resnets.0": "input_blocks.3.0",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "up_blocks.0.resnets.0": "output_blocks.0.0",
+        "up_blocks.0.resnets.1": "output_blocks.1.0",
+        "up_blocks.0.upsamplers.0": "output_blocks.1.1",
+        "up_blocks.1.resnets.0": "output_blocks.2.0",
+        "up_blocks.1.attentions.0": "output_blocks.2.1",
+        "up_blocks.1.resnets.1": "output_blocks.3.0",
+        "up_blocks.1.attentions.1": "output_blocks.3.1",
+    }
+    inner = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }
+    stem = max((s for s in fixed if name == s or name.startswith(s + ".")), key=len)
+    rest = name[len(stem) :]
+    if ".resnets." in stem:
+        rest = re.sub(r"^\.(\w+)", lambda m: "." + inner[m[1]], rest)
+    return f"model.diffusion_model.{fixed[stem]}{rest}"
+
+
+def vae_name(name: str) -> str:
+    """diffusers' name of a VAE tensor -> the original one."""
+    rules = [
+        (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+        (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+        (r"mid_block\.attentions\.0\.to_(\w)", r"mid.attn_1.\1"),
+        (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+        (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
+        (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+        (r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{3 - int(m[1])}.block.{m[2]}"),
+        (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{3 - int(m[1])}.upsample"),
+        (r"conv_norm_out", "norm_out"),
+        (r"conv_shortcut", "nin_shortcut"),
+    ]
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return f"first_stage_model.{name}"
+
+
+def original_layout(unet: Any, vae: Any) -> dict[str, torch.Tensor]:
+    tensors = {unet_name(k): v.contiguous() for k, v in unet.state_dict().items()}
+    for key, value in vae.state_dict().items():
+        name = vae_name(key)
+        # The original autoencoder's attention is made of 1x1 convolutions.
+        square = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name)
+        tensors[name] = (value[..., None, None] if square else value).contiguous()
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def single_file(models: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("single") / "v2-1_512-ema-pruned.safetensors"
+    text_encoder = {"cond_stage_model.model.ln_final.weight": torch.ones(3)}
+    save_file(original_layout(*models) | text_encoder, path)
+    return path
+
+
+def answers(backbone: Backbone) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 64, 64, generator=draw) * 2 - 1
+    prompt = torch.randn(1, 77, 1024, generator=draw)
+    with torch.inference_mode():
+        latent = backbone.codec.encode(image)
+        eps = backbone.predictor(latent, 399, prompt)
+        return latent, eps, backbone.codec.decode(latent)
+
+
+def test_folder_and_single_file_are_one_model(
+    models: tuple[Any, Any], folder: Path, single_file: Path
+) -> None:
+    unet, vae = models
+    draw = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 64, 64, generator=draw) * 2 - 1
+    prompt = torch.randn(1, 77, 1024, generator=draw)
+    with torch.inference_mode():
+        latent = vae.encode(image).latent_dist.mode() * 0.18215
+        expected = latent, unet(latent, 399, prompt).sample, vae.decode(latent / 0.18215).sample
+    for source in (folder, single_file):
+        for ours, theirs in zip(answers(load_base(source)), expected, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5), source
+
+
+def test_half_precision_files(models: tuple[Any, Any], tmp_path: Path) -> None:
+    halves = {k: v.half() for k, v in original_layout(*models).items()}
+    save_file(halves, tmp_path / "half.safetensors")
+    latent, _, _ = answers(load_base(tmp_path / "half.safetensors"))
+    assert latent.dtype == torch.float32
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_base(path)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    refused(tmp_path / "none.safetensors", "no base model at")
+    refused(tmp_path, r"has no unet/config\.json; use a Stable Diffusion 2\.1-base")
+    (tmp_path / "sd.ckpt").write_bytes(b"")
+    refused(tmp_path / "sd.ckpt", r"must be \.safetensors")
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    refused(tmp_path / "empty.safetensors", "truncated or no safetensors file")
+
+
+def test_a_truncated_single_file(single_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(single_file.read_bytes()[:-1000])
+    refused(tmp_path / "cut.safetensors", "truncated")
+
+
+def test_a_v_prediction_folder(folder: Path, tmp_path: Path) -> None:
+    for part in ("unet", "vae"):
+        (tmp_path / part).symlink_to(folder / part)
+    (tmp_path / "scheduler").mkdir()
+    config = tmp_path / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({"prediction_type": "epsilon"}))
+    load_base(tmp_path)
+    config.write_text(json.dumps({"prediction_type": "v_prediction"}))
+    refused(tmp_path, r"predicts v_prediction, expected epsilon")
+    config.write_text("{")
+    refused(tmp_path, "cannot read .*scheduler_config")
+
+
+def test_a_v_prediction_file(single_file: Path, tmp_path: Path) -> None:
+    tensors, path = load_file(single_file), tmp_path / "v2-1_768.safetensors"
+    save_file(tensors, path, {"modelspec.prediction_type": "v"})
+    refused(path, "is a v-prediction model")
+    save_file(tensors | {f"model.diffusion_model.{V_PREDICTION_PROBE}": torch.randn(320)}, path)
+    refused(path, "is a v-prediction model")
+
+
+@pytest.mark.parametrize(
+    ("width", "family"), [(768, r"Stable Diffusion 1\.x"), (2048, "SDXL"), (96, "another model")]
+)
+def test_other_families(width: int, family: str, tmp_path: Path) -> None:
+    unet, vae = build(prompt_width=width)
+    unet.save_pretrained(tmp_path / "unet")
+    vae.save_pretrained(tmp_path / "vae")
+    refused(tmp_path, f"looks like {family}")
+    save_file(original_layout(unet, vae), tmp_path / "x.safetensors")
+    refused(tmp_path / "x.safetensors", f"looks like {family}")
+
+
+def test_sdxl_by_its_text_encoders(single_file: Path, tmp_path: Path) -> None:
+    save_file(
+        load_file(single_file) | {"conditioner.embedders.0.x": torch.ones(1)}, tmp_path / "xl.safetensors"
+    )
+    refused(tmp_path / "xl.safetensors", "looks like SDXL")
+
+
+def test_an_inpainting_model(tmp_path: Path) -> None:
+    unet, vae = build(channels=9)
+    save_file(original_layout(unet, vae), tmp_path / "x.safetensors")
+    refused(tmp_path / "x.safetensors", "takes 9 latent channels")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("model.diffusion_model.", "holds no Stable Diffusion UNet"),
+        ("first_stage_model.", "holds no VAE"),
+        ("model.diffusion_model.middle_block.0.in_layers.2.weight", "incomplete"),
+        ("first_stage_model.decoder.mid.block_1.conv1.weight", "incomplete"),
+    ],
+)
+def test_incomplete_files(single_file: Path, tmp_path: Path, prefix: str, message: str) -> None:
+    save_file(
+        {k: v for k, v in load_file(single_file).items() if not k.startswith(prefix)},
+        tmp_path / "x.safetensors",
+    )
+    refused(tmp_path / "x.safetensors", message)
