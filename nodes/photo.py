@@ -42,6 +42,14 @@ class Models:
         restorer, loaded = load_restorer(source, base, lora, dtype)
         return cls(key, Embedder(loaded.config, loaded.vre, loaded.projection), restorer)
 
+    def run(self, crops: Tensor, **dials: Any) -> Tensor:
+        """Prompts and restored faces of (N, 3, 512, 512) crops, with progress; `dials` go to `Restorer.restore`."""
+        progress = host.Progress(2 * len(crops))
+        prompts = self.embedder.encode(crops, progress.step)
+        return self.restorer.restore(
+            crops, prompts, tick=lambda count, batch: progress.step(count, batch[-1]), **dials
+        )
+
 
 class OSDFaceRestorePhoto:
     """The one-node way."""
@@ -128,33 +136,16 @@ class OSDFaceRestorePhoto:
         found = find_faces(pixels, detector, min_face, frames, order, finding.step)
         faces, _ = choose(found, Choice(selection, indices, order, min_face, 0, max_faces))
         photo = enlarged(pixels, upscale)
-        if not len(faces):
-            empty, black = pixels.new_zeros(0, 3, 512, 512), pixels.new_zeros(len(photo), 1, *photo.shape[-2:])
-            same = image if upscale == 1.0 else with_upscaled_alpha(photo, image)
-            return same, host.to_mask(black), faces.to_json(), host.to_image(empty), [0.0], 0
-        models = self._load(checkpoint, base, lora_strength, dtype)
         crops = cut(pixels, faces)
-        progress = host.Progress(2 * len(crops))
-        prompts = models.embedder.encode(crops, progress.step)
-        restored = models.restorer.restore(
-            crops,
-            prompts,
-            strength=strength,
-            timestep=None if timestep < 0 else timestep,
-            color_fix=color_fix,
-            batch_size=batch_size,
-            tick=lambda count, batch: progress.step(count, batch[-1]),
-        )
-        restored, faces, identity = check_identity(crops, restored, faces, identity_guard)
+        restored, identity = crops, [0.0]
+        if len(faces):  # else no model is loaded for nothing
+            models = self._load(checkpoint, base, lora_strength, dtype)
+            dials = {"strength": strength, "timestep": None if timestep < 0 else timestep, "color_fix": color_fix}
+            restored = models.run(crops, batch_size=batch_size, **dials)
+            restored, faces, identity = check_identity(crops, restored, faces, identity_guard)
         pasted, mask = put_back(photo, faces, restored, feather, paste_mode, lambda count: host.check_interrupt())
-        return (
-            with_upscaled_alpha(pasted, image),
-            host.to_mask(mask),
-            faces.to_json(),
-            host.to_image(restored),
-            identity,
-            len(faces),
-        )
+        result = with_upscaled_alpha(pasted, image), host.to_mask(mask)
+        return *result, faces.to_json(), host.to_image(restored), identity, len(faces)
 
     def _load(self, checkpoint: str, base: str, lora_strength: float, dtype: str) -> Models:
         source, base_file = host.checkpoint_path(checkpoint), host.base_path(base)
