@@ -6,6 +6,7 @@ from torch import Tensor
 from osdface_core.identity import IdentityNet, load_identity
 from osdface_core.losses import reconstruction
 from osdface_core.losses.edge_dists import EdgeAwareDists
+from osdface_core.losses.features import Weights
 from osdface_core.losses.identity import IdentityLoss
 from osdface_core.losses.perceptual import PerceptualLoss
 
@@ -29,19 +30,29 @@ class Networks:
         """The network of `[restorer.perceptual]`."""
         if self._perceptual is None:
             term = self._cfg.perceptual
-            self._perceptual = PerceptualLoss(term.net, term.file or None, term.distance).to(self._device)
+            weights = self.features(term.net, term.file)
+            self._perceptual = PerceptualLoss(term.net, weights, term.distance).to(self._device)
         return self._perceptual
 
     def identity(self) -> IdentityNet:
         """The network of `[restorer.identity]`."""
         if self._identity is None:
-            self._identity = load_identity(self._cfg.identity.file or None, self._device)
+            self._identity = self.load_identity().to(self._device)
         return self._identity
 
     def edge_dists(self) -> EdgeAwareDists:
         """A network for `[restorer.ea_dists]`."""
         term = self._cfg.ea_dists
-        return EdgeAwareDists(term.net, term.file or None).to(self._device)
+        return EdgeAwareDists(term.net, self.features(term.net, term.file)).to(self._device)
+
+    def features(self, net: str, file: str) -> Weights:
+        """Where a backbone's weights come from; an empty file means torch's download cache."""
+        del net
+        return file or None
+
+    def load_identity(self) -> IdentityNet:
+        """Read the identity network."""
+        return load_identity(self._cfg.identity.file or None)
 
 
 class Objectives:
@@ -64,7 +75,7 @@ class Objectives:
         """Whether the clean latent is asked for."""
         return "latent_mse" in self.weights or "latent_l1" in self.weights
 
-    def __call__(
+    def terms(
         self, restored: Restored, hq: Tensor, clean: Tensor | None, window: Window | None = None
     ) -> dict[str, Tensor]:
         """The unweighted terms, 0-d float32 with gradient.

@@ -13,10 +13,13 @@ from osdface_core.losses.discriminators import FeatureDiscriminator, PatchDiscri
 from .config import Recipe
 from .gan import LatentOpponent, Opponent, PixelOpponent
 from .initial import Initial
+from .objectives import Networks
 from .restorer_config import GANs
 
 
-def build_opponents(recipe: Recipe, accelerator: Accelerator, initial: Initial) -> list[Opponent]:
+def build_opponents(
+    recipe: Recipe, accelerator: Accelerator, initial: Initial, networks: Networks
+) -> list[Opponent]:
     """Those whose weight is above 0, on the device.
 
     Raises:
@@ -29,7 +32,8 @@ def build_opponents(recipe: Recipe, accelerator: Accelerator, initial: Initial) 
         found.append(LatentOpponent("diffusion", cfg.diffusion, _layout(net, recipe), accelerator))
     if cfg.feature.weight > 0:
         table = cfg.feature
-        net = FeatureDiscriminator(table.net, table.file or None, table.levels or None, table.width)
+        weights = networks.features(table.net, table.file)
+        net = FeatureDiscriminator(table.net, weights, table.levels or None, table.width)
         found.append(PixelOpponent("feature", table, _layout(net, recipe), accelerator))
     if cfg.patch.weight > 0:
         table = cfg.patch

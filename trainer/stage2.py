@@ -51,7 +51,7 @@ class RestorerStage:
         self.recipe, self.cfg, self.accelerator = recipe, recipe.restorer, accelerator
         self.total_steps, self.parent = self.cfg.steps, initial.parent
         self.objectives = Objectives(self.cfg, networks)
-        self.opponents = build_opponents(recipe, accelerator, initial)
+        self.opponents = build_opponents(recipe, accelerator, initial, networks)
         self.core = place(initial.generator, recipe, accelerator.device)
         self.generator, self.optimizer = accelerator.prepare(self.core, adamw(self.core, self.cfg))
         self.ema = EMA(trained(self.core), self.cfg.ema)
@@ -133,7 +133,7 @@ class RestorerStage:
         clean = self.clean(micro, hq) if asked else None
         with self.accelerator.autocast():
             restored = self.generator(lq, window)
-            terms = self.objectives(restored, hq, clean, window)
+            terms = self.objectives.terms(restored, hq, clean, window)
         target = hq if window is None else window.of_image(hq)
         return terms, Evidence(restored.image, target, restored.latent, clean, restored.prompt)
 

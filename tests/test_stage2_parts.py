@@ -1,0 +1,266 @@
+"""Parts of stage 2, each against an independent computation."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from osdface_core.errors import CheckpointError, ConfigError
+from osdface_core.one_step import predict_x0
+from tests.restorer_model import SIDE, UNET, VAE, faces, recipe_for, stage_for, write_files
+from trainer import proof, sd21, settings
+from trainer.config import Recipe
+from trainer.ema import EMA
+from trainer.generator import Window
+from trainer.holdout import HoldOut
+from trainer.initial import build_initial
+from trainer.latents import CleanLatents
+from trainer.memory import saved_bytes
+from trainer.objectives import Networks
+from trainer.precision import LikeCUDA
+from trainer.restorer_config import RestorerTraining
+from trainer.stage import Batch, to_signed
+from trainer.stage2_plan import plan
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("restorer"))
+
+
+def test_average_follows_its_formula_and_steps_aside() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    ema = EMA({"w": weight}, 0.5)
+    expected = torch.zeros(3)
+    for n in range(12):
+        with torch.no_grad():
+            weight.copy_(torch.full((3,), float(n)))
+        ema.update()
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+    with ema.applied():
+        assert torch.allclose(weight, expected)
+    assert torch.equal(weight.detach(), torch.full((3,), 11.0))
+    other = EMA({"w": nn.Parameter(torch.zeros(3))}, 0.5)
+    other.load_state_dict(ema.state_dict())
+    assert other.updates == 12 and torch.allclose(other.average["w"], expected)
+
+
+def test_average_with_decay_zero_is_the_weights() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    ema = EMA({"w": weight}, 0.0)
+    ema.update()
+    with ema.applied():
+        assert torch.equal(weight.detach(), torch.ones(2))
+    assert ema.state_dict() == {"updates": 0, "average": {}}
+
+
+def test_restored_latent_is_diffusers_ddim_x0(files: Path) -> None:
+    """Eq. 2 with ε from the same UNet, against an independent implementation of the schedule."""
+    from diffusers import DDIMScheduler
+
+    stage = stage_for(recipe_for(files, "lora"))
+    seen: dict[str, Any] = {}
+    stage.core.predictor.register_forward_hook(
+        lambda _, args, out: seen.update(latent=args[0], t=args[1], eps=out)
+    )
+    restored = stage.core(to_signed(faces().lq))
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    )
+    scheduler.set_timesteps(1000)
+    expected: Any = scheduler.step(seen["eps"], seen["t"], seen["latent"])
+    assert seen["t"] == 399
+    assert torch.allclose(restored.latent, expected.pred_original_sample, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(predict_x0(seen["latent"], seen["eps"], 0.42609), restored.latent, atol=1e-4)
+
+
+def test_window_shows_the_same_place_in_latent_and_picture() -> None:
+    latent = torch.arange(64.0).view(1, 1, 8, 8)
+    image = F.interpolate(latent, scale_factor=8)
+    window = Window(2, 3, 4)
+    assert torch.equal(F.interpolate(window.of_latent(latent), scale_factor=8), window.of_image(image))
+
+
+def test_windows_come_as_often_as_asked_everywhere_and_again(files: Path) -> None:
+    stage = stage_for(recipe_for(files, "full", crop={"side": 5, "share": 0.3}))
+    windows = [stage.window(step, (8, 8)) for step in range(1000)]
+    found = [w for w in windows if w is not None]
+    assert len(found) == 300
+    assert {w.top for w in found} == {w.left for w in found} == {0, 1, 2, 3}
+    assert windows[:50] == [stage.window(step, (8, 8)) for step in range(50)]
+    assert stage.window(3, (5, 8)) is None, "a window as large as the face is the face"
+
+
+def test_step_on_a_window_leaves_identity_out_and_fits_its_target(files: Path) -> None:
+    stage = stage_for(recipe_for(files, "full", crop={"side": 4, "share": 1.0}))
+    terms, evidence = stage._restore(faces(), 0, [])
+    assert "identity" not in terms and "perceptual" in terms
+    assert evidence.fake.shape == evidence.real.shape == (2, 3, 32, 32)
+    window = stage.window(0, (8, 8))
+    assert window is not None
+    assert torch.equal(evidence.real, window.of_image(to_signed(faces().hq)))
+    assert evidence.fake_latent.shape == (2, 4, 8, 8)
+
+
+def test_kept_latents_are_what_encoding_gives() -> None:
+    calls: list[int] = []
+
+    def encode(signed: torch.Tensor) -> torch.Tensor:
+        calls.append(len(signed))
+        return F.avg_pool2d(signed, 8)
+
+    clean = CleanLatents(encode, "cpu")
+    batch = faces(3)
+    signed = to_signed(batch.hq)
+    expected = F.avg_pool2d(signed, 8)
+    assert torch.allclose(clean(batch, signed), expected, atol=1e-3)
+    assert torch.allclose(clean(batch, signed), expected, atol=1e-3) and calls == [1, 1, 1]
+    mirrored = Batch(batch.hq.flip(-1), batch.lq, batch.index, torch.ones(3, dtype=torch.bool))
+    assert torch.allclose(clean(mirrored, signed.flip(-1)), expected.flip(-1), atol=1e-3)
+    assert len(clean) == 6 and calls == [1] * 6
+    assert CleanLatents(encode)(batch, signed).dtype == torch.float32 and calls[-1] == 3
+
+
+def test_cache_of_latents_is_refused_with_other_augmentation() -> None:
+    tables = {"restorer": {"latent": {"mse": 1.0, "cache": "cpu"}}, "data": {"augment": {"flip": 0.25}}}
+    settings.build(Recipe, tables, "")
+    tables["data"]["augment"]["brightness"] = 0.1
+    with pytest.raises(ConfigError, match=r"latent\.cache"):
+        settings.build(Recipe, tables, "")
+
+
+def test_adaptive_weight_balances_the_gradients(files: Path) -> None:
+    patch = {"weight": 0.2, "adaptive": True, "ramp": 0, "width": 8, "layers": 2, "augment": False}
+    stage = stage_for(recipe_for(files, "full", gan={"diffusion": {"weight": 0.0}, "patch": patch}))
+    terms, evidence = stage._restore(faces(), 0, stage.opponents)
+    attack = stage.opponents[0].generator_loss(evidence)
+    total = stage.objectives.total(terms)
+    stage.balance.measure(evidence.fake_latent, {}, total, {"patch": attack})
+    weighted = stage.balance.weight(stage.opponents[0], 0) * attack
+    pull, push = (
+        torch.autograd.grad(value, evidence.fake_latent, retain_graph=True)[0].norm()
+        for value in (total, weighted)
+    )
+    assert float(push / pull) == pytest.approx(0.2, rel=1e-3)
+
+
+def test_discriminator_waits_then_ramps(files: Path) -> None:
+    patch = {"weight": 0.5, "start": 3, "ramp": 4, "width": 8, "layers": 2}
+    stage = stage_for(recipe_for(files, "full", gan={"diffusion": {"weight": 0.0}, "patch": patch}))
+    opponent = stage.opponents[0]
+    assert [opponent.active(step) for step in (2, 3)] == [False, True]
+    weights = [stage.balance.weight(opponent, step) for step in (3, 4, 6, 9)]
+    assert weights == pytest.approx([0.125, 0.25, 0.5, 0.5])
+
+
+def test_holdout_scores_mean_what_they_say(files: Path) -> None:
+    cfg = recipe_for(files, "full").restorer
+    holdout = HoldOut(cfg, Networks(cfg, torch.device("cpu")))
+    batch = faces()
+    nothing = holdout(batch, to_signed)
+    for profile in ("mild", "medium", "severe"):
+        for metric in ("psnr", "perceptual", "identity"):
+            assert torch.equal(nothing[f"{profile}/{metric}"], nothing[f"{profile}/{metric}_lq"])
+    assert nothing["severe/psnr"] < nothing["mild/psnr"]
+    mean = sum(float(nothing[f"{profile}/psnr"]) for profile in ("mild", "medium", "severe")) / 3
+    assert float(nothing["psnr"]) == pytest.approx(mean, rel=1e-5)
+    perfect = holdout(batch, lambda _: to_signed(batch.hq))
+    assert float(perfect["identity"]) == pytest.approx(1.0, abs=1e-5)
+    assert float(perfect["perceptual"]) < 1e-6 and float(perfect["psnr"]) > 60
+    assert torch.equal(perfect["mild/psnr_lq"], nothing["mild/psnr_lq"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "change", "error", "words"),
+    [
+        ("lora", {"base": ""}, ConfigError, "restorer.base"),
+        ("full", {"codec_init": ""}, ConfigError, "codec_init"),
+        ("full", {"codec_init": "nowhere"}, CheckpointError, "taesd_encoder.safetensors"),
+        ("full", {"vre": ""}, ConfigError, "osdface train vre"),
+        ("full", {"vre": "nowhere.safetensors"}, CheckpointError, "nowhere.safetensors"),
+        ("full", {"identity": {"file": "nowhere", "weight": 0.1}}, CheckpointError, "MobileFaceNet"),
+        ("full", {"ea_dists": {"file": "nowhere", "weight": 0.1}}, CheckpointError, "vgg16-397923af.pth"),
+        ("full", {"perceptual": {"file": "nowhere", "weight": 0.1}}, CheckpointError, "squeezenet1_0"),
+    ],
+)
+def test_missing_files_are_named_in_one_line(
+    files: Path, mode: str, change: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        stage_for(recipe_for(files, mode, **change))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weight_of_zero_loads_nothing(files: Path) -> None:
+    off = {"weight": 0.0, "file": "nowhere"}
+    stage = stage_for(recipe_for(files, "full", identity=off, ea_dists=off, perceptual=off))
+    assert set(stage.step(faces(), 0)) == {"mse", "latent_mse", "color", "total", "grad_norm"}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"batch_size": 3, "accumulate": 2},
+        {"ema": 1.0},
+        {"mode": "full"},
+        {"mode": "full", "init": "x", "gan": {"diffusion": {"train": "lora"}}},
+        {"crop": {"share": 2.0}},
+        {"gan": {"diffusion": {"t_max": 2000}}},
+        {"gan": {"patch": {"weight": -1.0}}},
+        {"no_such_key": 1},
+    ],
+)
+def test_wrong_tables_are_refused(table: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        settings.build(RestorerTraining, table, "restorer")
+
+
+def test_plan_counts_stable_diffusion(files: Path) -> None:
+    tables = {"run": {"precision": "bf16"}, "restorer": {"checkpoint_unet": True, "checkpoint_decoder": True}}
+    lean = {p.name: p for p in plan(settings.build(Recipe, tables, "")).parts}
+    assert lean["UNet + LoRA"].frozen == 865_910_724
+    assert lean["codec"].frozen == 83_653_863
+    assert lean["VRE"].frozen == pytest.approx(28.628e6 + 1024 * 512, rel=0.01)
+    assert 16e6 < lean["UNet + LoRA"].trained < 18e6
+    assert sum(p.total for p in lean.values()) < 24e9, "one step of the paper's recipe fits in 24 GB"
+
+
+def test_planned_activations_are_those_of_a_real_pass() -> None:
+    """Meta tensors with fused attention keep the bytes that the CPU, whose attention is fused too, keeps."""
+    from diffusers import UNet2DConditionModel
+
+    def kept(device: str) -> int:
+        with torch.device(device):
+            net: Any = UNet2DConditionModel(**UNET)
+            latent, prompt = torch.rand(2, 4, 16, 16), torch.rand(2, 77, 1024)
+            return saved_bytes(lambda: net(latent, 399, prompt, return_dict=False), net)
+
+    with LikeCUDA(half=False):
+        planned = kept("meta")
+    assert planned == pytest.approx(kept("cpu"), rel=0.05)
+
+
+def test_proof_times_every_part(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sd21, "UNET", UNET)
+    monkeypatch.setattr(sd21, "VAE", VAE)
+    gan = {"diffusion": {"weight": 0.1, "start": 99}}
+    report = proof.measure(recipe_for(files, "lora", gan=gan), steps=1, warmup=0)
+    parts = report["milliseconds"]
+    inner = sum(value for name, value in parts.items() if name not in ("whole step", "projection"))
+    assert 0.5 * parts["whole step"] < inner <= parts["whole step"]
+    named = {"VRE", "UNet", "codec decode", "diffusion: its own loss", "backward: discriminators"}
+    assert named <= set(parts)
+    assert report["size"] == SIDE and report["images"] == 2
+
+
+def test_init_of_another_architecture_is_refused(files: Path, tmp_path: Path) -> None:
+    from osdface_core.checkpoint import save_checkpoint
+
+    config, tensors, training = stage_for(recipe_for(files, "full")).export()
+    save_checkpoint(tmp_path / "full.safetensors", tensors, config, training)
+    with pytest.raises(ConfigError, match="full"):
+        build_initial(recipe_for(files, "lora", init=str(tmp_path / "full.safetensors")))
