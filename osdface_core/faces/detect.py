@@ -139,7 +139,7 @@ def tile_scale(
     if min_face > 0:
         return min(1.0, net.smallest / min_face)
     sides = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1]) / base.scale
-    crowd = np.count_nonzero(sides < 2 * net.smallest) >= CROWD
+    crowd = np.count_nonzero(sides < 1.5 * net.smallest) >= CROWD
     return min(1.0, 2 / base.scale) if crowd or not len(rows) or effort == "thorough" else 0.0
 
 

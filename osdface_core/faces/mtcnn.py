@@ -173,7 +173,7 @@ class Mtcnn(nn.Module):
         net = cls()
         for name, stage in (("pnet", net.pnet), ("rnet", net.rnet), ("onet", net.onet)):
             load_stage(stage, arrays[name])
-        return net.to(device=device, memory_format=torch.channels_last)
+        return net.to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def forward(self, images: Tensor, min_size: float = 20.0) -> list[np.ndarray]:

@@ -29,8 +29,9 @@ from .regions import (
 
 TILE = 1024
 """Photos are blended in squares of this side [px], which bounds memory whatever the photo's size."""
-EDGE = 8.0
-"""The mask ends this far inside the 512 crop [px], so that no crop border ever shows."""
+REACH_SIDE, REACH_TOP, REACH_BOTTOM = 236.0, 240.0, 252.0
+"""Where the mask ends, from the middle of the 512 crop [px]; its border at 256 so never shows. Below it goes
+further, because the chin of an FFHQ crop lies low."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,10 @@ def paste(
         make_patch(photo, face, restored[i], None if crops is None else crops[i].to(restored), mode)
         for i, face in enumerate(faces)
     ]
-    image = photo.clone() if isinstance(photo, Tensor) else photo.copy()
-    mask = (
-        torch.zeros(1, height, width, device=device)
-        if isinstance(photo, Tensor)
-        else np.zeros((height, width), np.float32)
-    )
+    if isinstance(photo, Tensor):
+        image, mask = photo.clone(), torch.zeros(1, height, width, device=photo.device)
+    else:
+        image, mask = photo.copy(), np.zeros((height, width), np.float32)
     for tile in tiles_touched(patches, height, width):
         blend_tile(image, mask, patches, tile, feather, mode)
     return image, mask
@@ -171,7 +170,9 @@ def blend_tile(
         view = (slice(None), slice(cut[1] - top, cut[3] - top), slice(cut[0] - left, cut[2] - left))
         weight, share = soft_mask(patch.to_template, cut, feather, device)
         origin = translation(cut[0], cut[1])
-        values = warp(patch.values, (patch.to_values @ origin)[:2], tuple(share.shape[-2:]), padding="border")
+        values = warp(
+            patch.values, (patch.to_values @ origin)[:2], (cut[3] - cut[1], cut[2] - cut[0]), padding="border"
+        )
         cover[view] = torch.maximum(cover[view], weight)
         total[view] += share
         change[view] += share * values
@@ -184,23 +185,24 @@ def soft_mask(
 ) -> tuple[Tensor, Tensor]:
     """Mask of one face over a photo rectangle, evaluated in closed form: no sampling, no seams between tiles.
 
-    Its shape is a superellipse of exponent 4, between a circle and a square: the chin lies close to the
-    border of an FFHQ crop, where an ellipse would cut it.
+    Its shape is a superellipse of exponent 4, between a circle and a square: an ellipse would cut the jaw.
 
     Returns:
         weight: (1, h, w), 1 in the middle, falling smoothly to exactly 0 before the crop's border.
         share: (1, h, w), zero where `weight` is; steeply higher near a centre, to settle overlaps.
     """
     left, top, right, bottom = rectangle
-    middle, reach = (CROP_SIZE - 1) / 2, CROP_SIZE / 2 - EDGE
+    middle = (CROP_SIZE - 1) / 2
     matrix = (to_template @ translation(left, top))[:2]
-    matrix = (matrix - [[0, 0, middle], [0, 0, middle]]) / reach
-    # Superellipse |u|^4 + |v|^4 = 1, with in-place steps: these planes are as large as the face.
-    powers = plane(matrix, (bottom - top, right - left), device).square_().square_()
-    inward = powers.sum(dim=-1).sqrt_().sqrt_().neg_().add_(1).clamp_(min=0)
+    matrix = (matrix - [[0, 0, middle], [0, 0, middle]]) / [[REACH_SIDE], [REACH_TOP]]
+    # Superellipse |u|^4 + |v|^4 = 1, mostly with in-place steps: these planes are as large as the face.
+    across, down = plane(matrix, (bottom - top, right - left), device).unbind(dim=-1)
+    down = torch.maximum(down * (REACH_TOP / REACH_BOTTOM), -down)
+    powers = across.square().square_().add_(down.square_().square_())
+    inward = powers.sqrt_().sqrt_().neg_().add_(1).clamp_(min=0)
     near = (inward / feather).clamp_(max=1)
     weight = near * 6 - 15
-    weight.mul_(near).add_(10).mul_(near).mul_(near).mul_(near)
+    weight.mul_(near).add_(10).mul_(near).mul_(near).mul_(near).clamp_(max=1)  # rounding may exceed 1
     share = inward.square_().square_().mul_(weight)
     return weight[None], share[None]
 
@@ -220,11 +222,12 @@ def write_tile(
     after = before * (1 - cover) + change if replace else before + change
     # Float photos may hold values beyond 0..1 (HDR): only what the blend itself pushes out is cut.
     after = torch.maximum(torch.minimum(after, before.clamp(min=1)), before.clamp(max=0))
-    if isinstance(image, Tensor):
+    if isinstance(image, Tensor) and isinstance(mask, Tensor):
         area = (slice(None), slice(top, bottom), slice(left, right))
         image[area] = torch.where((cover > 0).to(image.device), after.to(image), image[area])
         mask[area] = cover.to(mask)
         return
+    assert isinstance(image, np.ndarray) and isinstance(mask, np.ndarray)
     part = image[top:bottom, left:right]
     full = FULL_SCALE[str(image.dtype)]
     after = after.permute(1, 2, 0)

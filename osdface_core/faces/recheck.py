@@ -51,16 +51,19 @@ def recheck(photo: Photo, rows: np.ndarray, net: Detector, device: torch.device)
     """
     rolls = np.array([roll_of(row) for row in rows])
     weak = rows[:, 4] < net.sure
-    jobs = [(i, rolls[i] + turn) for i in range(len(rows)) if weak[i] for turn in (0, 90, 180, 270)]
-    jobs += [(i, rolls[i]) for i in range(len(rows)) if not weak[i] and abs(rolls[i]) > TILTED]
     found: dict[int, np.ndarray] = {}
-    for start in range(0, len(jobs), BATCH):
-        batch = jobs[start : start + BATCH]
-        for (number, angle), row in zip(batch, look_closer(photo, rows, batch, net, device), strict=True):
-            # Hair and hands pass as weak faces in one turn or another: a turned face must be a sure one.
-            good = row is not None and (angle == rolls[number] or row[4] >= net.sure)
-            if row is not None and good and (number not in found or row[4] > found[number][4]):
-                found[number] = row
+    first = [i for i in range(len(rows)) if weak[i] or abs(rolls[i]) > TILTED]
+    for number, row in zip(
+        first, look_closer(photo, rows, [(i, rolls[i]) for i in first], net, device), strict=True
+    ):
+        if row is not None:
+            found[number] = row
+    # Hair and hands pass as weak faces in one turn or another: a turned face must be a sure one.
+    doubtful = [i for i in first if weak[i] and (i not in found or found[i][4] < net.sure)]
+    jobs = [(i, rolls[i] + turn) for i in doubtful for turn in (90, 180, 270)]
+    for (number, _), row in zip(jobs, look_closer(photo, rows, jobs, net, device), strict=True):
+        if row is not None and row[4] >= net.sure and (number not in found or row[4] > found[number][4]):
+            found[number] = row
     keep = [i for i in range(len(rows)) if i in found or not weak[i]]
     better = [found[i] if i in found else rows[i] for i in keep]
     lying = [round(roll_of(row) / 90) % 4 * 90 for row in found.values()]
@@ -72,9 +75,14 @@ def look_closer(
     photo: Photo, rows: np.ndarray, jobs: list[tuple[int, float]], net: Detector, device: torch.device
 ) -> list[np.ndarray | None]:
     """Detect on one patch per (face, roll); the row nearest to the patch's middle, in photo px, or None."""
-    views = [patch_view(photo, rows[number], angle, device) for number, angle in jobs]
-    results = net(torch.stack([view.image for view in views]), PATCH / CONTEXT / 2)
-    return [central(result, view) for result, view in zip(results, views, strict=True)]
+    results: list[np.ndarray | None] = []
+    for start in range(0, len(jobs), BATCH):
+        views = [
+            patch_view(photo, rows[number], angle, device) for number, angle in jobs[start : start + BATCH]
+        ]
+        patches = torch.stack([view.image for view in views])
+        results += [central(*pair) for pair in zip(net(patches, PATCH / CONTEXT / 2), views, strict=True)]
+    return results
 
 
 def patch_view(photo: Photo, row: np.ndarray, roll: float, device: torch.device) -> View:

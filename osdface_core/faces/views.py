@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .regions import Photo, homogeneous, photo_shape, read_region, resize_smooth, resizing, translation, warp
+from .regions import Photo, photo_shape, read_region, resize_smooth, resizing, translation, warp
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def padded(view: View, fraction: float = 0.5) -> View:
     height, width = view.image.shape[-2:]
     across, down = int(width * fraction), int(height * fraction)
     matrix = view.to_photo @ translation(-across, -down)
-    shift = homogeneous([[1, 0, -across], [0, 1, -down]])
+    shift = translation(-across, -down)
     image = warp(
         view.image, shift[:2], (height + 2 * down, width + 2 * across), padding="border", mode="bilinear"
     )
