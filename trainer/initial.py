@@ -132,6 +132,8 @@ def _full_backbone(cfg: RestorerTraining, config: OSDFaceConfig, start: Checkpoi
     if start is not None and not start.missing_parts:
         load_strict(unet, start.part("unet"), f"{cfg.init}: unet")
         load_strict(backbone.codec, start.part("codec"), f"{cfg.init}: codec")
+    elif cfg.codec_init == "random":
+        pass
     elif cfg.codec_init:
         load_taesd(backbone.codec, Path(cfg.codec_init))
     else:
