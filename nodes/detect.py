@@ -13,22 +13,25 @@ from .sockets import FACES, FaceSet
 from .widgets import choice, decimal, integer, socket, text
 
 SELECTION_TIP = "all faces; the largest; the one nearest the centre; or those named in `indices`. Per frame."
-INDICES_TIP = "Numbers as in the preview, like 0, 2, 5-7. Used with selection = indices; in a clip a number is one person."
+INDICES_TIP = (
+    "Numbers as in the preview, like 0, 2, 5-7. Used with selection = indices; in a clip a number is one "
+    "person."
+)
 ORDER_TIP = "Order of the faces, which also decides who stays when max_faces is set."
 MIN_TIP = "Leave faces smaller than this alone, in pixels of the longer side of the box. 0: no limit."
 MAX_TIP = "Leave faces larger than this alone, in pixels. 0: no limit."
 COUNT_TIP = "At most this many faces per frame. 0: no limit."
 DETECTOR_TIP = (
-    "auto: RetinaFace if its weights are in models/facedetection, else MTCNN, which needs no download. "
-    "The named RetinaFace models are fetched once if they are missing."
+    "auto: RetinaFace if its weights are in models/facedetection, else MTCNN, which needs no download. The "
+    "named RetinaFace models are fetched once if they are missing."
 )
 FRAMES_TIP = (
-    "What a batch of images is. clip: faces are followed and their landmarks steadied, so that nothing jitters. "
-    "photos: each image for itself. auto: a clip if neighbouring images look alike."
+    "What a batch of images is. clip: faces are followed and their landmarks steadied, so that nothing "
+    "jitters. photos: each image for itself. auto: a clip if neighbouring images look alike."
 )
 EFFORT_TIP = (
-    "auto: look again, turned or in tiles, where the first look leaves doubts (tilted faces, crowds). fast: look once. "
-    "thorough: do all of it always."
+    "auto: look again, turned or in tiles, where the first look leaves doubts (tilted faces, crowds). fast: "
+    "look once. thorough: do all of it always."
 )
 
 
@@ -37,8 +40,9 @@ class OSDFaceDetectFaces:
 
     CATEGORY = "OSDFace"
     DESCRIPTION = (
-        "Finds faces and cuts them out, upright and 512 pixels wide. A batch of images is a clip: faces of all frames "
-        "come out together. No face is no error: the crops are empty and Paste Back returns the photo."
+        "Finds faces and cuts them out, upright and 512 pixels wide. A batch of images is a clip: faces of "
+        "all frames come out together. No face is no error: the crops are empty and Paste Back returns the "
+        "photo."
     )
     RETURN_TYPES = (FACES, "IMAGE", "INT", "IMAGE", "STRING")
     RETURN_NAMES = ("faces", "crops", "count", "preview", "json")
@@ -66,7 +70,9 @@ class OSDFaceDetectFaces:
             },
             "optional": {
                 "frames": choice(FRAMES, FRAMES_TIP),
-                "threshold": decimal(0.9, 0.0, 1.0, "Least certainty of the detector; lower finds more, also wrong ones.", 0.05),
+                "threshold": decimal(
+                    0.9, 0.0, 1.0, "Least certainty of the detector; lower finds more, also wrong ones.", 0.05
+                ),
                 "effort": choice(["auto", "fast", "thorough"], EFFORT_TIP),
             },
         }
@@ -98,7 +104,10 @@ class OSDFaceSelectFaces:
     """Some of the faces."""
 
     CATEGORY = "OSDFace"
-    DESCRIPTION = "Keeps some of the detected faces and their crops: by number, size, place or count. The rest stay as they are."
+    DESCRIPTION = (
+        "Keeps some of the detected faces and their crops: by number, size, place or count. The rest stay as "
+        "they are."
+    )
     RETURN_TYPES = (FACES, "IMAGE", "INT")
     RETURN_NAMES = ("faces", "crops", "count")
     OUTPUT_TOOLTIPS = ("The chosen faces.", "Their crops, in the same order.", "How many.")
@@ -131,6 +140,8 @@ class OSDFaceSelectFaces:
         max_faces: int,
     ) -> tuple[FaceSet, Tensor, int]:
         if len(crops) != len(faces):
-            raise ValueError(f"{len(crops)} crops for {len(faces)} faces: connect both from the same Detect Faces")
+            raise ValueError(
+                f"{len(crops)} crops for {len(faces)} faces: connect both from the same Detect Faces"
+            )
         kept, places = choose(faces, Choice(selection, indices, order, min_face, max_face, max_faces))
         return kept, crops[places].clone(), len(kept)

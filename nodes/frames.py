@@ -1,11 +1,11 @@
-"""A photo or a clip, frame by frame: find faces, follow them, cut them out, choose among them, put them back."""
+"""A photo or a clip, frame by frame: find faces, follow, choose, cut out, put back."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ DETECTORS = ["auto", "retinaface_resnet50", "retinaface_mobile0.25", "mtcnn"]
 SELECTIONS = ["all", "largest", "center", "indices"]
 ORDERS = ["size", "left_to_right", "top_to_bottom", "score"]
 FRAMES = ["auto", "clip", "photos"]
-# Mean difference between small copies of neighbouring frames, above which a batch is taken for unrelated photos.
+# Mean difference between thumbnails of neighbours, above which a batch is taken for unrelated photos.
 CLIP_DIFFERENCE = 0.12
 Tick = Callable[[int], None]
 
@@ -90,7 +90,9 @@ def choose(faces: FaceSet, choice: Choice) -> tuple[FaceSet, list[int]]:
     """The chosen faces of every frame, and their places among all crops, in the new order."""
     frames, numbers, places, start = [], [], [], 0
     for found, called in zip(faces.frames, faces.numbers, strict=True):
-        kept = [found.index(face) for face in _choose_in_frame(found, called, (faces.height, faces.width), choice)]
+        kept = [
+            found.index(face) for face in _choose_in_frame(found, called, (faces.height, faces.width), choice)
+        ]
         frames.append(tuple(found[i] for i in kept))
         numbers.append(tuple(called[i] for i in kept))
         places += [start + i for i in kept]
@@ -123,7 +125,9 @@ def parse_indices(text: str) -> list[int]:
     for part in filter(None, re.split(r"[,;\s]+", text.strip())):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if match is None:
-            raise ValueError(f"indices: {part!r} is no face number; write numbers as in the preview, like 0, 2, 5-7")
+            raise ValueError(
+                f"indices: {part!r} is no face number; write numbers as in the preview, like 0, 2, 5-7"
+            )
         first = int(match[1])
         numbers += range(first, int(match[2] or first) + 1)
     return list(dict.fromkeys(numbers))
@@ -152,10 +156,13 @@ def put_back(
     """
     if len(frames) != len(faces.frames):
         raise ValueError(
-            f"{len(frames)} images but faces of {len(faces.frames)}: give Paste Back the batch that Detect Faces got"
+            f"{len(frames)} images but faces of {len(faces.frames)}: give Paste Back the batch that Detect "
+            f"Faces got"
         )
     if len(restored) != len(faces):
-        raise ValueError(f"{len(restored)} crops for {len(faces)} faces: give Paste Back the crops of these faces")
+        raise ValueError(
+            f"{len(restored)} crops for {len(faces)} faces: give Paste Back the crops of these faces"
+        )
     placed = faces.scale_to(*frames.shape[-2:])
     device = host.compute_device()
     out, masks = frames.clone(), frames.new_zeros(len(frames), 1, *frames.shape[-2:])
@@ -163,7 +170,8 @@ def put_back(
     for i, found in enumerate(placed.frames):
         if found:
             part = restored[start : start + len(found)]
-            out[i], masks[i] = paste(frames[i], found, part, feather=feather, mode=mode, device=device)
+            pasted = paste(frames[i], found, part, feather=feather, mode=mode, device=device)
+            out[i], masks[i] = cast(tuple[Tensor, Tensor], pasted)
         start += len(found)
         tick(1)
     return out, masks

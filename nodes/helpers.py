@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import draw, host
@@ -27,11 +27,15 @@ class OSDFacePreviewFaces:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {
             "required": {
-                "image": socket("IMAGE", "The photo that the faces were found on (any size of the same shape)."),
+                "image": socket(
+                    "IMAGE", "The photo that the faces were found on (any size of the same shape)."
+                ),
                 "faces": socket(FACES, "Faces from Detect Faces or Select Faces."),
             },
             "optional": {
-                "details": switch(False, "Write detection score, size in pixels and identity beside the number."),
+                "details": switch(
+                    False, "Write detection score, size in pixels and identity beside the number."
+                ),
             },
         }
 
@@ -44,8 +48,8 @@ class OSDFaceBlendByMask:
 
     CATEGORY = "OSDFace"
     DESCRIPTION = (
-        "Keeps the restoration only where a mask is white. Paint a mask to protect a person or a hand, or use "
-        "the mask of Paste Back. Where the mask is black the original's pixels come through bit for bit."
+        "Keeps the restoration only where a mask is white. Paint a mask to protect a person or a hand, or "
+        "use the mask of Paste Back. Where the mask is black the original's pixels come through bit for bit."
     )
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
@@ -56,12 +60,16 @@ class OSDFaceBlendByMask:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {
             "required": {
-                "original": socket("IMAGE", "The untouched photo; enlarged to the restored one's size if smaller."),
+                "original": socket("IMAGE", "The untouched photo; enlarged to the restored one if smaller."),
                 "restored": socket("IMAGE", "The restored photo."),
-                "mask": socket("MASK", "White: take the restored pixel. One mask, or one per frame; any size."),
+                "mask": socket(
+                    "MASK", "White: take the restored pixel. One mask, or one per frame; any size."
+                ),
                 "strength": decimal(1.0, 0.0, 1.0, "How much of the restoration to keep inside the mask."),
             },
-            "optional": {"invert": switch(False, "Use the mask the other way round: white protects the original.")},
+            "optional": {
+                "invert": switch(False, "Use the mask the other way round: white protects the original.")
+            },
         }
 
     def blend(
@@ -78,7 +86,9 @@ class OSDFaceBeforeAfter:
     """Two pictures in one."""
 
     CATEGORY = "OSDFace"
-    DESCRIPTION = "Puts the photo before and after restoration into one picture: side by side, stacked, or split."
+    DESCRIPTION = (
+        "Puts the photo before and after restoration into one picture: side by side, stacked, or split."
+    )
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
     OUTPUT_TOOLTIPS = ("The comparison, one picture per frame.",)
@@ -93,7 +103,9 @@ class OSDFaceBeforeAfter:
                 "after": socket("IMAGE", "The restored photo."),
                 "layout": choice(layouts, "split: one picture, left part before, right part after."),
                 "position": decimal(0.5, 0.0, 1.0, "Where a split picture divides, from the left.", 0.05),
-                "gap": integer(8, 0, 128, "White gap between the pictures, or width of the dividing line, in pixels."),
+                "gap": integer(
+                    8, 0, 128, "White gap between the pictures, or width of the dividing line, in pixels."
+                ),
                 "labels": switch(True, "Write the captions onto the pictures."),
             },
             "optional": {
@@ -117,14 +129,18 @@ class OSDFaceBeforeAfter:
         first = match(host.from_image(before).to(second.device), second)
         captions = ("", "") if layout == "split" or not labels else (before_label, after_label)
         pairs = (
-            draw.compare(draw.with_label(a, captions[0]), draw.with_label(b, captions[1]), layout, position, gap)
+            draw.compare(
+                draw.with_label(a, captions[0]), draw.with_label(b, captions[1]), layout, position, gap
+            )
             for a, b in zip(first, second, strict=True)
         )
         pictures = list(pairs)
         return (host.to_image(torch.stack(pictures) if pictures else second),)
 
 
-def preview_faces(frames: Tensor, faces: FaceSet, details: bool = False, chosen: FaceSet | None = None) -> Tensor:
+def preview_faces(
+    frames: Tensor, faces: FaceSet, details: bool = False, chosen: FaceSet | None = None
+) -> Tensor:
     """(B, 3, H, W) frames with numbered boxes, grey for faces that are not among `chosen`; a new tensor."""
     faces = faces.scale_to(*frames.shape[-2:])
     drawn = []
@@ -155,9 +171,13 @@ def match(images: Tensor, like: Tensor) -> Tensor:
     ratio = images.shape[-1] * like.shape[-2] / max(1, images.shape[-2] * like.shape[-1])
     if abs(ratio - 1.0) > 0.03:
         sizes = [f"{t.shape[-1]}x{t.shape[-2]}" for t in (images, like)]
-        raise ValueError(f"the two images differ in shape ({sizes[0]} and {sizes[1]}): give the same photo twice")
+        raise ValueError(
+            f"the two images differ in shape ({sizes[0]} and {sizes[1]}): give the same photo twice"
+        )
     if images.shape[0] not in (1, like.shape[0]):
-        raise ValueError(f"{images.shape[0]} and {like.shape[0]} frames do not go together: give as many of both")
+        raise ValueError(
+            f"{images.shape[0]} and {like.shape[0]} frames do not go together: give as many of both"
+        )
     return draw.resized(images, *like.shape[-2:]).expand(like.shape[0], -1, -1, -1)
 
 

@@ -3,6 +3,8 @@
 ComfyUI's IMAGE is (B, H, W, C) float32 in [0, 1] and its MASK (B, H, W); the core works on (B, 3, H, W).
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import contextlib
@@ -109,7 +111,9 @@ def _full_path(folder: str, name: str) -> str:
 
     path = folder_paths.get_full_path(folder, name)
     if path is None:
-        raise FileNotFoundError(f"{name} is not in models/{folder}: put it there or pick another, then refresh (R)")
+        raise FileNotFoundError(
+            f"{name} is not in models/{folder}: put it there or pick another, then refresh (R)"
+        )
     return path
 
 
@@ -280,7 +284,7 @@ def _preview(image: Tensor | None) -> tuple[str, Any, int] | None:
 
 
 def from_image(image: Tensor) -> Tensor:
-    """IMAGE (B, H, W, C) to (B, 3, H, W), float32; grey is repeated, alpha is left out. Never a view to write to."""
+    """IMAGE (B, H, W, C) to (B, 3, H, W), float32; grey is repeated, alpha left out. Not to be written to."""
     pixels = image.detach().float()
     pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(*pixels.shape[:-1], 3)
     return pixels.permute(0, 3, 1, 2)
@@ -294,4 +298,10 @@ def to_image(pixels: Tensor) -> Tensor:
 
 def to_mask(mask: Tensor) -> Tensor:
     """(B, 1, H, W) or (B, H, W) to MASK."""
-    return mask.detach().reshape(-1, *mask.shape[-2:]).to(result_device(), torch.float32).clamp(0.0, 1.0).contiguous()
+    return (
+        mask.detach()
+        .reshape(-1, *mask.shape[-2:])
+        .to(result_device(), torch.float32)
+        .clamp(0.0, 1.0)
+        .contiguous()
+    )

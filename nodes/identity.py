@@ -39,17 +39,21 @@ def load_scorer(required: bool) -> Scorer | None:
         return Scorer(host.find_file(MOBILEFACENET_FILE))
     except CheckpointError as error:
         if required:
-            raise CheckpointError(f"the identity guard needs a recognition network ({error}): {HOW}") from error
+            raise CheckpointError(
+                f"the identity guard needs a recognition network ({error}): {HOW}"
+            ) from error
         host.log.info("no identity scores: %s to have them", HOW)
         return None
 
 
-def scores(scorer: Scorer, before: Tensor, after: Tensor, reference: Tensor | None = None) -> list[tuple[float, float]]:
+def scores(
+    scorer: Scorer, before: Tensor, after: Tensor, reference: Tensor | None = None
+) -> list[tuple[float, float]]:
     """Cosine of identity per face, before and after restoration.
 
     Args:
         before, after: (N, 3, S, S) crops of the same faces.
-        reference: (1 or N, 3, S, S) who they should be; without it the face before is the measure (so 1.0, x).
+        reference: (1 or N, 3, S, S) who they should be; else the face before is the measure (so 1.0, x).
     """
     own = scorer.vectors(before)
     target = own if reference is None else scorer.vectors(reference).expand(len(own), -1)

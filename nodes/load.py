@@ -11,12 +11,13 @@ from .sockets import BACKBONE, VRE
 from .widgets import choice, decimal, socket
 
 CHECKPOINT_TIP = (
-    "Files of models/osdface. mini: the small model that comes with this pack. A name that ends in / is a folder "
-    "with the three released files (associate_2.ckpt, embedding_change_weights.pth, pytorch_lora_weights.safetensors)."
+    "Files of models/osdface. mini: the small model that comes with this pack. A name that ends in / is a "
+    "folder with the three released files (associate_2.ckpt, embedding_change_weights.pth, "
+    "pytorch_lora_weights.safetensors)."
 )
 BASE_TIP = (
-    "Stable Diffusion 2.1-base for checkpoints that are a LoRA: v2-1_512-ema-pruned.safetensors in models/checkpoints "
-    "or a folder in models/diffusers. none for mini and other self-contained checkpoints."
+    "Stable Diffusion 2.1-base for checkpoints that are a LoRA: v2-1_512-ema-pruned.safetensors in "
+    "models/checkpoints or a folder in models/diffusers. none for mini and other self-contained checkpoints."
 )
 DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
@@ -25,7 +26,10 @@ class OSDFaceLoadVRE:
     """The prompt side of a checkpoint."""
 
     CATEGORY = "OSDFace"
-    DESCRIPTION = "Loads the visual representation embedder (VRE), which turns a face into the prompt of its restoration."
+    DESCRIPTION = (
+        "Loads the visual representation embedder (VRE), which turns a face into the prompt of its "
+        "restoration."
+    )
     RETURN_TYPES = (VRE,)
     RETURN_NAMES = ("vre",)
     OUTPUT_TOOLTIPS = ("For Encode Prompt. It runs in float32 on purpose.",)
@@ -47,10 +51,15 @@ class OSDFaceLoadRestorer:
     """The diffusion side of a checkpoint."""
 
     CATEGORY = "OSDFace"
-    DESCRIPTION = "Loads the one-step diffusion model: self-contained, or Stable Diffusion 2.1-base with an OSDFace LoRA."
+    DESCRIPTION = (
+        "Loads the one-step diffusion model: self-contained, or Stable Diffusion 2.1-base with an OSDFace "
+        "LoRA."
+    )
     RETURN_TYPES = (BACKBONE,)
     RETURN_NAMES = ("backbone",)
-    OUTPUT_TOOLTIPS = ("For One-Step Restore. ComfyUI moves it to and from the GPU as it does with its own models.",)
+    OUTPUT_TOOLTIPS = (
+        "For One-Step Restore. ComfyUI moves it to and from the GPU as it does with its own models.",
+    )
     FUNCTION = "load"
 
     @classmethod
@@ -59,7 +68,9 @@ class OSDFaceLoadRestorer:
             "required": {
                 "checkpoint": choice(host.checkpoint_names(), CHECKPOINT_TIP),
                 "base": choice(host.base_names(), BASE_TIP),
-                "lora_strength": decimal(1.0, 0.0, 2.0, "Strength of the LoRA: 0 is the bare base model, 1 as trained."),
+                "lora_strength": decimal(
+                    1.0, 0.0, 2.0, "Strength of the LoRA: 0 is the bare base model, 1 as trained."
+                ),
                 "dtype": choice(DTYPES, "Precision. auto: half precision where the device is good at it."),
             }
         }
@@ -78,8 +89,9 @@ class OSDFaceBackboneFromModel:
 
     CATEGORY = "OSDFace"
     DESCRIPTION = (
-        "Restores with the Stable Diffusion 2.1-base that ComfyUI has loaded: fp8, offloading, LoRA chains and "
-        "--lowvram work as everywhere, and no second copy is kept. Put the OSDFace LoRA on MODEL with Apply LoRA."
+        "Restores with the Stable Diffusion 2.1-base that ComfyUI has loaded: fp8, offloading, LoRA chains "
+        "and --lowvram work as everywhere, and no second copy is kept. Put the OSDFace LoRA on MODEL with "
+        "Apply LoRA."
     )
     RETURN_TYPES = (BACKBONE,)
     RETURN_NAMES = ("backbone",)
@@ -90,7 +102,9 @@ class OSDFaceBackboneFromModel:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {
             "required": {
-                "model": socket("MODEL", "Stable Diffusion 2.1-base (512 pixels) with the OSDFace LoRA on it."),
+                "model": socket(
+                    "MODEL", "Stable Diffusion 2.1-base (512 pixels) with the OSDFace LoRA on it."
+                ),
                 "vae": socket("VAE", "The VAE of the same checkpoint."),
             }
         }
@@ -104,8 +118,9 @@ class OSDFaceApplyLoRA:
 
     CATEGORY = "OSDFace"
     DESCRIPTION = (
-        "Puts an OSDFace LoRA on a MODEL, every layer of it. ComfyUI's own LoRA loaders skip the attention layers of "
-        "the released file, because it names them in a style that they do not know; the result would be wrong."
+        "Puts an OSDFace LoRA on a MODEL, every layer of it. ComfyUI's own LoRA loaders skip the attention "
+        "layers of the released file, because it names them in a style that they do not know; the result "
+        "would be wrong."
     )
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
@@ -122,7 +137,9 @@ class OSDFaceApplyLoRA:
             "required": {
                 "model": socket("MODEL", "Stable Diffusion 2.1-base (512 pixels)."),
                 "lora": choice(host.lora_names(), tip),
-                "strength": decimal(1.0, -2.0, 2.0, "Strength of the LoRA: 0 is the bare model, 1 as trained."),
+                "strength": decimal(
+                    1.0, -2.0, 2.0, "Strength of the LoRA: 0 is the bare model, 1 as trained."
+                ),
             }
         }
 
@@ -139,7 +156,8 @@ class OSDFaceApplyLoRA:
         patched, count = host.load_lora(model, to_comfyui(factors, alpha), strength)
         if count != len(factors):
             raise ValueError(
-                f"{lora}: {count} of {len(factors)} LoRA layers fit this MODEL; load Stable Diffusion 2.1-base, "
+                f"{lora}: {count} of {len(factors)} LoRA layers fit this MODEL; load Stable Diffusion "
+                f"2.1-base, "
                 "v2-1_512-ema-pruned.safetensors"
             )
         return (patched,)

@@ -28,7 +28,9 @@ def read_lora(path: str) -> tuple[dict[str, Factors], float]:
             ours = "osdface.format" in (file.metadata() or {})
             tensors = {} if ours else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{name} is truncated or no safetensors file ({error}); download it again") from error
+        raise CheckpointError(
+            f"{name} is truncated or no safetensors file ({error}); download it again"
+        ) from error
     alpha = LoRAConfig().alpha
     if ours:
         checkpoint = load_checkpoint(path)
@@ -40,7 +42,7 @@ def read_lora(path: str) -> tuple[dict[str, Factors], float]:
 
 
 def to_comfyui(lora: dict[str, Factors], alpha: float) -> dict[str, Tensor]:
-    """`lora_unet_<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`: ComfyUI scales by alpha / rank as we do."""
+    """`lora_unet_<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`, scaled by alpha / rank as here."""
     state = {}
     for module, factors in lora.items():
         stem = "lora_unet_" + module.replace(".", "_")

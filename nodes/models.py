@@ -38,7 +38,7 @@ class Embedder:
 
     @torch.inference_mode()
     def encode(self, crops: Tensor, tick: Callable[[int], None] = lambda count: None) -> Tensor:
-        """(N, 3, H, W) in [0, 1] to prompts (N, 77, D), float32, on the crops' device; `tick` hears of each batch."""
+        """(N, 3, H, W) in [0, 1] to prompts (N, 77, D), float32; `tick` hears of each batch."""
         prompts = [crops.new_zeros(0, self.config.vre.tokens, self.config.projection.out)]
         for batch in crops.split(PROMPT_BATCH) if len(crops) else ():
             device = self.managed.load(PROMPT_BYTES * len(batch))
@@ -145,7 +145,9 @@ class Restorer:
                 "use Encode Prompt with the VRE of the same checkpoint"
             )
         if len(prompts) not in (1, count) and count:
-            raise ValueError(f"{len(prompts)} prompts for {count} crops: encode the same crops, or give one prompt")
+            raise ValueError(
+                f"{len(prompts)} prompts for {count} crops: encode the same crops, or give one prompt"
+            )
         return prompts.expand(count, -1, -1) if len(prompts) == 1 else prompts
 
 

@@ -28,7 +28,9 @@ class SocketCodec:
         self.vae = vae
         self.model = model
 
-    def encode(self, signed: Tensor, posterior: str = "mode", generator: torch.Generator | None = None) -> Tensor:
+    def encode(
+        self, signed: Tensor, posterior: str = "mode", generator: torch.Generator | None = None
+    ) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to scaled latents (B, 4, H//8, W//8) on the same device."""
         if posterior != "mode":
             raise ValueError("posterior 'sample' is not available with a VAE socket: use 'mode'")
@@ -44,7 +46,7 @@ class SocketCodec:
 
 
 class SocketPredictor:
-    """A MODEL socket as `NoisePredictor`: one UNet call with all patches (LoRA, fp8, offload, compile) at work."""
+    """A MODEL socket as `NoisePredictor`: one UNet call with all its patches at work."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -54,7 +56,9 @@ class SocketPredictor:
         device = host.load_model(self.model, self.model.memory_required(list(latent.shape)))
         self.model.pre_run()
         try:
-            return self._noise(latent.to(device, torch.float32), timestep, prompt.to(device)).to(latent.device)
+            return self._noise(latent.to(device, torch.float32), timestep, prompt.to(device)).to(
+                latent.device
+            )
         finally:
             self.model.cleanup()
 
@@ -82,7 +86,8 @@ def check_model(model: Any) -> None:
     kind = getattr(getattr(model.model, "model_type", None), "name", "unknown")
     if kind == "V_PREDICTION":
         raise ValueError(
-            "this MODEL predicts v (the 768-pixel Stable Diffusion 2.1): load 2.1-base, v2-1_512-ema-pruned.safetensors"
+            "this MODEL predicts v (the 768-pixel Stable Diffusion 2.1): load 2.1-base, "
+            "v2-1_512-ema-pruned.safetensors"
         )
     width = model.model.model_config.unet_config.get("context_dim")
     if kind != "EPS" or width != PROMPT_DIM:
@@ -101,5 +106,7 @@ def warn_partial_lora(model: Any) -> bool:
     keys = [k if isinstance(k, str) else k[0] for k in model.patches]
     partial = any(".ff.net." in k for k in keys) and not any(".to_q." in k or ".to_k." in k for k in keys)
     if partial:
-        host.log.warning("the LoRA on this MODEL has no attention layers: load it with 'OSDFace Apply LoRA' instead")
+        host.log.warning(
+            "the LoRA on this MODEL has no attention layers: load it with 'OSDFace Apply LoRA' instead"
+        )
     return partial

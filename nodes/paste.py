@@ -14,8 +14,8 @@ from .widgets import choice, decimal, socket
 
 FEATHER_TIP = "Width of the soft border, as a part of half the crop: 0.05 is hard, 1 fades from the centre."
 MODE_TIP = (
-    "residual: add what the restoration changed, so that an unchanged face leaves no trace and detail finer than "
-    "512 pixels survives. replace: cover the face with the restored crop, as older nodes do."
+    "residual: add what the restoration changed, so that an unchanged face leaves no trace and detail finer "
+    "than 512 pixels survives. replace: cover the face with the restored crop, as older nodes do."
 )
 MODES = ["residual", "replace"]
 
@@ -25,8 +25,9 @@ class OSDFacePasteBack:
 
     CATEGORY = "OSDFace"
     DESCRIPTION = (
-        "Blends restored crops into the photo with a soft mask. Give it the photo, or the same photo enlarged by any "
-        "upscaler: the geometry scales by itself. Every pixel outside the mask keeps its exact value."
+        "Blends restored crops into the photo with a soft mask. Give it the photo, or the same photo "
+        "enlarged by any upscaler: the geometry scales by itself. Every pixel outside the mask keeps its "
+        "exact value."
     )
     RETURN_TYPES = ("IMAGE", "MASK")
     RETURN_NAMES = ("image", "mask")
@@ -37,7 +38,9 @@ class OSDFacePasteBack:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {
             "required": {
-                "image": socket("IMAGE", "The photo or frames that the faces were found on, in this or a larger size."),
+                "image": socket(
+                    "IMAGE", "The photo or frames that the faces were found on, in this or a larger size."
+                ),
                 "faces": socket(FACES, "Faces from Detect Faces or Select Faces."),
                 "crops": socket("IMAGE", "Restored crops of these faces, in the same order."),
                 "feather": decimal(0.2, 0.01, 1.0, FEATHER_TIP),

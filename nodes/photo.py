@@ -43,7 +43,7 @@ class Models:
         return cls(key, Embedder(loaded.config, loaded.vre, loaded.projection), restorer)
 
     def run(self, crops: Tensor, **dials: Any) -> Tensor:
-        """Prompts and restored faces of (N, 3, 512, 512) crops, with progress; `dials` go to `Restorer.restore`."""
+        """Restore (N, 3, 512, 512) crops with progress; `dials` as in `Restorer.restore`."""
         progress = host.Progress(2 * len(crops))
         prompts = self.embedder.encode(crops, progress.step)
         return self.restorer.restore(
@@ -56,8 +56,9 @@ class OSDFaceRestorePhoto:
 
     CATEGORY = "OSDFace"
     DESCRIPTION = (
-        "Restores the faces of a photo or clip: finds them, restores all of them in one diffusion step, and blends them "
-        "back. Pixels outside the faces keep their exact values; a photo without faces passes through."
+        "Restores the faces of a photo or clip: finds them, restores all of them in one diffusion step, and "
+        "blends them back. Pixels outside the faces keep their exact values; a photo without faces passes "
+        "through."
     )
     RETURN_TYPES = ("IMAGE", "MASK", "STRING", "IMAGE", "FLOAT", "INT")
     RETURN_NAMES = ("image", "mask", "json", "crops", "identity", "count")
@@ -94,9 +95,13 @@ class OSDFaceRestorePhoto:
                 "max_faces": integer(0, 0, 1000, COUNT_TIP),
                 "feather": decimal(0.2, 0.01, 1.0, FEATHER_TIP),
                 "paste_mode": choice(MODES, MODE_TIP),
-                "upscale": decimal(1.0, 1.0, 4.0, "Enlarge the photo first, so that small faces show their detail.", 0.25),
+                "upscale": decimal(
+                    1.0, 1.0, 4.0, "Enlarge the photo first, so that small faces show their detail.", 0.25
+                ),
                 "timestep": integer(399, -1, 999, TIMESTEP_TIP),
-                "lora_strength": decimal(1.0, 0.0, 2.0, "Strength of the LoRA, for checkpoints that are one."),
+                "lora_strength": decimal(
+                    1.0, 0.0, 2.0, "Strength of the LoRA, for checkpoints that are one."
+                ),
                 "identity_guard": decimal(0.0, 0.0, 1.0, GUARD_TIP, 0.05),
                 "frames": choice(FRAMES, FRAMES_TIP),
                 "dtype": choice(DTYPES, "Precision. auto: half precision where the device is good at it."),
@@ -140,10 +145,16 @@ class OSDFaceRestorePhoto:
         restored, identity = crops, [0.0]
         if len(faces):  # else no model is loaded for nothing
             models = self._load(checkpoint, base, lora_strength, dtype)
-            dials = {"strength": strength, "timestep": None if timestep < 0 else timestep, "color_fix": color_fix}
+            dials = {
+                "strength": strength,
+                "timestep": None if timestep < 0 else timestep,
+                "color_fix": color_fix,
+            }
             restored = models.run(crops, batch_size=batch_size, **dials)
             restored, faces, identity = check_identity(crops, restored, faces, identity_guard)
-        pasted, mask = put_back(photo, faces, restored, feather, paste_mode, lambda count: host.check_interrupt())
+        pasted, mask = put_back(
+            photo, faces, restored, feather, paste_mode, lambda count: host.check_interrupt()
+        )
         result = with_upscaled_alpha(pasted, image), host.to_mask(mask)
         return *result, faces.to_json(), host.to_image(restored), identity, len(faces)
 

@@ -17,17 +17,17 @@ from .widgets import choice, decimal, integer, socket
 COLOR_FIXES = ["none", "adain", "wavelet", "luma"]
 STRENGTH_TIP = "How much of the restoration to keep: 0 returns the input, 1 the restored face."
 TIMESTEP_TIP = (
-    "The one diffusion step's timestep. 399 is what the released model and mini were trained for; lower keeps more "
-    "of the input, higher invents more. -1: as the checkpoint was trained."
+    "The one diffusion step's timestep. 399 is what the released model and mini were trained for; lower "
+    "keeps more of the input, higher invents more. -1: as the checkpoint was trained."
 )
 COLOR_TIP = (
-    "Take the colours from the input: none; adain (mean and spread); wavelet (all large-scale colour); "
-    "luma (restored brightness, original colour). A grey face stays grey with luma."
+    "Take the colours from the input: none; adain (mean and spread); wavelet (all large-scale colour); luma "
+    "(restored brightness, original colour). A grey face stays grey with luma."
 )
 BATCH_TIP = "Faces at once. 0: as many as free memory allows; it is halved when memory runs out."
 GUARD_TIP = (
-    "A restored face less like the original than this (cosine, 0 to 1) gets a lower strength until it is. "
-    "0: off. 0.5 to 0.7 is a sensible range. Needs mobilefacenet.pt in models/osdface."
+    "A restored face less like the original than this (cosine, 0 to 1) gets a lower strength until it is. 0: "
+    "off. 0.5 to 0.7 is a sensible range. Needs mobilefacenet.pt in models/osdface."
 )
 Conditioning = list[list[Any]]
 
@@ -37,8 +37,8 @@ class OSDFaceEncodePrompt:
 
     CATEGORY = "OSDFace"
     DESCRIPTION = (
-        "Turns each face crop into a prompt of 77 visual tokens. The result is an ordinary CONDITIONING with one row "
-        "per face, which other nodes can save, average or combine."
+        "Turns each face crop into a prompt of 77 visual tokens. The result is an ordinary CONDITIONING with "
+        "one row per face, which other nodes can save, average or combine."
     )
     RETURN_TYPES = ("CONDITIONING",)
     RETURN_NAMES = ("conditioning",)
@@ -65,8 +65,8 @@ class OSDFaceRestore:
 
     CATEGORY = "OSDFace"
     DESCRIPTION = (
-        "Restores face crops in one diffusion step, all faces of all frames in batches. No seed: the same face gives "
-        "the same result, alone or among others."
+        "Restores face crops in one diffusion step, all faces of all frames in batches. No seed: the same "
+        "face gives the same result, alone or among others."
     )
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("crops",)
@@ -78,7 +78,9 @@ class OSDFaceRestore:
         return {
             "required": {
                 "backbone": socket(BACKBONE, "From Load Restorer or Backbone from MODEL."),
-                "conditioning": socket("CONDITIONING", "From Encode Prompt: one row per crop, or one row for all."),
+                "conditioning": socket(
+                    "CONDITIONING", "From Encode Prompt: one row per crop, or one row for all."
+                ),
                 "crops": socket("IMAGE", "The crops that were encoded."),
                 "strength": decimal(1.0, 0.0, 1.0, STRENGTH_TIP, 0.05),
                 "timestep": integer(399, -1, 999, TIMESTEP_TIP),
@@ -116,15 +118,17 @@ class OSDFaceIdentityGuard:
 
     CATEGORY = "OSDFace"
     DESCRIPTION = (
-        "Scores how much each restored face still is the person it was, and blends those that drifted back towards the "
-        "original until they reach the threshold. Works after any restorer that gives aligned crops."
+        "Scores how much each restored face still is the person it was, and blends those that drifted back "
+        "towards the original until they reach the threshold. Works after any restorer that gives aligned "
+        "crops."
     )
     RETURN_TYPES = ("IMAGE", "FLOAT", "FLOAT", "STRING")
     RETURN_NAMES = ("crops", "identity_before", "identity_after", "json")
     OUTPUT_IS_LIST = (False, True, True, False)
     OUTPUT_TOOLTIPS = (
         "The restored crops, guarded.",
-        "Score of each face before restoration: 1.0 without a reference. One entry of 0.0 if there is no face.",
+        "Score of each face before restoration: 1.0 without a reference. One entry of 0.0 if there is no "
+        "face.",
         "Score of each face after restoration and guarding.",
         "Scores and the part of the strength that was kept, per face.",
     )
@@ -140,7 +144,8 @@ class OSDFaceIdentityGuard:
             },
             "optional": {
                 "reference": socket(
-                    "IMAGE", "A good crop of the person (from Detect Faces on another photo), or one per face."
+                    "IMAGE",
+                    "A good crop of the person (from Detect Faces on another photo), or one per face.",
                 )
             },
         }

@@ -36,7 +36,9 @@ class FaceSet:
     def with_identity(self, before_after: list[tuple[float, float]]) -> FaceSet:
         """The same faces with their identity scores, one pair per face in order."""
         scores = iter(before_after)
-        frames = tuple(tuple(replace(f, identity_before_after=next(scores)) for f in faces) for faces in self.frames)
+        frames = tuple(
+            tuple(replace(f, identity_before_after=next(scores)) for f in faces) for faces in self.frames
+        )
         return replace(self, frames=frames)
 
     def scale_to(self, height: int, width: int) -> FaceSet:

@@ -20,7 +20,14 @@ def integer(default: int, low: int, high: int, tip: str, step: int = 1) -> Entry
 
 
 def decimal(default: float, low: float, high: float, tip: str, step: float = 0.01) -> Entry:
-    return "FLOAT", {"default": default, "min": low, "max": high, "step": step, "round": 0.001, "tooltip": tip}
+    return "FLOAT", {
+        "default": default,
+        "min": low,
+        "max": high,
+        "step": step,
+        "round": 0.001,
+        "tooltip": tip,
+    }
 
 
 def switch(default: bool, tip: str) -> Entry:

@@ -1,6 +1,6 @@
-"""A stand-in for the few ComfyUI functions that nodes/host.py calls, so that the nodes' real code runs without it.
+"""A stand-in for the few ComfyUI functions that nodes/host.py calls: the nodes' real code runs without it.
 
-`install` puts fake `folder_paths` and `comfy.*` modules into sys.modules; `load_pack` imports the repository's root
+`install` puts fake `folder_paths` and `comfy.*` modules into sys.modules; `load_pack` imports the repository
 as ComfyUI does: a package under a name of its own. What the nodes asked for can be read from `Host`.
 """
 
@@ -22,14 +22,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACK = "osdface_pack"
 
 
-class InterruptProcessingException(Exception):
+class InterruptProcessingException(Exception):  # noqa: N818
     """ComfyUI's name for 'the user pressed Cancel'."""
 
 
 class ModelPatcher:
     """The part of ComfyUI's ModelPatcher that the pack uses, with its way of setting `.device`."""
 
-    def __init__(self, model: torch.nn.Module, load_device: torch.device, offload_device: torch.device) -> None:
+    def __init__(
+        self, model: torch.nn.Module, load_device: torch.device, offload_device: torch.device
+    ) -> None:
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
         self.model.device = offload_device  # type: ignore[assignment]  # fails on a read-only property, as there
 
@@ -49,7 +51,9 @@ class Host:
         path = self.models / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        self.folders.setdefault(folder, ([str(self.models / folder)], {".safetensors", ".ckpt", ".pth"}))
+        self.folders.setdefault(
+            folder, ([str(self.models / folder)], {".safetensors", ".ckpt", ".pth", ".pt"})
+        )
         return path
 
 
@@ -68,7 +72,7 @@ def install(monkeypatch: Any, models: Path) -> Host:
 
 
 class OneCore(MetaPathFinder, Loader):
-    """Answers `<pack>.osdface_core.x` with the module `osdface_core.x`: tests and nodes share one set of classes."""
+    """Answers `<pack>.osdface_core.x` with `osdface_core.x`: tests and nodes share one set of classes."""
 
     stem = f"{PACK}.osdface_core"
 
@@ -92,7 +96,9 @@ def load_pack() -> types.ModuleType:
     if PACK in sys.modules:
         return sys.modules[PACK]
     sys.meta_path.insert(0, OneCore())
-    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = module

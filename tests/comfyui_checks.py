@@ -34,13 +34,18 @@ def start(base: Path) -> Any:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import comfy.cli_args  # noqa: F401
+    import comfy.cli_args
     import utils.extra_config  # noqa: F401  # before ComfyUI's nodes.py, as main.py does
+
     import nodes as comfy_nodes
 
     assert asyncio.run(comfy_nodes.load_custom_node(str(link))), "ComfyUI could not import the pack"
     for extra in ("nodes_images", "nodes_video", "nodes_mask"):
-        asyncio.run(comfy_nodes.load_custom_node(str(COMFY / "comfy_extras" / f"{extra}.py"), module_parent="comfy_extras"))
+        asyncio.run(
+            comfy_nodes.load_custom_node(
+                str(COMFY / "comfy_extras" / f"{extra}.py"), module_parent="comfy_extras"
+            )
+        )
     return comfy_nodes
 
 
@@ -112,11 +117,17 @@ def check_load(base: Path) -> dict[str, Any]:
     """The real loader takes the pack, and nothing leaks out of it."""
     before = set(sys.modules)
     comfy_nodes = start(base)
-    own = sorted(n for n, c in comfy_nodes.NODE_CLASS_MAPPINGS.items() if getattr(c, "RELATIVE_PYTHON_MODULE", "").endswith(NAME))
+    own = sorted(
+        n
+        for n, c in comfy_nodes.NODE_CLASS_MAPPINGS.items()
+        if getattr(c, "RELATIVE_PYTHON_MODULE", "").endswith(NAME)
+    )
     import folder_paths
 
     assert folder_paths.folder_names_and_paths["osdface"][0] == [str(base / "models" / "osdface")]
-    assert str(ROOT) not in sys.path and "osdface_core" not in set(sys.modules) - before, "the pack leaked its name"
+    assert str(ROOT) not in sys.path and "osdface_core" not in set(sys.modules) - before, (
+        "the pack leaked its name"
+    )
     assert Path(sys.modules["nodes"].__file__).parent == COMFY, "`nodes` is no longer ComfyUI's"
     assert own[0] and all(comfy_nodes.NODE_CLASS_MAPPINGS[n].INPUT_TYPES() for n in own)
     assert (base / "input" / "osdface_example.jpg").is_file()
@@ -139,12 +150,14 @@ def check_validate(base: Path) -> dict[str, Any]:
         results[path.stem] = [bool(valid), error, node_errors]
     assert all(valid for valid, *_ in results.values()), results
     bad = api("restore_photo", OSDFaceRestorePhoto__strength=1.5)
-    assert not asyncio.run(execution.validate_prompt("test", bad, None))[0], "an out-of-range widget was accepted"
+    assert not asyncio.run(execution.validate_prompt("test", bad, None))[0], (
+        "an out-of-range widget was accepted"
+    )
     return {"workflows": sorted(results)}
 
 
 def check_execute(base: Path) -> dict[str, Any]:
-    """Run, run again (cached), turn a dial (models stay loaded), replace the model file (noticed), step by step."""
+    """Run, run again (cached), turn a dial (models stay), replace the model file (noticed), step by step."""
     start(base)
     import comfy.model_management as mm
 
@@ -157,7 +170,9 @@ def check_execute(base: Path) -> dict[str, Any]:
     first = [id(m.model.model) for m in mm.current_loaded_models]
     assert len(first) == 2 and progress and any(p["preview"] for p in progress), (first, progress)
     run(executor, photo)
-    assert set(executor.server.of("execution_cached")[0]["nodes"]) == set(photo), "an unchanged graph ran again"
+    assert set(executor.server.of("execution_cached")[0]["nodes"]) == set(photo), (
+        "an unchanged graph ran again"
+    )
     photo["2"]["inputs"]["strength"] = 0.5
     began = time.monotonic()
     run(executor, photo)
@@ -165,7 +180,9 @@ def check_execute(base: Path) -> dict[str, Any]:
     seconds = time.monotonic() - began
     os.utime(file)
     run(executor, photo)
-    assert "2" not in executor.server.of("execution_cached")[0]["nodes"], "a replaced model file went unnoticed"
+    assert "2" not in executor.server.of("execution_cached")[0]["nodes"], (
+        "a replaced model file went unnoticed"
+    )
     widgets = {"OSDFaceLoadVRE__vre": file.name, "OSDFaceLoadRestorer__checkpoint": file.name}
     status, _ = run(executor, api("group_step_by_step", **widgets))
     assert status == "execution_success", executor.status_messages[-1]
@@ -200,7 +217,7 @@ def check_interrupt(base: Path) -> dict[str, Any]:
 
 
 def check_native(base: Path) -> dict[str, Any]:
-    """MODEL's noise equals the diffusers backbone's on the same weights, bare and with all layers of a LoRA."""
+    """MODEL's noise equals the diffusers backbone's on the same weights, bare and with a whole LoRA."""
     import torch
 
     start(base)
@@ -259,10 +276,12 @@ def sd_shaped(base: Path) -> tuple[Any, Any]:
         attention_head_dim=(1,) * 4, use_linear_projection=True,
     ).eval()  # fmt: skip
     shape = {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": width, "channel_mult": [1] * 4,
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": width,
+        "channel_mult": [1] * 4,
         "num_res_blocks": [1] * 4, "transformer_depth": [1, 1, 1, 0], "transformer_depth_middle": 1,
         "transformer_depth_output": [1] * 6 + [0] * 2, "context_dim": 1024, "use_linear_in_transformer": True,
-        "adm_in_channels": None, "use_temporal_attention": False, "use_spatial_transformer": True, "legacy": False,
+        "adm_in_channels": None, "use_temporal_attention": False, "use_spatial_transformer": True,
+        "legacy": False,
         "dtype": torch.float32,
     }  # fmt: skip
     names = comfy.utils.unet_to_diffusers(shape)
@@ -285,7 +304,9 @@ def released_lora(base: Path, unet: Any) -> Path:
         if module == key or weight.ndim < 2:
             continue
         attention = ".attn1.to_" in module or ".attn2.to_" in module
-        if not attention and not module.endswith(("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "downsamplers.0.conv")):
+        if not attention and not module.endswith(
+            ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "downsamplers.0.conv")
+        ):
             continue
         down, up = (".lora.down", ".lora.up") if attention else (".lora_A", ".lora_B")
         tail = (1, 1) if weight.ndim == 4 else ()

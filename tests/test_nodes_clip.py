@@ -13,13 +13,20 @@ import osdface_pack.nodes.frames as frames_module  # type: ignore[import-not-fou
 from osdface_core.faces import FFHQ_TEMPLATE, Face  # noqa: E402
 from osdface_core.faces.align import affine_rows, fit_similarity  # noqa: E402
 
-SIZE, HEAD, STEP, COUNT = 200, 120.0, 3, 24  # frame side [px], crop side in the photo [px], pan [px/frame], frames
+SIZE, HEAD, STEP, COUNT = (
+    200,
+    120.0,
+    3,
+    24,
+)  # frame side [px], crop side in the photo [px], pan [px/frame], frames
 NOISE = 1.0  # of the detector's landmarks [px]
 
 
 def face_at(x: float, y: float, generator: torch.Generator | None = None, noise: float = NOISE) -> Face:
     """A face whose 512 crop has its corner at (x, y) in the photo, landmarks trembling by `noise`."""
-    points = torch.tensor(FFHQ_TEMPLATE, dtype=torch.float64) * (HEAD / 512) + torch.tensor([x, y], dtype=torch.float64)
+    points = torch.tensor(FFHQ_TEMPLATE, dtype=torch.float64) * (HEAD / 512) + torch.tensor(
+        [x, y], dtype=torch.float64
+    )
     if generator is not None:
         points = points + noise * torch.randn(5, 2, generator=generator, dtype=torch.float64)
     array = points.numpy()
@@ -29,9 +36,11 @@ def face_at(x: float, y: float, generator: torch.Generator | None = None, noise:
 
 
 def pan(monkeypatch, noise: float = NOISE, missing: tuple[int, ...] = ()) -> torch.Tensor:
-    """A flat background that moves STEP px a frame, IMAGE (COUNT, SIZE, SIZE + pan, 3), with a trembling detector."""
+    """Flat IMAGE (COUNT, SIZE, SIZE, 3) with a face that moves STEP px a frame and a trembling detector."""
     generator = torch.Generator().manual_seed(7)
-    found = [[face_at(10.0 + STEP * i, 40.0, generator, noise)] if i not in missing else [] for i in range(COUNT)]
+    found = [
+        [face_at(10.0 + STEP * i, 40.0, generator, noise)] if i not in missing else [] for i in range(COUNT)
+    ]
     answers = iter(found)
     monkeypatch.setattr(frames_module, "detect", lambda *args, **options: next(answers))
     return torch.full((COUNT, SIZE, SIZE, 3), 0.5)
@@ -50,7 +59,8 @@ def comfy(monkeypatch, tmp_path):
 
 
 DETECT = {
-    "detector": "mtcnn", "selection": "all", "indices": "", "order": "size", "min_face": 0, "max_face": 0, "max_faces": 0,
+    "detector": "mtcnn", "selection": "all", "indices": "", "order": "size",
+    "min_face": 0, "max_face": 0, "max_faces": 0,
 }  # fmt: skip
 
 
@@ -63,7 +73,9 @@ def paste(image, faces):
     stripes = ((torch.arange(512) // 32) % 2).float()
     crop = (stripes[:, None] + stripes[None]).expand(1, 3, 512, 512).permute(0, 2, 3, 1) / 2
     crops = crop.repeat(len(faces), 1, 1, 1)
-    return NODES["OSDFacePasteBack"]().paste(image=image, faces=faces, crops=crops, feather=0.2, mode="replace")[0]
+    return NODES["OSDFacePasteBack"]().paste(
+        image=image, faces=faces, crops=crops, feather=0.2, mode="replace"
+    )[0]
 
 
 def test_paste_jitter_is_at_most_a_third(monkeypatch):
@@ -71,7 +83,9 @@ def test_paste_jitter_is_at_most_a_third(monkeypatch):
     for kind in ("photos", "clip"):
         image = pan(monkeypatch)
         measured[kind] = jitter(paste(image, detect(image, frames=kind)[0]))
-    still = jitter(paste(pan(monkeypatch, noise=0.0), detect(pan(monkeypatch, noise=0.0), frames="photos")[0]))
+    still = jitter(
+        paste(pan(monkeypatch, noise=0.0), detect(pan(monkeypatch, noise=0.0), frames="photos")[0])
+    )
     print(measured, "without any noise", still)
     assert still < 0.1 * measured["photos"], "the measure sees more than jitter"
     assert measured["clip"] <= measured["photos"] / 3
@@ -114,7 +128,10 @@ def test_selection_by_number_follows_one_person(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     left, right = 5.0, 225.0
     answers = iter(
-        [[face_at(left + 9.5 * i, 10.0, generator, 0.2), face_at(right - 9.5 * i, 150.0, generator, 0.2)] for i in range(COUNT)]
+        [
+            [face_at(left + 9.5 * i, 10.0, generator, 0.2), face_at(right - 9.5 * i, 150.0, generator, 0.2)]
+            for i in range(COUNT)
+        ]
     )
     monkeypatch.setattr(frames_module, "detect", lambda *args, **options: next(answers))
     image = torch.full((COUNT, 300, 360, 3), 0.5)

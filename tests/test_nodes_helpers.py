@@ -28,7 +28,9 @@ def test_blend_by_mask_keeps_the_originals_bits():
     (out,) = run("OSDFaceBlendByMask", original=before, restored=after, mask=mask, strength=1.0)
     assert torch.equal(out[:, :, :10], before[:, :, :10]) and torch.equal(out[:, :, 20:], before[:, :, 20:])
     assert torch.allclose(out[:, :, 10:20], after[:, :, 10:20])
-    (other,) = run("OSDFaceBlendByMask", original=before, restored=after, mask=mask, strength=1.0, invert=True)
+    (other,) = run(
+        "OSDFaceBlendByMask", original=before, restored=after, mask=mask, strength=1.0, invert=True
+    )
     assert torch.equal(other[:, :, 10:20], before[:, :, 10:20])
     (half,) = run("OSDFaceBlendByMask", original=before, restored=after, mask=mask, strength=0.5)
     assert torch.allclose(half[:, :, 10:20], (before + after)[:, :, 10:20] / 2)
@@ -45,10 +47,14 @@ def test_blend_scales_the_original_and_the_mask():
         run("OSDFaceBlendByMask", original=after, restored=after, mask=empty.repeat(3, 1, 1), strength=1.0)
 
 
-@pytest.mark.parametrize(("layout", "size"), [("side_by_side", (20, 68)), ("stacked", (48, 30)), ("split", (20, 30))])
+@pytest.mark.parametrize(
+    ("layout", "size"), [("side_by_side", (20, 68)), ("stacked", (48, 30)), ("split", (20, 30))]
+)
 def test_before_after_layouts(layout, size):
     before, after = torch.zeros(2, 20, 30, 3), torch.ones(2, 20, 30, 3)
-    (out,) = run("OSDFaceBeforeAfter", before=before, after=after, layout=layout, position=0.5, gap=8, labels=False)
+    (out,) = run(
+        "OSDFaceBeforeAfter", before=before, after=after, layout=layout, position=0.5, gap=8, labels=False
+    )
     assert out.shape == (2, *size, 3)
     assert out[:, 0, 0].max() == 0 and out[:, -1, -1].min() == 1
 
@@ -67,7 +73,9 @@ class Brightness:
     """In place of the recognition network: who a face is, is how bright its left and right half are."""
 
     def vectors(self, crops):
-        halves = torch.stack([crops[..., :256].mean(dim=(1, 2, 3)), crops[..., 256:].mean(dim=(1, 2, 3))], dim=1)
+        halves = torch.stack(
+            [crops[..., :256].mean(dim=(1, 2, 3)), crops[..., 256:].mean(dim=(1, 2, 3))], dim=1
+        )
         return torch.nn.functional.normalize(halves, dim=1)
 
 
@@ -128,7 +136,9 @@ def test_real_recognition_network(comfy, shared):
 
     comfy.add_file("osdface", "mobilefacenet.pt", (shared / "weights" / "mobilefacenet.pt").read_bytes())
     files = sorted((shared / "faces" / "val").glob("*.jpg"))[:2]
-    crops = torch.stack([torch.from_numpy(np.asarray(Image.open(f)) / np.float32(255)).permute(2, 0, 1) for f in files])
+    crops = torch.stack(
+        [torch.from_numpy(np.asarray(Image.open(f)) / np.float32(255)).permute(2, 0, 1) for f in files]
+    )
     scorer = identity.load_scorer(required=True)
     same, other = identity.scores(scorer, crops, torch.stack([crops[0], crops[0]]))
     assert same == pytest.approx((1.0, 1.0), abs=1e-4) and other[1] < 0.6

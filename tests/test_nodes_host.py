@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+
 from tests.comfy_stub import InterruptProcessingException, install, load_pack
 
 load_pack()
@@ -150,5 +151,7 @@ def test_load_lora_counts_layers(comfy, monkeypatch):
         def add_patches(self, patches, strength):
             return list(patches)
 
-    patched, count = host.load_lora(Model(), {"lora_unet_a": torch.ones(1), "lora_unet_b": torch.ones(1)}, 1.0)
+    patched, count = host.load_lora(
+        Model(), {"lora_unet_a": torch.ones(1), "lora_unet_b": torch.ones(1)}, 1.0
+    )
     assert count == 1 and patched is not None

@@ -58,7 +58,9 @@ def found(comfy, group):
 
 def loaded():
     (vre,) = run("OSDFaceLoadVRE", vre="tiny.safetensors")
-    (backbone,) = run("OSDFaceLoadRestorer", checkpoint="tiny.safetensors", base="none", lora_strength=1.0, dtype="fp32")
+    (backbone,) = run(
+        "OSDFaceLoadRestorer", checkpoint="tiny.safetensors", base="none", lora_strength=1.0, dtype="fp32"
+    )
     return vre, backbone
 
 
@@ -100,7 +102,12 @@ def test_no_face_passes_through(comfy, frames):
     sky = torch.linspace(0, 1, 96 * 128 * 3).reshape(1, 96, 128, 3).repeat(frames, 1, 1, 1)
     image, mask, text, crops, identity, count = run("OSDFaceRestorePhoto", image=sky, **PHOTO)
     assert torch.equal(image, sky) and not mask.any() and mask.shape == (frames, 96, 128)
-    assert count == 0 and crops.shape == (0, 512, 512, 3) and identity == [0.0] and json.loads(text)["faces"] == []
+    assert (
+        count == 0
+        and crops.shape == (0, 512, 512, 3)
+        and identity == [0.0]
+        and json.loads(text)["faces"] == []
+    )
     assert not comfy.loads, "models were loaded for nothing"
     faces, none, count, *_ = run("OSDFaceDetectFaces", image=sky, **DETECT)
     assert count == 0
@@ -127,7 +134,9 @@ def test_mixed_counts_per_frame(comfy, group):
 
 def test_paste_into_an_enlarged_photo(comfy, found, group):
     faces, crops, *_ = found
-    larger = torch.nn.functional.interpolate(group.permute(0, 3, 1, 2), size=(640, 1192), mode="bicubic").clamp(0, 1)
+    larger = torch.nn.functional.interpolate(
+        group.permute(0, 3, 1, 2), size=(640, 1192), mode="bicubic"
+    ).clamp(0, 1)
     larger = larger.permute(0, 2, 3, 1)  # not exactly 2.5 times: upscalers round
     image, mask = run("OSDFacePasteBack", image=larger, faces=faces, crops=restored_crops(crops), feather=0.2)
     small = run("OSDFacePasteBack", image=group, faces=faces, crops=restored_crops(crops), feather=0.2)[1]
@@ -151,18 +160,30 @@ def test_one_prompt_serves_all_faces(comfy, found):
     (conditioning,) = run("OSDFaceEncodePrompt", vre=vre, crops=crops)
     prompts = conditioning[0][0]
     assert prompts.shape == (2, 77, 32) and prompts.dtype == torch.float32 and conditioning[0][1] == {}
-    shared = run("OSDFaceRestore", backbone=backbone, conditioning=[[prompts[:1], {}]], crops=crops, **RESTORE)[0]
+    shared = run(
+        "OSDFaceRestore", backbone=backbone, conditioning=[[prompts[:1], {}]], crops=crops, **RESTORE
+    )[0]
     own = run("OSDFaceRestore", backbone=backbone, conditioning=conditioning, crops=crops, **RESTORE)[0]
     assert torch.allclose(shared[0], own[0], atol=1e-5) and not torch.allclose(shared[1], own[1], atol=1e-4)
     split = run(
-        "OSDFaceRestore", backbone=backbone, conditioning=[[prompts[:1], {}], [prompts[1:], {}]], crops=crops, **RESTORE
+        "OSDFaceRestore",
+        backbone=backbone,
+        conditioning=[[prompts[:1], {}], [prompts[1:], {}]],
+        crops=crops,
+        **RESTORE,
     )[0]
     assert torch.allclose(split, own, atol=1e-6), "combined conditionings are one row per face"
     three = [[prompts.repeat(2, 1, 1)[:3], {}]]
     with pytest.raises(ValueError, match="3 prompts for 2 crops"):
         run("OSDFaceRestore", backbone=backbone, conditioning=three, crops=crops, **RESTORE)
     with pytest.raises(ValueError, match="same checkpoint"):
-        run("OSDFaceRestore", backbone=backbone, conditioning=[[torch.rand(2, 77, 768), {}]], crops=crops, **RESTORE)
+        run(
+            "OSDFaceRestore",
+            backbone=backbone,
+            conditioning=[[torch.rand(2, 77, 768), {}]],
+            crops=crops,
+            **RESTORE,
+        )
 
 
 def test_dials(comfy, found):
@@ -171,7 +192,9 @@ def test_dials(comfy, found):
     (conditioning,) = run("OSDFaceEncodePrompt", vre=vre, crops=crops)
 
     def out(**changes):
-        return run("OSDFaceRestore", backbone=backbone, conditioning=conditioning, crops=crops, **(RESTORE | changes))[0]
+        return run(
+            "OSDFaceRestore", backbone=backbone, conditioning=conditioning, crops=crops, **(RESTORE | changes)
+        )[0]
 
     assert torch.equal(out(strength=0.0), crops)
     full = out()
@@ -202,7 +225,9 @@ def test_memory_manager_owns_the_modules(comfy, group):
 
 def test_cancel_between_batches(comfy, group):
     frames = group.repeat(3, 1, 1, 1)
-    comfy.interrupt_after = 3 + 1 + 1 + 1  # three frames searched, one batch of prompts, then two batches of one face
+    comfy.interrupt_after = (
+        3 + 1 + 1 + 1
+    )  # three frames searched, one batch of prompts, then two batches of one face
     with pytest.raises(InterruptProcessingException):
         run("OSDFaceRestorePhoto", image=frames, frames="photos", **PHOTO, batch_size=1)
     previews = [p for _, _, p in comfy.steps if p is not None]
@@ -215,7 +240,10 @@ def test_progress_reaches_its_end_with_previews(comfy, group):
     assert value == total == 4 and preview[0] == "JPEG"
 
 
-@pytest.mark.parametrize(("selection", "indices", "kept"), [("indices", "1", [1]), ("indices", "0-5", [0, 1]), ("largest", "", [1])])
+@pytest.mark.parametrize(
+    ("selection", "indices", "kept"),
+    [("indices", "1", [1]), ("indices", "0-5", [0, 1]), ("largest", "", [1])],
+)
 def test_select_faces(comfy, found, selection, indices, kept):
     faces, crops, *_ = found
     options = DETECT | {"selection": selection, "indices": indices}
@@ -229,7 +257,10 @@ def test_limits(comfy, found, group):
     faces = found[0]
     sizes = sorted(face.size for face in faces)
     middle = int(sum(sizes) / 2)
-    only = {key: run("OSDFaceDetectFaces", image=group, **(DETECT | {key: middle}))[2] for key in ("min_face", "max_face")}
+    only = {
+        key: run("OSDFaceDetectFaces", image=group, **(DETECT | {key: middle}))[2]
+        for key in ("min_face", "max_face")
+    }
     assert only == {"min_face": 1, "max_face": 1}
     assert run("OSDFaceDetectFaces", image=group, **(DETECT | {"max_faces": 1}))[2] == 1
     with pytest.raises(ValueError, match="face number"):

@@ -1,4 +1,4 @@
-"""The nodes' declarations: promised ids and sockets, tooltips, help pages, and that only host.py knows ComfyUI."""
+"""The nodes' declarations: promised ids and sockets, tooltips, help pages; only host.py knows ComfyUI."""
 
 import ast
 import inspect
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.comfy_stub import ROOT, install, load_pack
 
 SOCKETS = {  # id: first outputs
@@ -64,7 +65,9 @@ def test_function_takes_the_declared_inputs(name):
     parameters = dict(list(inspect.signature(getattr(node, node.FUNCTION)).parameters.items())[1:])
     assert list(parameters) == list(entries(node))
     for key, (_, options) in node.INPUT_TYPES().get("optional", {}).items():
-        assert parameters[key].default == options.get("default"), f"{name}.{key}: default differs from the widget's"
+        assert parameters[key].default == options.get("default"), (
+            f"{name}.{key}: default differs from the widget's"
+        )
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -93,22 +96,27 @@ def test_root_imports_nothing_without_a_package():
 
 def test_pack_imports_without_comfyui_and_without_optional_libraries():
     # A fresh interpreter in which ComfyUI and every heavy optional library are missing.
+    absent = (
+        "comfy folder_paths facexlib peft kornia torchmetrics spandrel accelerate transformers xformers cv2"
+    )
     script = f"""
 import importlib.util, sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {{"comfy", "folder_paths", "facexlib", "peft", "kornia", "torchmetrics", "spandrel",
-                                  "accelerate", "transformers", "xformers", "cv2", "mtcnn"}}:
+        if name.split(".")[0] in {absent.split()!r}:
             raise ImportError(name)
 sys.meta_path.insert(0, Missing())
 root = {str(ROOT)!r}
-spec = importlib.util.spec_from_file_location("a/path_x_pack", root + "/__init__.py", submodule_search_locations=[root])
+file = root + "/__init__.py"
+spec = importlib.util.spec_from_file_location("a/path_x_pack", file, submodule_search_locations=[root])
 module = importlib.util.module_from_spec(spec)
 sys.modules["a/path_x_pack"] = module
 before = list(sys.path)
 spec.loader.exec_module(module)
 assert len(module.NODE_CLASS_MAPPINGS) >= 8 and sys.path == before and "osdface_core" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path.home())
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path.home()
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert not done.stdout, "the pack prints at import"

@@ -21,7 +21,8 @@ def write_tiny(target: Path, seed: int = 0) -> Path:
         name="tiny",
         vre=config_module.VREConfig(
             resolution=128, base_channels=8, channel_multipliers=(1, 1, 2, 2), res_blocks=1,
-            attention_resolutions=(16,), z_channels=16, codebook_size=96, norm_groups=4, input_range=(-1.0, 1.0),
+            attention_resolutions=(16,), z_channels=16, codebook_size=96, norm_groups=4,
+            input_range=(-1.0, 1.0),
         ),
         projection=config_module.ProjectionConfig(hidden=16, out=32),
         unet=config_module.UNetConfig((8, 16, 16), (False, False, True), attention_head_dim=8, norm_groups=4),
@@ -38,7 +39,9 @@ def write_tiny(target: Path, seed: int = 0) -> Path:
             "codec": backbone.codec,
         }
         lively(parts)
-        tensors = {f"{p}.{k}": v.clone() for p, module in parts.items() for k, v in module.state_dict().items()}
+        tensors = {
+            f"{p}.{k}": v.clone() for p, module in parts.items() for k, v in module.state_dict().items()
+        }
     core("checkpoint").save_checkpoint(target, tensors, config, {"recipe": "random"})
     return target
 
@@ -47,7 +50,9 @@ def lively(parts: dict[str, Any]) -> None:
     """Raise what fresh weights leave near zero, so that tokens, timestep and prompt show in the picture."""
     with torch.no_grad():
         codec, unet = parts["codec"], parts["unet"]
-        codec.decoder.layers[-1].bias.fill_(0.5)  # mid grey: the decoder answers in [0, 1] before its last scaling
+        codec.decoder.layers[-1].bias.fill_(
+            0.5
+        )  # mid grey: the decoder answers in [0, 1] before its last scaling
         codec.decoder.layers[-1].weight.mul_(40.0)
         codec.encoder.layers[-1].weight.mul_(40.0)
         parts["projection"].conv1.weight.mul_(20.0)

@@ -1,0 +1,114 @@
+"""Every shipped workflow against the nodes' declarations and the API prompt that the tests execute."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.comfy_stub import ROOT, install, load_pack
+
+NODES = load_pack().NODE_CLASS_MAPPINGS
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+NAMES = [path.stem for path in FILES]
+
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN"}
+
+
+@pytest.fixture(autouse=True)
+def comfy(monkeypatch, tmp_path):
+    return install(monkeypatch, tmp_path / "models")
+
+
+def load(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def api(name: str) -> dict:
+    return json.loads((ROOT / "tests" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def widgets(kind: str) -> dict:
+    """Name and options of a node's widgets, in the order in which a workflow stores their values."""
+    spec = NODES[kind].INPUT_TYPES()
+    entries = {**spec.get("required", {}), **spec.get("optional", {})}
+    return {key: entry for key, entry in entries.items() if isinstance(entry[0], list) or entry[0] in WIDGETS}
+
+
+def test_the_promised_workflows_are_there():
+    assert NAMES == ["clip", "compare", "group_step_by_step", "restore_photo", "sd21_native"]
+
+
+def test_the_folder_holds_workflows_and_thumbnails_only():
+    """ComfyUI lists every .json of this folder, and shows NAME.jpg beside it."""
+    found = sorted(path.name for path in (ROOT / "workflows").iterdir())
+    assert found == sorted([f"{name}.json" for name in NAMES] + [f"{name}.jpg" for name in NAMES])
+    assert not any(
+        (ROOT / other).exists() for other in ("example_workflows", "example", "examples", "workflow")
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_widgets_and_sockets_exist(name):
+    graph = load(name)
+    assert {node["type"] for node in graph["nodes"]} & set(NODES), "no node of this pack in it"
+    for node in graph["nodes"]:
+        if node["type"] not in NODES:
+            continue
+        declared = widgets(node["type"])
+        values = node.get("widgets_values", [])
+        assert len(values) == len(declared), f"{node['type']}: {values}"
+        for value, (key, (kind, options)) in zip(values, declared.items(), strict=True):
+            where = f"{name}: {node['type']}.{key} = {value!r}"
+            if isinstance(kind, list):
+                assert value in kind, where
+            elif kind in ("INT", "FLOAT"):
+                assert isinstance(value, int | float) and options["min"] <= value <= options["max"], where
+            else:
+                assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind]), where
+        outputs = [output["type"] for output in node["outputs"]]
+        assert outputs == list(NODES[node["type"]].RETURN_TYPES), f"{name}: {node['type']} has {outputs}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_agree_at_both_ends(name):
+    graph = load(name)
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for link, source, slot, target, entry, kind in graph["links"]:
+        output, takes = nodes[source]["outputs"][slot], nodes[target]["inputs"][entry]
+        assert link in output["links"] and takes["link"] == link
+        assert kind == output["type"] and takes["type"] in (kind, "*")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workflow_is_the_prompt_that_is_tested(name):
+    """Same nodes, same widget values, same links as tests/api, which the executor runs."""
+    graph, prompt = load(name), api(name)
+    nodes = {str(node["id"]): node for node in graph["nodes"] if node["type"] != "MarkdownNote"}
+    assert {key: node["type"] for key, node in nodes.items()} == {
+        k: n["class_type"] for k, n in prompt.items()
+    }
+    sources = {link[0]: (str(link[1]), link[2]) for link in graph["links"]}
+    for key, node in nodes.items():
+        inputs = prompt[key]["inputs"]
+        linked = {i["name"]: list(sources[i["link"]]) for i in node["inputs"] if i.get("link") is not None}
+        assert linked == {k: v for k, v in inputs.items() if isinstance(v, list)}
+        if node["type"] in NODES:
+            stored = dict(zip(widgets(node["type"]), node.get("widgets_values", []), strict=True))
+            assert stored == {k: v for k, v in inputs.items() if not isinstance(v, list)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workflow_runs_without_downloads(name):
+    """Inputs that the pack installs, the embedded model, and a note on how to use it."""
+    graph = load(name)
+    by_type = {node["type"]: node for node in graph["nodes"]}
+    loader = by_type.get("LoadImage") or by_type["LoadVideo"]
+    assert (ROOT / "nodes" / "examples" / loader["widgets_values"][0]).is_file()
+    assert by_type["MarkdownNote"]["widgets_values"][0].startswith("## ")
+    for node in graph["nodes"]:
+        if node["type"] in ("OSDFaceLoadVRE", "OSDFaceLoadRestorer", "OSDFaceRestorePhoto"):
+            assert "mini" in node.get("widgets_values", [])
+
+
+def test_api_prompts_have_a_workflow():
+    assert sorted(path.stem for path in Path(ROOT / "tests" / "api").glob("*.json")) == NAMES
