@@ -40,7 +40,7 @@ TRAINING = VRETraining(
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny tensors: threads would only wait for each other."""
     before = torch.get_num_threads()
@@ -202,12 +202,11 @@ def test_a_few_steps_lower_the_loss_and_relate_the_branches() -> None:
         assoc=Association(40, scope="image", disc_start=1.0),
     )
     stage = build(replace(long, lr=3e-3))
-    before = stage.validate(batch(99))
     logs = [stage.step(batch(step % 4), step) for step in range(stage.total_steps)]
-    after = stage.validate(batch(99))
     assert logs[39]["hq/l1"] < 0.7 * logs[0]["hq/l1"]
     assert logs[-1]["assoc/loss"] < 0.8 * logs[60]["assoc/loss"]
-    assert after["lq/l1"] < before["lq/l1"] and after["assoc/accuracy"] > before["assoc/accuracy"]
+    unseen = stage.validate(batch(99))
+    assert unseen["lq/l1"] < logs[40]["lq/l1"] and unseen["assoc/accuracy"] > 3 / 256  # chance: one in 256
 
 
 def test_export_is_the_lq_encoder_and_loads_strictly() -> None:
@@ -226,6 +225,10 @@ def test_samples_and_scores_leave_training_untouched() -> None:
     before = weights(stage)
     strips = stage.sample(batch())
     assert strips.shape == (4, 3, 32, 128) and strips.min() >= 0 and strips.max() <= 1
+    assert stage.validate(batch()) == {}  # nothing has learned yet
+    assert not changed(before, weights(stage))
+    stage.step(batch(), 4)
+    before = weights(stage)
     assert {"hq/l1", "lq/l1", "lq/codes/distinct", "assoc/accuracy"} <= stage.validate(batch()).keys()
     assert not changed(before, weights(stage))
     assert all(branch.net.training for branch in stage.branches.values())

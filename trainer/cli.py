@@ -72,7 +72,7 @@ def _train(args: argparse.Namespace) -> int:
         print(f"{args.stage}: {outcome.reason} at step {outcome.step:,} of {outcome.total:,}")
         if outcome.reason in ("time", "interrupted"):
             print("the same command continues it")
-        print(f"model {outcome.export}\nreport {outcome.report}")
+        print(f"model {outcome.export}" + (f"\nreport {outcome.report}" if outcome.report else ""))
     return 130 if outcome.reason == "interrupted" else 0
 
 

@@ -25,7 +25,7 @@ StageName = Literal["vre", "restorer"]
 FREE_KEYS = frozenset(
     f"run.{key}"
     for key in ("dir", "device", "max_minutes", "log_every", "sample_every", "checkpoint_every", "samples",
-                "keep", "shard_mb", "tensorboard")
+                "keep", "shard_mb", "tensorboard", "report")
 )  # fmt: skip
 
 
@@ -73,6 +73,7 @@ class RunConfig:
         keep: checkpoints that stay on the disk.
         shard_mb: largest file of a checkpoint [MB]; 0 = one file.
         tensorboard: write event files beside metrics.jsonl.
+        report: draw curves.png and report.html at the end of every call.
         stop_metric, stop_mode, stop_patience: early stop once the hold-out score has not improved for
             this many validations; patience 0 = never. The best checkpoint is what gets exported.
     """
@@ -93,6 +94,7 @@ class RunConfig:
     keep: int = 3
     shard_mb: int = 0
     tensorboard: bool = True
+    report: bool = True
     stop_metric: str = ""
     stop_mode: Literal["max", "min"] = "max"
     stop_patience: int = 0

@@ -77,7 +77,7 @@ def draw_curves(
 
     columns = 3
     rows = max(1, math.ceil(len(panels) / columns))
-    figure = Figure(figsize=(15, 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(15, 3.2 * rows))
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (name, lines) in zip(axes, panels.items(), strict=False):
@@ -88,6 +88,7 @@ def draw_curves(
             axis.legend(fontsize=7, frameon=False)
     for axis in axes[len(panels) :]:
         axis.axis("off")
+    figure.subplots_adjust(0.04, 0.35 / rows, 0.99, 1 - 0.25 / rows, 0.15, 0.3)
     with replacing(target) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
 

@@ -37,7 +37,7 @@ class Outcome:
     step: int
     total: int
     export: Path
-    report: Path
+    report: Path | None
 
 
 @dataclass
@@ -138,8 +138,11 @@ class Loop:
                 self._finish()
         finally:
             self.observer.close()
-        report = on_main(self.accelerator, lambda: write_report(self.folder.path, self.folder.stage))
+        report = self._report() if self.cfg.report else None
         return Outcome(reason, self.progress.step, total, self.folder.exports[0], report)
+
+    def _report(self) -> Path:
+        return on_main(self.accelerator, lambda: write_report(self.folder.path, self.folder.stage))
 
     def _reason_to_stop(self, stop: StopRequest, moved: bool) -> str:
         """Why to stop before the next step, the same on every process; "" to go on.
@@ -186,7 +189,7 @@ class Loop:
         kept = [p.name for p in checkpointing.list_checkpoints(self.folder.checkpoints)][-1:]
         raise DivergedError(
             f"training of {self.folder.stage} diverged at {bad}. The batch is in {path}; the last checkpoint "
-            f"is {kept[0] if kept else 'none'}. Lower the learning rate or clip harder and start over (--fresh)"
+            f"is {kept[0] if kept else 'none'}. Lower the learning rate or clip harder, then --fresh"
         )
 
     def _judge(self, scores: dict[str, float]) -> None:

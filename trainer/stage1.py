@@ -213,11 +213,16 @@ class VREStage:
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Hold-out reconstruction, dictionary health and how well tokens find their twins."""
+        """Hold-out reconstruction, dictionary health and how well tokens find their twins.
+
+        A branch that has not learned yet has no scores.
+        """
         scores: dict[str, Tensor] = {}
         features = []
         with self._evaluating():
             for name, branch in self.branches.items():
+                if not branch.optimizer.state:
+                    continue
                 target = self._target(batch, name)
                 result = branch.reconstruct(target)
                 scores[f"{name}/l1"] = pixel_loss(result.image, target)
@@ -226,7 +231,9 @@ class VREStage:
                 health = usage(result.indices, self.cfg.model.codebook_size, self.cfg.model.tokens)
                 scores |= {f"{name}/codes/{key}": value for key, value in health.items()}
                 features.append(result.features)
-        return scores | {"assoc/accuracy": association_accuracy(*features, scope="image")}
+        if len(features) == 2:
+            scores["assoc/accuracy"] = association_accuracy(features[0], features[1], scope="image")
+        return scores
 
     def _evaluating(self) -> ExitStack:
         """Autoencoders have neither dropout nor batch statistics, so eval mode is for good measure."""

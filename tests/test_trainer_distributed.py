@@ -1,0 +1,51 @@
+"""Two processes (DDP on gloo) give the result of one at the same global batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainer.journal import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+# Batch norm sees the images of its own process only, and revived codes are drawn per process: both off.
+COMPARABLE = (
+    "vre.batch_size=4", "vre.accumulate=2", "vre.lr=1e-4", "vre.gan.norm=none", "vre.assoc.scope=image",
+    "vre.codebook.init=uniform", "vre.codebook.revive_every=0", "run.report=false", "vre.clip=1.0",
+)  # fmt: skip
+
+
+def run(faces: Path, folder: Path, launcher: list[str], *extra: str) -> str:
+    places = (f"data.train={faces}", f"data.val={faces}", f"run.dir={folder}")
+    sets = [word for assignment in (*places, *COMPARABLE, *extra) for word in ("--set", assignment)]
+    done = subprocess.run(
+        [*launcher, "-m", "trainer", "train", "vre", "smoke", "--quiet", *sets], cwd=ROOT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+ONE = [sys.executable]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_two_processes_equal_one(tiny_faces: Path, tmp_path: Path, update: str) -> None:
+    how = f"vre.codebook.update={update}"
+    run(tiny_faces, tmp_path / "one", ONE, how)
+    output = run(tiny_faces, tmp_path / "two", TWO, how)
+    assert output.count("done at step 6 of 6") == 1  # one process speaks
+    one, two = (load_file(tmp_path / name / "vre/export.safetensors") for name in ("one", "two"))
+    worst = max((one[key] - two[key]).abs().max().item() for key in one)
+    assert worst < 1e-5
+    rows = [read_metrics(tmp_path / name / "vre/metrics.jsonl") for name in ("one", "two")]
+    for a, b in zip(*rows, strict=True):
+        assert a.keys() == b.keys()
+        for key in ("hq/l1", "lq/l1", "assoc/loss", "hq/disc", "lq/grad_norm"):
+            assert (key in a) == (key in b) and a.get(key, 0) == pytest.approx(b.get(key, 0), abs=1e-4)
