@@ -30,7 +30,7 @@ def numbered_boxes(
     picture = to_picture(image)
     draw = ImageDraw.Draw(picture)
     side = max(picture.size)
-    line, font = max(2, side // 400), ImageFont.load_default(size=max(12, side // 45))
+    line, font = max(3, side // 250), ImageFont.load_default(size=max(14, side // 32))
     for box, caption, index in zip(boxes, captions, colours, strict=True):
         colour = GREY if index is None else COLOURS[index % len(COLOURS)]
         draw.rectangle(box, outline=colour, width=line)

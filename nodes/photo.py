@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from .sockets import FaceSet
 from .widgets import choice, decimal, integer, socket, text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Models:
     """Both sides of one checkpoint, and what they were loaded from."""
 
@@ -38,9 +39,14 @@ class Models:
     restorer: Restorer
 
     @classmethod
-    def load(cls, key: tuple[Any, ...], source: str, base: str | None, lora: float, dtype: str) -> Models:
+    def load(cls, source: str, base: str | None, lora: float, dtype: str) -> Models:
+        """From files, or those that another node holds already."""
+        key = (source, base, host.stamp(source, base), lora, dtype)
+        if (held := _HELD.get(key)) is not None:
+            return held
         restorer, loaded = load_restorer(source, base, lora, dtype)
-        return cls(key, Embedder(loaded.config, loaded.vre, loaded.projection), restorer)
+        _HELD[key] = models = cls(key, Embedder(loaded.config, loaded.vre, loaded.projection), restorer)
+        return models
 
     def run(self, crops: Tensor, **dials: Any) -> Tensor:
         """Restore (N, 3, 512, 512) crops with progress; `dials` as in `Restorer.restore`."""
@@ -49,6 +55,10 @@ class Models:
         return self.restorer.restore(
             crops, prompts, tick=lambda count, batch: progress.step(count, batch[-1]), **dials
         )
+
+
+# Several nodes of one graph share their models; they go when the last node that holds them does.
+_HELD: WeakValueDictionary[tuple[Any, ...], Models] = WeakValueDictionary()
 
 
 class OSDFaceRestorePhoto:
@@ -144,7 +154,8 @@ class OSDFaceRestorePhoto:
         crops = cut(pixels, faces)
         restored, identity = crops, [0.0]
         if len(faces):  # else no model is loaded for nothing
-            models = self._load(checkpoint, base, lora_strength, dtype)
+            files = host.checkpoint_path(checkpoint), host.base_path(base)
+            self._models = models = Models.load(*files, lora_strength, dtype)
             dials = {
                 "strength": strength,
                 "timestep": None if timestep < 0 else timestep,
@@ -157,14 +168,6 @@ class OSDFaceRestorePhoto:
         )
         result = with_upscaled_alpha(pasted, image), host.to_mask(mask)
         return *result, faces.to_json(), host.to_image(restored), identity, len(faces)
-
-    def _load(self, checkpoint: str, base: str, lora_strength: float, dtype: str) -> Models:
-        source, base_file = host.checkpoint_path(checkpoint), host.base_path(base)
-        key = (source, base_file, host.stamp(source, base_file), lora_strength, dtype)
-        if self._models is None or self._models.key != key:
-            self._models = None  # free the old one first
-            self._models = Models.load(key, source, base_file, lora_strength, dtype)
-        return self._models
 
 
 def check_identity(
