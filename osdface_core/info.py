@@ -107,12 +107,13 @@ def as_text(facts: dict[str, Any]) -> str:
     prompt = f"{vre['tokens']} tokens from {vre['codebook_size']} codes, VRE input {low:g}..{high:g}"
     lines.append(f"prompt    {prompt}")
     lines.append(f"timestep  {config['timestep']} of {config['train_timesteps']}")
-    lines += [f"{key:<9} {_short(value)}" for key, value in training.items()]
+    long = [key for key, value in training.items() if isinstance(value, (dict, list))]
+    lines += [
+        f"{key:<9} {value}" for key, value in training.items() if key not in long and value not in ("", None)
+    ]
+    if long:
+        lines.append(f"--json    shows {', '.join(long)} too")
     return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _own(path: Path) -> tuple[OSDFaceConfig, dict[str, Any], Shapes]:

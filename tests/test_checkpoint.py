@@ -192,6 +192,19 @@ def test_a_killed_write_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
+def test_others_may_read_it_if_the_umask_allows(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    save_checkpoint(tmp_path / "a.safetensors", TENSORS, OSDFaceConfig())
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_long_names(tmp_path: Path) -> None:
+    path = tmp_path / f"{'ä' * 115}.safetensors"
+    save_checkpoint(path, TENSORS, OSDFaceConfig())
+    assert load_config(path) == OSDFaceConfig()
+
+
 def test_config_round_trip_through_json(tiny_config: OSDFaceConfig) -> None:
     for config in (OSDFaceConfig(), tiny_config):
         assert from_dict(OSDFaceConfig, json.loads(json.dumps(config.to_dict()))) == config
