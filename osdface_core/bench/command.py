@@ -1,0 +1,99 @@
+"""Arguments of `osdface bench`, the order of its measurements, and the JSON they become."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..devices import DTYPES, pick_device, pick_dtype
+
+WARM_UPS = {"cuda": 3}  # passes before anything counts: cuDNN picks its kernels, the allocator fills; others: 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `osdface bench` on `parser`."""
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model", default="mini", metavar="mini|PATH", help="a checkpoint or a released folder (mini)")
+    model.add_argument(
+        "--full-size", action="store_true", help="the released model's sizes with random weights; needs no files"
+    )
+    parser.add_argument("--base", metavar="PATH", help="Stable Diffusion 2.1-base, for checkpoints that are a LoRA")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--dtype", type=_names, default=["auto"], metavar="LIST", help="of auto, fp32, bf16, fp16")
+    parser.add_argument("--batch-size", type=_counts, default=[1], metavar="LIST", help="faces at once, e.g. 1,8")
+    parser.add_argument("--runs", type=_count, default=5, metavar="N", help="rounds; medians over them (5)")
+    parser.add_argument("--size", type=_side, default=512, metavar="PX", help="side of a face (512)")
+    parser.add_argument(
+        "--reference", type=Path, metavar="DIR", help="a checkout of the released inference code, timed beside ours"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, also each round")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the table, write the JSON, return 0.
+
+    Raises:
+        ConfigError: the reference is no checkout, or does not fit the model.
+        CheckpointError: the model cannot be loaded.
+    """
+    from . import measure, models, report  # torch only when it is needed: `osdface bench --help` answers at once
+
+    say = (lambda _: None) if args.quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    start = time.perf_counter()
+    device = pick_device(args.device)
+    dtypes = {str(d).removeprefix("torch."): d for d in (pick_dtype(name, device) for name in args.dtype)}
+    say(f"building the model on {device} …")
+    parts = models.full_size(device) if args.full_size else models.from_file(args.model, args.base, device)
+    plain = models.plain(parts, args.reference)
+    result: dict[str, Any] = {
+        "about": report.machine(device),
+        "options": {"model": "full-size" if args.full_size else str(args.model), "runs": args.runs, "size": args.size},
+        "baseline": plain.name,
+        "gmacs": measure.gmacs(parts, args.size),
+        "peak_tflops": measure.peaks(device, list(dtypes.values())),
+        "results": [],
+    }
+    say(f"built after {time.perf_counter() - start:.1f} s; peaks {result['peak_tflops']} TFLOP/s")
+    warm_ups = WARM_UPS.get(device.type, 1)
+    for name, dtype in dtypes.items():
+        pipeline, before = models.ours(parts, dtype)
+        faces = {b: models.faces(b, args.size, device) for b in args.batch_size}
+        say(f"{name}: warming up …")
+        checked = measure.compare(plain, pipeline, models.faces(1, args.size, device))
+        rounds = measure.rounds(plain, pipeline, faces, args.runs, warm_ups, before, say)
+        result["results"] += report.summary(rounds, name, checked, result["gmacs"], result["peak_tflops"])
+        del pipeline
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    print(report.table(result))
+    if args.json:
+        report.save(result, args.json)
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    if unknown := [n for n in names if n not in {"auto", *DTYPES}]:
+        raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; use auto, {', '.join(DTYPES)}")
+    return names
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _side(text: str) -> int:
+    value = int(text)
+    if value < 64 or value % 64:
+        raise argparse.ArgumentTypeError(f"{text} is no multiple of 64")
+    return value
