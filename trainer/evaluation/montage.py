@@ -11,7 +11,7 @@ from osdface_core.files import replacing
 
 from .scores import Report, Row, worst_first
 
-CELL = 256
+CELL = 192
 """[px] side of one picture."""
 SIDES = ("input", "restored", "reference")
 LABELS = {"input": "LQ", "restored": "restored", "reference": "reference"}
