@@ -1,4 +1,4 @@
-"""`osdface bench`: what one restored face costs here, beside the plain pipeline, and how near the hardware's limit."""
+"""`osdface bench`: what one restored face costs, beside the plain pipeline and the hardware's limit."""
 
 from .command import add_arguments, run
 

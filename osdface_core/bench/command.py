@@ -10,24 +10,38 @@ from typing import Any
 
 from ..devices import DTYPES, pick_device, pick_dtype
 
-WARM_UPS = {"cuda": 3}  # passes before anything counts: cuDNN picks its kernels, the allocator fills; others: 1
+# Passes before anything counts (cuDNN picks its kernels, the allocator fills); 1 elsewhere.
+WARM_UPS = {"cuda": 3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `osdface bench` on `parser`."""
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", default="mini", metavar="mini|PATH", help="a checkpoint or a released folder (mini)")
     model.add_argument(
-        "--full-size", action="store_true", help="the released model's sizes with random weights; needs no files"
+        "--model", default="mini", metavar="mini|PATH", help="a checkpoint or a released folder (mini)"
     )
-    parser.add_argument("--base", metavar="PATH", help="Stable Diffusion 2.1-base, for checkpoints that are a LoRA")
+    model.add_argument(
+        "--full-size",
+        action="store_true",
+        help="the released model's sizes with random weights; needs no files",
+    )
+    parser.add_argument(
+        "--base", metavar="PATH", help="Stable Diffusion 2.1-base, for checkpoints that are a LoRA"
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--dtype", type=_names, default=["auto"], metavar="LIST", help="of auto, fp32, bf16, fp16")
-    parser.add_argument("--batch-size", type=_counts, default=[1], metavar="LIST", help="faces at once, e.g. 1,8")
+    parser.add_argument(
+        "--dtype", type=_names, default=["auto"], metavar="LIST", help="of auto, fp32, bf16, fp16"
+    )
+    parser.add_argument(
+        "--batch-size", type=_counts, default=[1], metavar="LIST", help="faces at once, e.g. 1,8"
+    )
     parser.add_argument("--runs", type=_count, default=5, metavar="N", help="rounds; medians over them (5)")
     parser.add_argument("--size", type=_side, default=512, metavar="PX", help="side of a face (512)")
     parser.add_argument(
-        "--reference", type=Path, metavar="DIR", help="a checkout of the released inference code, timed beside ours"
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="a checkout of the released inference code, timed beside ours",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, also each round")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -40,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: the reference is no checkout, or does not fit the model.
         CheckpointError: the model cannot be loaded.
     """
-    from . import measure, models, report  # torch only when it is needed: `osdface bench --help` answers at once
+    # Here, so that `osdface bench --help` answers at once.
+    from . import measure, models, report
 
     say = (lambda _: None) if args.quiet else (lambda line: print(line, file=sys.stderr, flush=True))
     start = time.perf_counter()
@@ -51,7 +66,11 @@ def run(args: argparse.Namespace) -> int:
     plain = models.plain(parts, args.reference)
     result: dict[str, Any] = {
         "about": report.machine(device),
-        "options": {"model": "full-size" if args.full_size else str(args.model), "runs": args.runs, "size": args.size},
+        "options": {
+            "model": "full-size" if args.full_size else str(args.model),
+            "runs": args.runs,
+            "size": args.size,
+        },
         "baseline": plain.name,
         "gmacs": measure.gmacs(parts, args.size),
         "peak_tflops": measure.peaks(device, list(dtypes.values())),

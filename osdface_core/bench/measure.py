@@ -179,7 +179,9 @@ def gmacs(parts: Parts, side: int) -> dict[str, float]:
     counted: dict[str, float] = {}
     for name, (module, method, inputs) in calls.items():
         runner = _Method(module, method)
-        weights = {k: torch.empty_like(v, device="meta") for k, v in runner.state_dict(keep_vars=True).items()}
+        weights = {
+            k: torch.empty_like(v, device="meta") for k, v in runner.state_dict(keep_vars=True).items()
+        }
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             torch.func.functional_call(runner, weights, inputs)
         counted[name] = round(counter.get_total_flops() / 2e9, 3)

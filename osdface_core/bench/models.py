@@ -99,7 +99,9 @@ def full_size(device: torch.device) -> Parts:
     for seed, module in enumerate((vre, projection, unet, vae)):
         cast(nn.Module, module).to_empty(device=device)
         fill(cast(nn.Module, module), seed)
-    backbone = Backbone(KLCodec(cast(nn.Module, vae), config.codec.scaling_factor), UNetPredictor(cast(nn.Module, unet)))
+    backbone = Backbone(
+        KLCodec(cast(nn.Module, vae), config.codec.scaling_factor), UNetPredictor(cast(nn.Module, unet))
+    )
     return Parts(config, vre.eval(), projection.eval(), _ready(backbone, device), device)
 
 
@@ -107,6 +109,8 @@ def full_size(device: torch.device) -> Parts:
 def fill(module: nn.Module, seed: int) -> None:
     """Weights N(0, 1/fan-in), norms 1, biases 0: activations keep their size, also in float16."""
     for name, tensor in module.named_parameters():
+        if tensor.is_meta:
+            continue
         if tensor.ndim < 2:
             tensor.fill_(1.0 if name.endswith("weight") else 0.0)
             continue

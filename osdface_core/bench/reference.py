@@ -29,7 +29,9 @@ def prompt_side(checkout: Path, parts: Parts) -> Callable[[Tensor], Tensor]:
         ConfigError: no checkout there, its imports fail, or the model has other sizes than it supports.
     """
     if not (checkout / PACKAGE / "__init__.py").is_file():
-        raise ConfigError(f"--reference {checkout}: no {PACKAGE}/ in it; give a checkout of the released inference code")
+        raise ConfigError(
+            f"--reference {checkout}: no {PACKAGE}/ in it; give a checkout of the released inference code"
+        )
     if parts.config.vre != VREConfig():
         raise ConfigError("--reference runs the released sizes only; use --full-size or a released model")
     encoder = _encoder(checkout, parts)
@@ -53,6 +55,8 @@ def _encoder(checkout: Path, parts: Parts) -> torch.nn.Module:
         try:
             return importlib.import_module(PACKAGE).vqvae_encoder(options)
         except (ImportError, AttributeError, TypeError, RuntimeError) as error:
-            raise ConfigError(f"--reference {checkout} does not run: {' '.join(str(error).split())}") from error
+            raise ConfigError(
+                f"--reference {checkout} does not run: {' '.join(str(error).split())}"
+            ) from error
         finally:
             sys.path.remove(str(checkout.resolve()))

@@ -21,9 +21,17 @@ MIB = 1024**2
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Where a figure was made."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     about = {"osdface": __version__, "torch": torch.__version__, "device": str(device), "name": name}
-    about |= {"system": platform.platform(), "python": platform.python_version(), "threads": torch.get_num_threads()}
+    about |= {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
     if hasattr(os, "getloadavg"):
         about["load"] = round(os.getloadavg()[0], 2)  # above 1 other programs were running too
     return about
@@ -102,7 +110,9 @@ def save(result: dict[str, Any], path: Path) -> None:
 
 
 def _line(label: str, values: dict[str, float], form: str) -> str:
-    return f"{label:14}" + "".join(f"{values[s]:{form}}" if s in values else f"{'':12}" for s in (*STAGES, "total"))
+    return f"{label:14}" + "".join(
+        f"{values[s]:{form}}" if s in values else f"{'':12}" for s in (*STAGES, "total")
+    )
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:
