@@ -52,10 +52,10 @@ def test_running_mean_equals_the_recurrence_written_out() -> None:
     start, decay = weight.detach().clone(), 0.9
     dictionary = Dictionary(weight, Settings(update="ema", decay=decay), same, same)
     assert not weight.requires_grad
-    features, indices = torch.randn(5, 2), torch.tensor([0, 0, 1, 1, 1])
+    features, indices = torch.randn(1, 5, 2), torch.tensor([[0, 0, 1, 1, 1]])
     dictionary.observe(features, indices, 0, 10)
     hits = [decay + (1 - decay) * n for n in (2, 3, 0)]
-    sums = [features[:2].sum(0), features[2:].sum(0), torch.zeros(2)]
+    sums = [features[0, :2].sum(0), features[0, 2:].sum(0), torch.zeros(2)]
     for code in range(3):
         total = decay * start[code] + (1 - decay) * sums[code]
         torch.testing.assert_close(weight[code].detach(), total / hits[code], rtol=1e-4, atol=1e-5)
@@ -67,14 +67,14 @@ def test_codes_that_nothing_uses_move_onto_features(update: str) -> None:
     weight = torch.nn.Parameter(torch.randn(6, 2))
     before = weight.detach().clone()
     dictionary = Dictionary(weight, Settings(update=update, revive_every=2, revive_until=0.5), same, same)
-    features = 100 + torch.randn(8, 2)
-    indices = torch.tensor([0, 1] * 4)
+    features = 100 + torch.randn(2, 4, 2)
+    indices = torch.tensor([[0, 1] * 2] * 2)
     dictionary.observe(features, indices, 0, 8)
     if update == "gradient":
         assert torch.equal(weight, before)
     dictionary.observe(features, indices, 1, 8)
     moved = weight.detach()[2:]
-    assert all(any(torch.equal(row, feature) for feature in features) for row in moved)
+    assert all(any(torch.equal(row, feature) for feature in features.flatten(0, 1)) for row in moved)
     kept = weight.detach().clone()
     if update == "gradient":
         assert torch.equal(kept[:2], before[:2])
@@ -86,7 +86,7 @@ def test_codes_that_nothing_uses_move_onto_features(update: str) -> None:
 def test_used_codes_are_never_moved() -> None:
     weight = torch.nn.Parameter(torch.zeros(4, 2))
     dictionary = Dictionary(weight, Settings(revive_every=1), same, same)
-    dictionary.observe(torch.ones(4, 2), torch.arange(4), 0, 10)
+    dictionary.observe(torch.ones(1, 4, 2), torch.arange(4)[None], 0, 10)
     assert torch.equal(weight, torch.zeros(4, 2))
 
 
@@ -94,12 +94,24 @@ def test_start_puts_every_code_onto_a_feature_and_state_survives() -> None:
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(5, 3))
     dictionary = Dictionary(weight, Settings(init="data", update="ema"), same, same)
-    features = torch.randn(9, 3)
+    features = torch.randn(3, 3, 3)
     dictionary.start(features)
-    assert all(any(torch.equal(row, f) for f in features) for row in weight.detach())
+    assert all(any(torch.equal(row, f) for f in features.flatten(0, 1)) for row in weight.detach())
     other = Dictionary(torch.nn.Parameter(torch.zeros(5, 3)), dictionary.settings, same, same)
     other.load_state_dict(dictionary.state_dict())
     for one in (dictionary, other):
-        one.observe(features, torch.arange(9) % 5, 0, 4)
+        one.observe(features, torch.arange(9).reshape(3, 3) % 5, 0, 4)
     for key, value in dictionary.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key
+
+
+def test_two_processes_move_the_same_codes_as_one() -> None:
+    torch.manual_seed(0)
+    batch = torch.randn(4, 3, 2)
+    parts = [batch[0::2], batch[1::2]]  # how the samples are dealt out
+    moved = []
+    for features, gather in ((batch, same), (parts[0], lambda _: torch.cat(parts))):
+        weight = torch.nn.Parameter(torch.zeros(5, 2))
+        Dictionary(weight, Settings(init="data"), same, gather).start(features)
+        moved.append(weight.detach())
+    assert torch.equal(*moved)

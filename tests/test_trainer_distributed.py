@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from trainer.journal import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-# Batch norm sees the images of its own process only, and revived codes are drawn per process: both off.
+# Batch norm sees the images of its own process only: off. Few codes: hardly a feature lies between two.
 COMPARABLE = (
-    "vre.batch_size=4", "vre.accumulate=2", "vre.lr=1e-4", "vre.gan.norm=none", "vre.assoc.scope=image",
-    "vre.codebook.init=uniform", "vre.codebook.revive_every=0", "run.report=false", "vre.clip=1.0",
+    "vre.batch_size=4", "vre.accumulate=2", "vre.lr=1e-5", "vre.gan.norm=none", "vre.assoc.scope=image",
+    "vre.model.codebook_size=16", "run.report=false", "vre.clip=1e9",
 )  # fmt: skip
 
 
@@ -30,6 +30,7 @@ def run(faces: Path, folder: Path, launcher: list[str], *extra: str) -> str:
     return done.stdout
 
 
+LAST = "vre/checkpoints/step_00000006/00.safetensors"
 ONE = [sys.executable]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
@@ -42,10 +43,25 @@ def test_two_processes_equal_one(tiny_faces: Path, tmp_path: Path, update: str) 
     output = run(tiny_faces, tmp_path / "two", TWO, how)
     assert output.count("done at step 6 of 6") == 1  # one process speaks
     one, two = (load_file(tmp_path / name / "vre/export.safetensors") for name in ("one", "two"))
-    worst = max((one[key] - two[key]).abs().max().item() for key in one)
-    assert worst < 1e-5
+    gaps = torch.cat([(one[key] - two[key]).abs().flatten() for key in one])
+    # Where a gradient is all but zero, its sign is rounding, and Adam turns it into a whole step of 1e-5.
+    assert gaps.max() < 6e-5 and (gaps > 1e-5).float().mean() < 1e-3
+    one, two = (load_file(tmp_path / name / LAST) for name in ("one", "two"))
+    for key in (key for key in one if key.endswith("exp_avg")):  # Adam hides a wrong scale, its means do not
+        assert (one[key] - two[key]).norm() < 0.02 * one[key].norm() + 1e-6, key
     rows = [read_metrics(tmp_path / name / "vre/metrics.jsonl") for name in ("one", "two")]
     for a, b in zip(*rows, strict=True):
         assert a.keys() == b.keys()
-        for key in ("hq/l1", "lq/l1", "assoc/loss", "hq/disc", "lq/grad_norm"):
-            assert (key in a) == (key in b) and a.get(key, 0) == pytest.approx(b.get(key, 0), abs=1e-4)
+        for key in (
+            "hq/l1",
+            "lq/l1",
+            "lq/vq",
+            "assoc/loss",
+            "hq/gan",
+            "hq/disc",
+            "lq/grad_norm",
+            "hq/disc_grad_norm",
+        ):
+            assert (key in a) == (key in b) and a.get(key, 0) == pytest.approx(
+                b.get(key, 0), rel=1e-3, abs=1e-5
+            )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .seeds import mix
 from .vre_config import Dictionary as Settings
 
 Reduce = Callable[[Tensor], Tensor]
@@ -81,29 +82,29 @@ class Dictionary:
 
     @torch.no_grad()
     def start(self, features: Tensor) -> None:
-        """Put every code onto a feature of the first batch, (N, D); for `init = "data"`."""
-        self._move(torch.ones_like(self.hits, dtype=torch.bool), features.float())
+        """Put every code onto a feature of the first batch, (B, positions, D); for `init = "data"`."""
+        self._move(torch.ones_like(self.hits, dtype=torch.bool), features.float(), 0)
 
     @torch.no_grad()
     def observe(self, features: Tensor, indices: Tensor, step: int, steps: int) -> None:
         """Learn from what one optimiser step saw on this process.
 
         Args:
-            features: (N, D), before quantisation.
-            indices: (N,), the nearest code of each.
+            features: (B, positions, D), before quantisation.
+            indices: (B, positions), the nearest code of each.
             step, steps: position in the phase and its length.
         """
         features = features.float()
-        chosen = F.one_hot(indices, self.hits.shape[0]).to(features.dtype)
+        chosen = F.one_hot(indices.flatten(), self.hits.shape[0]).to(features.dtype)
         hits = self._reduce(chosen.sum(0))
         self.recent += hits
         self.hits.lerp_(hits, 1 - self.settings.decay)
         if self.settings.update == "ema":
-            self._average(chosen.t() @ features)
+            self._average(chosen.t() @ features.flatten(0, 1))
         every = self.settings.revive_every
         if every > 0 and (step + 1) % every == 0:
             if step < self.settings.revive_until * steps:
-                self._move(self.recent == 0, features)
+                self._move(self.recent == 0, features, step + 1)
             self.recent.zero_()
 
     def _average(self, sums: Tensor) -> None:
@@ -114,12 +115,17 @@ class Dictionary:
         smooth = (self.hits + 1e-5) / (mass + size * 1e-5) * mass
         self._weight.copy_(self.total / smooth.unsqueeze(1))
 
-    def _move(self, dead: Tensor, features: Tensor) -> None:
-        """Put the codes where `dead` is true onto random features, with an average share of the hits."""
-        size = self.hits.shape[0]
-        picks = torch.randint(features.shape[0], (size,), device=features.device)
-        candidates = self._gather(features[picks].contiguous())
-        candidates = candidates[:: candidates.shape[0] // size][:size]
+    def _move(self, dead: Tensor, features: Tensor, draw: int) -> None:
+        """Put the codes where `dead` is true onto random features, with an average share of the hits.
+
+        All processes draw the same features from the whole batch, in the order of its samples (process r has
+        samples r, r + world, …), so the number of processes makes no difference.
+        """
+        whole = self._gather(features.contiguous())
+        whole = whole.unflatten(0, (-1, len(features))).transpose(0, 1).flatten(0, 2)
+        source = torch.Generator().manual_seed(mix(0xD1C7, draw))
+        picks = torch.randint(len(whole), self.hits.shape, generator=source)
+        candidates = whole[picks.to(whole.device)]
         share = self.hits.mean()
         self._weight.copy_(torch.where(dead.unsqueeze(1), candidates, self._weight))
         self.hits = torch.where(dead, share, self.hits)

@@ -196,7 +196,7 @@ class VREStage:
             scalars |= {f"{name}/{key}": norm for key, norm in norms.items() if norm is not None}
             indices = torch.cat([result.indices for result in results])
             features = torch.cat([result.features.detach() for result in results])
-            branch.dictionary.observe(_rows(features), indices.flatten(), at.step, at.steps)
+            branch.dictionary.observe(_rows(features), indices, at.step, at.steps)
             health = usage(indices, self.cfg.model.codebook_size, self.cfg.model.tokens)
             scalars |= {f"{name}/codes/{key}": value for key, value in health.items()}
         return scalars
@@ -266,8 +266,8 @@ class VREStage:
 
 
 def _rows(features: Tensor) -> Tensor:
-    """(B, D, h, w) to (B·h·w, D), in the order of the indices."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)
+    """(B, D, h, w) to (B, h·w, D), in the order of the indices."""
+    return features.flatten(2).transpose(1, 2)
 
 
 def _perceptual(recipe: Recipe) -> PerceptualLoss | None:
