@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
+Forward = Callable[[Tensor, "Tensor | None", int, float, Posterior, "torch.Generator | None"], Tensor]
 
 
 class OSDFacePipeline:
@@ -33,6 +34,7 @@ class OSDFacePipeline:
         config: every number of the model.
         vre, projection: prompt side; the VRE is float32 whatever `dtype` is.
         backbone: `.codec` and `.predictor`, the two protocols of `backbone.py`.
+        forward: one batch through all of them; `engines.use_engine` may put another in its place.
         training: provenance from the checkpoint's header.
     """
 
@@ -54,6 +56,7 @@ class OSDFacePipeline:
         self.vre = vre.to(device).eval()
         self.projection = projection.to(device).eval()
         self.backbone = backbone
+        self.forward: Forward = self._forward
         for part in (backbone.codec, backbone.predictor):
             if isinstance(part, nn.Module):
                 part.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()
@@ -149,7 +152,7 @@ class OSDFacePipeline:
             chunk = faces[start : start + size]
             own = None if prompt is None else prompt.expand(len(faces), -1, -1)[start : start + size]
             try:
-                out = self._step(chunk, own, steps, a_bar, posterior, generator)
+                out = self.forward(self._signed(chunk), own, steps, a_bar, posterior, generator)
             except (RuntimeError, MemoryError) as error:
                 if len(chunk) == 1 or not is_out_of_memory(error):
                     raise
@@ -169,22 +172,24 @@ class OSDFacePipeline:
         return restore_photo(self, photo, **options)
 
     def _signed(self, faces: Tensor) -> Tensor:
-        return faces.to(self.device, torch.float32) * 2.0 - 1.0
+        upload = self.device.type == "cuda" and faces.device.type == "cpu"
+        if upload:
+            faces = faces.pin_memory()  # the copy then runs beside the host, which goes on to queue the model
+        return faces.to(self.device, torch.float32, non_blocking=upload) * 2.0 - 1.0
 
     def _prompt(self, signed: Tensor) -> Tensor:
         return self.projection(self.vre(signed))
 
-    def _step(
+    def _forward(
         self,
-        faces: Tensor,
+        signed: Tensor,
         prompt: Tensor | None,
         timestep: int,
         a_bar: float,
         posterior: Posterior,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """One diffusion step: unit faces to a signed, unclamped, float32 result."""
-        signed = self._signed(faces)
+        """One diffusion step: signed faces on the device to a signed, unclamped, float32 result."""
         codec, half = self.backbone.codec, signed.to(self.dtype)
         with _side_stream(self.device) as side:
             # The VRE and the codec's encoder do not depend on each other (supplement B: 14 % faster).

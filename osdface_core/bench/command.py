@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from ..devices import DTYPES, pick_device, pick_dtype
+from ..engines import ENGINES, use_engine
 
 # Passes before anything counts (cuDNN picks its kernels, the allocator fills); 1 elsewhere.
 WARM_UPS = {"cuda": 3}
@@ -34,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch-size", type=_counts, default=[1], metavar="LIST", help="faces at once, e.g. 1,8"
+    )
+    parser.add_argument(
+        "--engine",
+        type=_engines,
+        metavar="LIST",
+        help=f"of {', '.join(ENGINES)}; default eager, on CUDA eager,graphs",
     )
     parser.add_argument("--runs", type=_count, default=5, metavar="N", help="rounds; medians over them (5)")
     parser.add_argument("--size", type=_side, default=512, metavar="PX", help="side of a face (512)")
@@ -78,14 +86,19 @@ def run(args: argparse.Namespace) -> int:
     }
     say(f"built after {time.perf_counter() - start:.1f} s; peaks {result['peak_tflops']} TFLOP/s")
     warm_ups = WARM_UPS.get(device.type, 1)
-    for name, dtype in dtypes.items():
+    engines = args.engine or (["eager", "graphs"] if device.type == "cuda" else ["eager"])
+    faces = {b: models.faces(b, args.size, device) for b in args.batch_size}
+    for (name, dtype), engine in itertools.product(dtypes.items(), engines):
+        say(f"{name}, {engine}: warming up …")
         pipeline, before = models.ours(parts, dtype)
-        faces = {b: models.faces(b, args.size, device) for b in args.batch_size}
-        say(f"{name}: warming up …")
+        use_engine(pipeline, engine, say)
         checked = measure.compare(plain, pipeline, models.faces(1, args.size, device))
         rounds = measure.rounds(plain, pipeline, faces, args.runs, warm_ups, before, say)
-        result["results"] += report.summary(rounds, name, checked, result["gmacs"], result["peak_tflops"])
+        for record in report.summary(rounds, name, checked, result["gmacs"], result["peak_tflops"]):
+            result["results"].append({"engine": engine, **record})
         del pipeline
+        if args.json:  # after each, so that a run cut short leaves what it measured
+            report.save(result, args.json)
     result["seconds"] = round(time.perf_counter() - start, 1)
     print(report.table(result))
     if args.json:
@@ -97,6 +110,13 @@ def _names(text: str) -> list[str]:
     names = [part.strip() for part in text.split(",")]
     if unknown := [n for n in names if n not in {"auto", *DTYPES}]:
         raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; use auto, {', '.join(DTYPES)}")
+    return names
+
+
+def _engines(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    if unknown := [n for n in names if n not in ENGINES]:
+        raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; use {', '.join(ENGINES)}")
     return names
 
 

@@ -79,9 +79,11 @@ def rounds(
     """
     device, result = pipeline.device, Rounds()
     one = next(iter(faces.values()))[:1]
-    for batch in faces.values():
+    for count, batch in faces.items():
+        reset_peak(device)
         for _ in range(warm_ups):
             total(pipeline, batch)
+        result.peak[count] = peak_bytes(device) - before  # with what an engine takes when it starts
         stages(pipeline, batch)
     for _ in range(warm_ups - 1):  # the comparison ran it once
         plain_times(plain, one)
@@ -90,7 +92,7 @@ def rounds(
         for count, batch in faces.items():
             reset_peak(device)
             result.totals.setdefault(count, []).append(total(pipeline, batch))
-            result.peak[count] = max(result.peak.get(count, 0), peak_bytes(device) - before)
+            result.peak[count] = max(result.peak[count], peak_bytes(device) - before)
             result.stages.setdefault(count, []).append(stages(pipeline, batch))
         last = ", ".join(f"batch {c} {t[-1] / c:.1f} ms/face" for c, t in result.totals.items())
         say(f"round {i + 1}/{runs}: baseline {result.plain[-1]['total']:.1f} ms, {last}")
@@ -193,10 +195,10 @@ def peaks(device: torch.device, dtypes: list[torch.dtype]) -> dict[str, float]:
     wanted = list(dict.fromkeys([torch.float32, *dtypes]))
     found = {str(d).removeprefix("torch."): _matmul_tflops(device, d) for d in wanted}
     if device.type == "cuda":  # what float32 convolutions may use by default
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = True
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
         found["tf32"] = _matmul_tflops(device, torch.float32)
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
     return found
 
 

@@ -89,7 +89,7 @@ def table(result: dict[str, Any]) -> str:
     for r in result["results"]:
         lines += [
             "",
-            f"{r['dtype']}, batch {r['batch_size']}: {r['ms_per_face']['total']:.1f} ms/face, "
+            f"{r['dtype']}, {r['engine']}, batch {r['batch_size']}: {r['ms_per_face']['total']:.1f} ms/face, "
             f"{r['faces_per_second']:.2f} faces/s, {r['ratio']:.3f} of the baseline "
             f"(rounds {min(r['ratio_rounds']):.3f}..{max(r['ratio_rounds']):.3f}), peak {r['peak_mib']} MiB",
             _line("baseline ms", r["baseline_ms"], "12.2f"),

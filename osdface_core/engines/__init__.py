@@ -1,0 +1,5 @@
+"""Other ways to run the same weights: chosen by name, never by themselves."""
+
+from .choose import ENGINES, use_engine
+
+__all__ = ["ENGINES", "use_engine"]

@@ -1,0 +1,38 @@
+"""From an engine's name to a changed pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..pipeline import OSDFacePipeline
+
+ENGINES = ("eager", "graphs")
+Say = Callable[[str], None]
+
+
+def use_engine(pipeline: OSDFacePipeline, engine: str, say: Say | None = None) -> None:
+    """Make `pipeline` run through `engine`, in place; the VRE, and so its tokens, stay as they are.
+
+    Args:
+        engine: eager: PyTorch as it comes. graphs: CUDA graphs, one launch per batch.
+        say: told what is being waited for, a line at a time.
+    Raises:
+        ConfigError: an unknown name, or an engine that this device or installation lacks.
+    """
+    say = say or (lambda _: None)
+    if engine == "eager":
+        return
+    if engine == "graphs":
+        from .graphs import GraphedForward
+
+        if pipeline.device.type != "cuda":
+            raise ConfigError(
+                f"--engine graphs needs a CUDA device, not {pipeline.device}; use --engine eager"
+            )
+        pipeline.forward = GraphedForward(pipeline.forward)
+        return
+    raise ConfigError(f"unknown engine {engine!r}; use one of {', '.join(ENGINES)}")

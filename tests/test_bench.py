@@ -1,0 +1,116 @@
+"""`osdface bench`: what it counts, compares and writes; on a random model of a handful of channels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from osdface_core.bench import measure, models, report
+from osdface_core.cli import main
+from osdface_core.config import VREConfig
+
+
+@pytest.fixture(scope="module")
+def result(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    target = tmp_path_factory.mktemp("bench") / "out.json"
+    command = ["bench", "--model", str(tiny_checkpoint), "--device", "cpu", "--size", "128", "--quiet"]
+    assert (
+        main([*command, "--dtype", "fp32,bf16", "--batch-size", "1,2", "--runs", "3", "--json", str(target)])
+        == 0
+    )
+    return json.loads(target.read_text())
+
+
+def test_every_combination_is_measured(result: dict[str, Any]) -> None:
+    found = [(r["dtype"], r["engine"], r["batch_size"]) for r in result["results"]]
+    assert found == [(d, "eager", b) for d in ("float32", "bfloat16") for b in (1, 2)]
+    for record in result["results"]:
+        assert set(record["ms_per_face"]) == {*models.STAGES, "total"}
+        assert len(record["ratio_rounds"]) == len(record["rounds"]["total"]) == 3
+        assert record["peak_mib"] > 0
+
+
+def test_figures_agree_with_each_other(result: dict[str, Any]) -> None:
+    for r in result["results"]:
+        total = sorted(r["rounds"]["total"])[1]
+        assert r["ms_per_pass"] == pytest.approx(total, abs=1e-3)
+        assert r["ms_per_face"]["total"] == pytest.approx(total / r["batch_size"], abs=1e-3)
+        assert r["faces_per_second"] == pytest.approx(1e3 / r["ms_per_face"]["total"], rel=1e-2)
+        flops = 2e9 * result["gmacs"]["total"] * r["faces_per_second"] / 1e12
+        assert r["tflops"]["total"] == pytest.approx(flops, rel=0.02, abs=1e-3)
+
+
+def test_float32_gives_the_plain_pipelines_pixels(result: dict[str, Any]) -> None:
+    for r in result["results"]:
+        assert r["beside_baseline"]["tokens_kept"] == 1.0
+        assert r["beside_baseline"]["max_levels"] <= (2 if r["dtype"] == "float32" else 64)
+
+
+def test_a_convolution_is_counted_as_by_hand(tiny_pipeline: Any) -> None:
+    parts = _parts(tiny_pipeline)
+    side, first = 128, parts.backbone.codec.encoder.layers[0]
+    assert measure.gmacs(parts, side)["encode"] > side * side * first.weight.numel() / 1e9
+    twice = measure.gmacs(parts, 2 * side)
+    assert twice["decode"] == pytest.approx(4 * measure.gmacs(parts, side)["decode"], rel=0.05)
+    assert twice["vre"] == measure.gmacs(parts, side)["vre"]  # it always sees its own resolution
+
+
+def test_plain_codes_are_the_vres(tiny_pipeline: Any) -> None:
+    signed = models.faces(2, 64, torch.device("cpu")) * 2 - 1
+    with torch.inference_mode():
+        assert torch.equal(models.plain_codes(tiny_pipeline.vre, signed), tiny_pipeline.vre(signed))
+
+
+def test_our_copy_leaves_the_baselines_weights_alone(tiny_pipeline: Any) -> None:
+    parts = _parts(tiny_pipeline)
+    kept = {k: v.clone() for k, v in parts.backbone.codec.state_dict().items()}
+    pipeline, _ = models.ours(parts, torch.bfloat16)
+    assert {p.dtype for p in pipeline.backbone.codec.parameters()} == {torch.bfloat16}  # type: ignore[attr-defined]
+    assert all(torch.equal(v, kept[k]) for k, v in parts.backbone.codec.state_dict().items())
+
+
+def test_random_weights_keep_activations_finite() -> None:
+    layers = torch.nn.Sequential(*(torch.nn.Conv2d(64, 64, 3, padding=1) for _ in range(12)))
+    models.fill(layers, 0)
+    out = layers.half().float()(torch.randn(1, 64, 16, 16))
+    assert 0.05 < out.std() < 5
+
+
+def test_full_size_has_the_released_work() -> None:
+    parts = models.full_size(torch.device("meta"))
+    counted = measure.gmacs(parts, 512)
+    # Supplement Tab. 1 counts 99.47 G convolution multiply-adds for the VRE; attention and dictionary add 0.3.
+    assert counted["vre"] == pytest.approx(99.8, abs=0.1)
+    assert counted["total"] == pytest.approx(2317.6, abs=1.0)
+    assert parts.config.vre == VREConfig()
+
+
+def test_a_folder_that_is_no_checkout_is_named(tiny_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    command = ["bench", "--model", str(tiny_checkpoint), "--device", "cpu", "--reference", str(tmp_path)]
+    assert main(command) == 2
+    assert "lq_embed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [("--dtype", "fp8"), ("--batch-size", "0"), ("--engine", "magic"), ("--size", "100")]
+)
+def test_bad_options_are_usage_errors(option: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", *option])
+    assert caught.value.code == 2
+
+
+def test_the_table_names_every_stage(result: dict[str, Any]) -> None:
+    text = report.table(result)
+    assert all(stage in text for stage in models.STAGES)
+    assert text.count("ms/face") >= len(result["results"])
+
+
+def _parts(pipeline: Any) -> models.Parts:
+    return models.Parts(
+        pipeline.config, pipeline.vre, pipeline.projection, pipeline.backbone, torch.device("cpu")
+    )
