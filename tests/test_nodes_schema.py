@@ -120,3 +120,19 @@ assert len(module.NODE_CLASS_MAPPINGS) >= 8 and sys.path == before and "osdface_
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert not done.stdout, "the pack prints at import"
+
+
+def test_requirements_for_comfyui_are_the_projects_without_torch():
+    """ComfyUI brings its own torch; a requirement on it could replace a CUDA build by another."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    assert wanted == {d for d in project["project"]["dependencies"] if not d.startswith("torch")}
+    assert not any(pin in line for line in wanted for pin in ("==", "<", "~=")), (
+        "no pins: other packs need theirs"
+    )
+    assert "web" not in project["tool"]["comfy"], (
+        "WEB_DIRECTORY serves the help pages; both would serve them twice"
+    )
