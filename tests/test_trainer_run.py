@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +148,17 @@ def test_a_differing_recipe_is_refused_and_fresh_keeps_the_old_run(
         train(changed, "vre", quiet=True)
     train(changed, "vre", fresh=True, quiet=True)
     assert_same(weights(whole), load_file(tmp_path / "vre.1/export.safetensors"))
+
+
+def test_other_faces_are_refused_and_moved_ones_are_not(tiny_faces: Path, tmp_path: Path) -> None:
+    faces, run = tmp_path / "faces", tmp_path / "run"
+    shutil.copytree(tiny_faces, faces)
+    train(smoke(faces, run), "vre", quiet=True)
+    faces.rename(tmp_path / "moved")
+    train(smoke(tmp_path / "moved", run), "vre", quiet=True)
+    (tmp_path / "moved" / "0.png").unlink()
+    with pytest.raises(ConfigError, match=r"data\.train holds other faces"):
+        train(smoke(tmp_path / "moved", run), "vre", quiet=True)
 
 
 def test_resume_insists_on_a_run(tiny_faces: Path, tmp_path: Path) -> None:

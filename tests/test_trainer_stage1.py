@@ -234,6 +234,16 @@ def test_samples_and_scores_leave_training_untouched() -> None:
     assert all(branch.net.training for branch in stage.branches.values())
 
 
+def test_larger_faces_are_seen_as_inference_sees_them() -> None:
+    stage = build()
+    large = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    pairs = Batch(large, large, torch.arange(2), torch.zeros(2, dtype=torch.bool))
+    vre = stage.branches["lq"].core
+    assert torch.equal(stage._target(pairs, "lq"), vre.prepare(large * 2 - 1))
+    assert stage.step(Batch(*(torch.cat([f, f]) for f in (large, large, pairs.index, pairs.flip))), 4)
+    assert stage.sample(pairs).shape == (2, 3, 32, 128)
+
+
 def steps_of(phases: dict[str, int]) -> Iterator[tuple[str, int, int]]:
     for step in range(sum(phases.values()) + 1):
         yield position(phases, step)

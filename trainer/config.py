@@ -21,12 +21,13 @@ from .vre_config import VRETraining
 RECIPES = Path(__file__).parent / "recipes"
 StageName = Literal["vre", "restorer"]
 
-# Keys of [run] that change neither the weights nor their order of updates: a resumed run may change them.
-FREE_KEYS = frozenset(
-    f"run.{key}"
-    for key in ("dir", "device", "max_minutes", "log_every", "sample_every", "checkpoint_every", "samples",
-                "keep", "shard_mb", "tensorboard", "report")
-)  # fmt: skip
+# Keys that change neither the weights nor their order of updates: a resumed run may change them.
+# The faces may move to another folder: their fingerprint is compared instead.
+FREE_KEYS = {
+    "run": ("dir", "device", "max_minutes", "log_every", "sample_every", "checkpoint_every", "samples",
+            "keep", "shard_mb", "tensorboard", "report"),
+    "data": ("train", "val", "cache", "workers"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def stage_tables(recipe: Recipe, stage: StageName) -> dict[str, Any]:
     """The tables that decide the weights of a stage, without the keys a resumed run may change."""
     tables = {key: value for key, value in asdict(recipe).items() if key in ("data", "run", "degrade", stage)}
-    tables["run"] = {k: v for k, v in tables["run"].items() if f"run.{k}" not in FREE_KEYS}
+    for name, free in FREE_KEYS.items():
+        tables[name] = {key: value for key, value in tables[name].items() if key not in free}
     return tables
 
 

@@ -20,8 +20,7 @@ def provenance(
         data: hash of the training faces.
         facts: from `Stage.export`.
     """
-    tables = {key: value for key, value in stage_tables(recipe, stage).items() if key != "data"}
-    tables = _public(tables)
+    tables = _public(stage_tables(recipe, stage))
     digest = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
     return {
         "stage": stage,

@@ -46,10 +46,12 @@ class Progress:
 
     Attributes:
         step: optimiser steps done.
+        data: fingerprint of the training faces.
         best: best hold-out score so far; stale: validations since then.
     """
 
     step: int = 0
+    data: str = ""
     best: float | None = None
     stale: int = 0
 
@@ -117,6 +119,13 @@ class Loop:
         if found is not None:
             snapshot.restore(self.stage, self.accelerator, found[1])
             self.progress = Progress(**found[1]["progress"])
+        data = self.feed.train.fingerprint()
+        if self.progress.data not in ("", data):
+            raise ConfigError(
+                f"data.train holds other faces than when {self.folder.path} was started: restore them, or "
+                "start over with --fresh"
+            )
+        self.progress.data = data
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             checkpointing.remove_partial(self.folder.checkpoints)
@@ -222,8 +231,8 @@ class Loop:
     def _export(self) -> None:
         """Bring the exports of the stage and of the run up to date."""
         config, tensors, facts = self.stage.export()
-        data = self.feed.train.fingerprint()
-        training = provenance(self.recipe, self.folder.stage, self.progress.step, data, facts)
+        done, data = self.progress.step, self.progress.data
+        training = provenance(self.recipe, self.folder.stage, done, data, facts)
 
         def write() -> None:
             save_checkpoint(self.folder.exports[0], tensors, config, training)

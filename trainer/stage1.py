@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -128,8 +129,8 @@ class VREStage:
         return scalars
 
     def _target(self, batch: Batch, name: str) -> Tensor:
-        """Each branch reconstructs its own input, `signed`."""
-        image = to_signed(batch.hq if name == "hq" else batch.lq)
+        """Each branch reconstructs its own input, `signed`, at the size that the VRE looks at."""
+        image = squash(to_signed(batch.hq if name == "hq" else batch.lq), self.cfg.model.resolution)
         return image.contiguous(memory_format=torch.channels_last) if self.recipe.run.channels_last else image
 
     def _judged(self, at: Position) -> bool:
@@ -263,6 +264,13 @@ class VREStage:
         restorer = self.recipe.restorer
         config = OSDFaceConfig(arch=restorer.mode, name=restorer.name, vre=self.cfg.model)
         return config, tensors, {"vre_branch": name}
+
+
+def squash(image: Tensor, side: int) -> Tensor:
+    """(B, 3, H, W) to (B, 3, side, side), as `VRE.prepare` does it at inference."""
+    if image.shape[-2:] == (side, side):
+        return image
+    return F.interpolate(image, size=(side, side), mode="bilinear", align_corners=False)
 
 
 def _rows(features: Tensor) -> Tensor:
