@@ -151,6 +151,18 @@ def test_ablations_without_a_visual_prompt_export_too(files: Path, prompt: str, 
     assert bool(pipeline.encode_prompt(lq).any()) is (prompt == "learned")
 
 
+def test_full_model_goes_on_from_its_own_export(files: Path, tmp_path: Path) -> None:
+    stage = stage_for(recipe_for(files, "full"))
+    stage.step(faces(), 0)
+    config, tensors, training = stage.export()
+    save_checkpoint(tmp_path / "model.safetensors", tensors, config, training)
+    other = {"vre": "", "codec_init": "", "init": str(tmp_path / "model.safetensors")}
+    again = stage_for(recipe_for(files, "full", **other), seed=3)
+    lq = faces(seed=5).lq
+    assert torch.allclose(again.restore(lq), stage.restore(lq), atol=1e-6)
+    assert again.core.config == config and again.export()[2]["parent"] == "model.safetensors"
+
+
 def test_released_layout_round_trip_and_fine_tuning_from_it(files: Path, tmp_path: Path) -> None:
     stage = stage_for(recipe_for(files, "lora", lora={"rank": 4, "alpha": 16.0}))
     for step in range(2):

@@ -1,5 +1,7 @@
 """Parts of stage 2, each against an independent computation."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,15 @@ def test_missing_files_are_named_in_one_line(
     with pytest.raises(error, match=words) as caught:
         stage_for(recipe_for(files, mode, **change))
     assert "\n" not in str(caught.value)
+
+
+def test_vre_of_the_same_run_is_taken(files: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(files, "full", vre="")
+    recipe = replace(recipe, run=replace(recipe.run, dir=str(tmp_path)))
+    (tmp_path / "vre").mkdir()
+    shutil.copy(files / "vre.safetensors", tmp_path / "vre" / "export.safetensors")
+    own, named = (build_initial(r).generator.prompt.vre for r in (recipe, recipe_for(files, "full")))
+    assert torch.equal(own.quantize.embedding.weight, named.quantize.embedding.weight)
 
 
 def test_a_weight_of_zero_loads_nothing(files: Path) -> None:
