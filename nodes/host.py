@@ -221,6 +221,7 @@ class Managed:
 
         # Only ComfyUI's own layer classes can be loaded in part; ours go as a whole.
         mm.load_models_gpu([self.patcher], memory_required=activations, force_full_load=True)
+        self.module.to(self.patcher.load_device)  # --novram loads layer by layer, which plain layers can't
         return self.patcher.load_device
 
 

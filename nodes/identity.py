@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -10,23 +12,26 @@ from ..osdface_core.identity import MOBILEFACENET_FILE, embed, load_identity
 from . import host
 
 STEPS = 6  # of bisection: strength to 1/64
-ACTIVATIONS = 200 << 20  # of the recognition network per 64 faces
 HOW = f"put {MOBILEFACENET_FILE} into models/{host.FOLDER}"
 
 
 class Scorer:
-    """The recognition network under ComfyUI's memory manager."""
+    """The recognition network. It is small, and stays on the CPU: no video memory for a read-out."""
 
     def __init__(self, path: str | None) -> None:
         self.net = load_identity(path)
-        self.managed = host.Managed(self.net)
 
     @torch.inference_mode()
     def vectors(self, crops: Tensor) -> Tensor:
         """(N, 3, S, S) aligned crops in [0, 1] to unit vectors (N, D) on the CPU."""
-        device = self.managed.load(ACTIVATIONS)
-        parts = [embed(self.net, part.to(device)).cpu() for part in crops.split(64)] if len(crops) else []
+        parts = [embed(self.net, part.cpu()) for part in crops.split(16)] if len(crops) else []
         return torch.cat(parts) if parts else torch.zeros(0, 1)
+
+
+@lru_cache(maxsize=1)
+def _scorer(path: str | None, stamp: str) -> Scorer:
+    del stamp  # part of the key: a replaced file is read again
+    return Scorer(path)
 
 
 def load_scorer(required: bool) -> Scorer | None:
@@ -35,8 +40,9 @@ def load_scorer(required: bool) -> Scorer | None:
     Raises:
         CheckpointError: missing although required.
     """
+    path = host.find_file(MOBILEFACENET_FILE)
     try:
-        return Scorer(host.find_file(MOBILEFACENET_FILE))
+        return _scorer(path, host.stamp(path))
     except CheckpointError as error:
         if required:
             raise CheckpointError(
