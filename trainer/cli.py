@@ -81,7 +81,7 @@ def _dry_run(recipe, stage: str) -> int:
     from .settings import to_toml
 
     if stage == "vre":
-        from .stage1 import plan
+        from .stage1_plan import plan
     else:
         from .stage2_plan import plan
     print(to_toml(recipe))

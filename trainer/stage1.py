@@ -4,7 +4,7 @@ Three phases in one run: the autoencoder of clean faces, the one of degraded fac
 the association loss. Each branch has its own autoencoder, dictionary, discriminator and two optimisers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +18,18 @@ from torch.optim import Optimizer
 from osdface_core.config import OSDFaceConfig
 from osdface_core.losses.adversarial import adaptive_weight
 from osdface_core.losses.association import association_accuracy, association_loss
-from osdface_core.losses.discriminators import PatchDiscriminator
 from osdface_core.losses.perceptual import PerceptualLoss
-from osdface_core.vre import VQAutoencoder
 
-from .branch import Autoencoding, Branch, Reconstruction, pixel_loss
+from .branch import Branch, Reconstruction, pixel_loss
 from .config import Recipe
 from .dictionary import usage
 from .launch import all_mean
-from .memory import adam_part, saved_bytes
 from .schedule import lr_factor
 from .snapshot import full_state
-from .stage import Batch, Part, Plan, position, to_signed, to_unit
+from .stage import Batch, position, to_signed, to_unit
+from .stage1_plan import plan
 
+__all__ = ["VREStage", "build", "plan"]
 BRANCHES = {"hq": ("hq",), "lq": ("lq",), "assoc": ("hq", "lq")}
 
 
@@ -290,32 +289,3 @@ def build(recipe: Recipe, accelerator: Accelerator) -> VREStage:
         CheckpointError: the perceptual network's weight file is missing.
     """
     return VREStage(recipe, accelerator)
-
-
-def plan(recipe: Recipe) -> Plan:
-    """Networks, steps and memory of the joint phase, computed on the meta device."""
-    cfg = recipe.vre
-    micro = max(1, cfg.batch_size // cfg.accumulate)
-    return Plan("vre", cfg.steps, tuple(_parts(recipe, micro)))
-
-
-def _parts(recipe: Recipe, micro: int) -> Iterator[Part]:
-    cfg, half = recipe.vre, recipe.run.precision == "bf16"
-    side = cfg.model.resolution
-    note = f"activations of {micro} images on one process, networks in {recipe.run.precision}"
-    with torch.device("meta"):
-        net = Autoencoding(VQAutoencoder(cfg.model))
-        disc = PatchDiscriminator(cfg.gan.channels, cfg.gan.layers, cfg.gan.norm, cfg.gan.spectral)
-        images = torch.empty(micro, 3, side, side)
-    activations = _activations(net.net, images, half)
-    for name in ("hq", "lq"):
-        yield adam_part(f"{name} autoencoder", net, activations, note)
-        judged = saved_bytes(lambda: disc(images.clone().requires_grad_()), disc)
-        yield adam_part(f"{name} discriminator", disc, 2 * judged // (2 if half else 1))
-
-
-def _activations(net: VQAutoencoder, images: Tensor, half: bool) -> int:
-    """Saved bytes of encoder and decoder (in bf16 under autocast) and of the float32 distances."""
-    if half:
-        net, images = net.bfloat16(), images.bfloat16()
-    return saved_bytes(lambda: net.reconstruct(images)[0], net)
