@@ -273,3 +273,13 @@ def test_mismatched_sockets_say_what_to_do(comfy, found, group):
         run("OSDFacePasteBack", image=group, faces=faces, crops=crops[:1], feather=0.2)
     with pytest.raises(ValueError, match="batch that Detect Faces got"):
         run("OSDFacePasteBack", image=group.repeat(2, 1, 1, 1), faces=faces, crops=crops, feather=0.2)
+
+
+def test_damaged_and_incomplete_checkpoints_say_what_to_do(comfy):
+    file = comfy.models / "osdface" / "tiny.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(Exception, match="truncated"):
+        loaded()
+    comfy.add_file("osdface", "released/associate_2.ckpt")
+    with pytest.raises(Exception, match="lacks embedding_change_weights"):
+        run("OSDFaceLoadVRE", vre="released/")
