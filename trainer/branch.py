@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from osdface_core.errors import ConfigError
 from osdface_core.losses.adversarial import discriminator_loss, generator_loss
 from osdface_core.losses.discriminators import PatchDiscriminator
 from osdface_core.vre import VQAutoencoder
@@ -61,6 +62,13 @@ class Branch:
 
     def __init__(self, cfg: VRETraining, run: RunConfig, accelerator: Accelerator) -> None:
         self.cfg, self.accelerator = cfg, accelerator
+        codes = cfg.codebook
+        touched = codes.update == "ema" or codes.init == "data" or codes.revive_every > 0
+        if touched and accelerator.distributed_type == DistributedType.FSDP:
+            raise ConfigError(
+                "FSDP shards the dictionary, so only gradients may move it: in [vre.codebook] set "
+                'update = "gradient", init = "uniform", revive_every = 0, or use DDP (stage 1 is small)'
+            )
         net = Autoencoding(VQAutoencoder(cfg.model))
         disc = PatchDiscriminator(cfg.gan.channels, cfg.gan.layers, cfg.gan.norm, cfg.gan.spectral)
         if run.channels_last:

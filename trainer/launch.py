@@ -2,6 +2,7 @@
 
 import os
 import random
+import warnings
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -32,6 +33,8 @@ def make_accelerator(run: RunConfig) -> Accelerator:
         raise ConfigError("FSDP version 1 is not supported: set fsdp_version: 2 in the accelerate config")
     # Buffers (batch norm statistics) are per process; broadcasting them would change them between the two
     # passes that a discriminator makes before its backward pass.
+    # Newer torch has another word for it, which older torch does not know.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = "bf16" if run.precision == "bf16" else "no"
     accelerator = Accelerator(mixed_precision=precision, cpu=run.device == "cpu", kwargs_handlers=[ddp])
