@@ -53,7 +53,7 @@ class UNetPredictor(nn.Module):
         self.unet = unet
 
     def forward(self, latent: Tensor, timestep: int, prompt: Tensor) -> Tensor:
-        # A tensor of the batch's size: diffusers copies a Python number to the device, which would wait for it.
+        # A tensor of the batch's size: diffusers would copy a Python number to the device and wait for it.
         steps = torch.full((latent.shape[0],), timestep, device=latent.device, dtype=torch.long)
         return self.unet(latent, steps, encoder_hidden_states=prompt, return_dict=False)[0]
 
@@ -83,9 +83,10 @@ def build_unet(cfg: UNetConfig, latent_channels: int, prompt_dim: int) -> nn.Mod
 
     if len(cfg.block_out_channels) != len(cfg.cross_attention_levels):
         raise CheckpointError(
-            f"unet: {len(cfg.block_out_channels)} widths but {len(cfg.cross_attention_levels)} attention flags"
+            f"unet: {len(cfg.block_out_channels)} widths, {len(cfg.cross_attention_levels)} attention flags"
         )
     attend = cfg.cross_attention_levels
+    heads = tuple(max(1, width // cfg.attention_head_dim) for width in cfg.block_out_channels)
     return UNet2DConditionModel(
         sample_size=cfg.sample_size,
         in_channels=latent_channels,
@@ -96,7 +97,7 @@ def build_unet(cfg: UNetConfig, latent_channels: int, prompt_dim: int) -> nn.Mod
         up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)),
         cross_attention_dim=prompt_dim,
         # diffusers takes heads per level under this name; see its issue 2011.
-        attention_head_dim=tuple(max(1, w // cfg.attention_head_dim) for w in cfg.block_out_channels),
+        attention_head_dim=heads,  # type: ignore[arg-type]
         norm_num_groups=cfg.norm_groups,
         use_linear_projection=True,
     )

@@ -21,7 +21,8 @@ VAE_PREFIX = "first_stage_model."
 PROMPT_WIDTH = 1024  # SD 2.x; SD 1.x has 768, SDXL 2048
 HEAD_CHANNELS = 64  # SD 2.x: heads = width / 64
 WHERE = (
-    "use a Stable Diffusion 2.1-base (512 px, epsilon prediction): a diffusers folder or v2-1_512-ema-pruned.safetensors"
+    "use a Stable Diffusion 2.1-base (512 px, epsilon prediction): "
+    "a diffusers folder or v2-1_512-ema-pruned.safetensors"
 )
 # The 768-px model predicts v with the same shapes; the spread of this layer's bias tells the two apart
 # (the rule ComfyUI uses in supported_models.SD20).
@@ -57,7 +58,9 @@ def _load_folder(folder: Path) -> Backbone:
     config = _read_json(folder / "unet" / "config.json")
     _check_widths(config.get("cross_attention_dim"), config.get("in_channels"), str(folder))
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True, low_cpu_mem_usage=False)
+        unet = UNet2DConditionModel.from_pretrained(
+            folder / "unet", local_files_only=True, low_cpu_mem_usage=False
+        )
         vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the base model in {folder}: {_first_line(error)}") from error
@@ -81,15 +84,21 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _backbone(unet: Any, vae: Any) -> Backbone:
     scaling = float(vae.config.scaling_factor)
-    return Backbone(KLCodec(vae.eval().requires_grad_(False), scaling), UNetPredictor(unet.eval().requires_grad_(False)))
+    return Backbone(
+        KLCodec(vae.eval().requires_grad_(False), scaling), UNetPredictor(unet.eval().requires_grad_(False))
+    )
 
 
 def _check_widths(prompt_width: Any, in_channels: Any, where: str) -> None:
     if prompt_width != PROMPT_WIDTH:
         family = {768: "Stable Diffusion 1.x", 2048: "SDXL"}.get(prompt_width, "another model")
-        raise CheckpointError(f"{where} looks like {family} (prompt width {prompt_width}, expected 1024); {WHERE}")
+        raise CheckpointError(
+            f"{where} looks like {family} (prompt width {prompt_width}, expected 1024); {WHERE}"
+        )
     if in_channels != 4:
-        raise CheckpointError(f"{where} takes {in_channels} latent channels, expected 4 (inpainting?); {WHERE}")
+        raise CheckpointError(
+            f"{where} takes {in_channels} latent channels, expected 4 (inpainting?); {WHERE}"
+        )
 
 
 def _load_single_file(path: Path) -> Backbone:
@@ -118,7 +127,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
                 raise CheckpointError(f"{path.name} looks like SDXL; {WHERE}")
             tensors = {k: file.get_tensor(k).float() for k in names}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} is truncated or no safetensors file: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"{path.name} is truncated or no safetensors file: {_first_line(error)}"
+        ) from error
     probe = tensors.get(UNET_PREFIX + V_PREDICTION_PROBE)
     says_v = metadata.get("modelspec.prediction_type", "epsilon").startswith("v")
     if says_v or (probe is not None and probe.std().item() > V_PREDICTION_SPREAD):
@@ -134,13 +145,18 @@ def unet_config_from(tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
         raise CheckpointError(f"{name} holds no Stable Diffusion UNet (no {UNET_PREFIX}* tensors); {WHERE}")
     _check_widths(context[0].shape[1], first.shape[1], name)
     downsamplers = sorted(
-        int(k.split(".")[3]) for k in tensors if k.startswith(UNET_PREFIX + "input_blocks.") and k.endswith(".op.weight")
+        int(k.split(".")[3])
+        for k in tensors
+        if k.startswith(UNET_PREFIX + "input_blocks.") and k.endswith(".op.weight")
     )
     layers = downsamplers[0] - 1
     starts = [1, *(d + 1 for d in downsamplers)]
     widths = [tensors[f"{UNET_PREFIX}input_blocks.{s}.0.out_layers.3.weight"].shape[0] for s in starts]
     attends = [f"{UNET_PREFIX}input_blocks.{s}.1.norm.weight" in tensors for s in starts]
-    linear = tensors[next(k for k in tensors if k.startswith(UNET_PREFIX) and k.endswith(".proj_in.weight"))].ndim == 2
+    linear = (
+        tensors[next(k for k in tensors if k.startswith(UNET_PREFIX) and k.endswith(".proj_in.weight"))].ndim
+        == 2
+    )
     return {
         "sample_size": 64,
         "in_channels": 4,

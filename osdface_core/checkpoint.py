@@ -49,7 +49,10 @@ def missing_parts(config: OSDFaceConfig, names: Any) -> list[str]:
 
 
 def save_checkpoint(
-    path: str | Path, tensors: dict[str, Tensor], config: OSDFaceConfig, training: dict[str, Any] | None = None
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    config: OSDFaceConfig,
+    training: dict[str, Any] | None = None,
 ) -> None:
     """Write to a temporary name beside `path`, then rename: a killed run leaves the old file whole.
 
@@ -57,7 +60,9 @@ def save_checkpoint(
         CheckpointError: the disk is full or the folder cannot be written.
     """
     if bad := sorted(k for k in tensors if k.split(".", 1)[0] not in PARTS):
-        raise CheckpointError(f"cannot save {bad[0]}: tensors must be named {', '.join(p + '.*' for p in PARTS)}")
+        raise CheckpointError(
+            f"cannot save {bad[0]}: tensors must be named {', '.join(p + '.*' for p in PARTS)}"
+        )
     metadata = {
         "osdface.format": str(FORMAT),
         "osdface.config": json.dumps(config.to_dict()),
@@ -83,25 +88,35 @@ def read_header(path: str | Path) -> tuple[OSDFaceConfig, dict[str, Any], list[s
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; give a .safetensors file, a released folder, or mini")
+        raise CheckpointError(
+            f"no checkpoint at {path}; give a .safetensors file, a released folder, or mini"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             names = list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} is truncated or no safetensors file ({error}); download it again") from error
+        raise CheckpointError(
+            f"{path.name} is truncated or no safetensors file ({error}); download it again"
+        ) from error
     version = metadata.get("osdface.format")
     if version is None:
-        raise CheckpointError(f"{path.name} is no OSDFace checkpoint (no osdface.format); use osdface convert on a released folder")
+        raise CheckpointError(
+            f"{path.name} is no OSDFace checkpoint (no osdface.format); a released folder goes as it is"
+        )
     if not version.isdigit() or int(version) > FORMAT:
-        raise CheckpointError(f"{path.name} has format {version}, this osdface reads up to {FORMAT}; update osdface")
+        raise CheckpointError(
+            f"{path.name} has format {version}, this osdface reads up to {FORMAT}; update osdface"
+        )
     try:
         raw = json.loads(metadata["osdface.config"])
         training = json.loads(metadata.get("osdface.training", "{}"))
         if not isinstance(raw, dict) or not isinstance(training, dict):
             raise ValueError("no JSON objects")
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path.name}: the header's config is missing or damaged; download it again") from error
+        raise CheckpointError(
+            f"{path.name}: the header's config is missing or damaged; download it again"
+        ) from error
     return from_dict(OSDFaceConfig, raw, path.name), training, names
 
 
@@ -114,7 +129,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """The whole file. Raises CheckpointError as `read_header`, and for tensors of unknown parts."""
     config, training, names = read_header(path)
     if bad := sorted(n for n in names if n.split(".", 1)[0] not in PARTS):
-        raise CheckpointError(f"{Path(path).name}: unexpected tensor {bad[0]}; the file is of another program or version")
+        raise CheckpointError(
+            f"{Path(path).name}: unexpected tensor {bad[0]}; the file is of another program or version"
+        )
     try:
         with safe_open(Path(path).expanduser(), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in names}
@@ -131,10 +148,16 @@ def load_strict(module: Any, tensors: dict[str, Tensor], where: str) -> None:
     """
     own = module.state_dict()
     if missing := sorted(set(own) - set(tensors)):
-        raise CheckpointError(f"{where}: {len(missing)} tensors missing, first {missing[0]}; the file is incomplete")
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensors missing, first {missing[0]}; the file is incomplete"
+        )
     if extra := sorted(set(tensors) - set(own)):
-        raise CheckpointError(f"{where}: {len(extra)} unexpected tensors, first {extra[0]}; the file is of another model")
+        raise CheckpointError(
+            f"{where}: {len(extra)} unexpected tensors, first {extra[0]}; the file is of another model"
+        )
     for name, value in tensors.items():
         if own[name].shape != value.shape:
-            raise CheckpointError(f"{where}: {name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+            raise CheckpointError(
+                f"{where}: {name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}"
+            )
     module.load_state_dict(tensors)

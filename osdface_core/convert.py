@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .config import OSDFaceConfig
+from .config import LoRAConfig, OSDFaceConfig
 from .errors import CheckpointError
 from .files import replacing
 from .lora import lora_config, parse_lora
@@ -48,15 +47,19 @@ def read_released(folder: str | Path) -> Checkpoint:
     folder = Path(folder).expanduser()
     for name in RELEASED_FILES:
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} lacks {name}; a released folder holds {', '.join(RELEASED_FILES)}")
+            raise CheckpointError(
+                f"{folder} lacks {name}; a released folder holds {', '.join(RELEASED_FILES)}"
+            )
     vre = _lq_branch(read_pickle(folder / VRE_FILE))
     projection = read_pickle(folder / PROJECTION_FILE)
     try:
         lora = load_file(folder / LORA_FILE)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{LORA_FILE} is truncated or no safetensors file ({error}); download it again") from error
+        raise CheckpointError(
+            f"{LORA_FILE} is truncated or no safetensors file ({error}); download it again"
+        ) from error
     adapters = parse_lora(lora)
-    config = replace(OSDFaceConfig(), name="osdface-released", lora=lora_config(adapters, OSDFaceConfig().lora.alpha))  # type: ignore[union-attr]
+    config = OSDFaceConfig(name="osdface-released", lora=lora_config(adapters, LoRAConfig().alpha))
     tensors = {f"vre.{k}": v for k, v in vre.items()}
     tensors |= {f"projection.{k}": v for k, v in projection.items()}
     # The key style is kept: the way back to the released layout gives the same names.
@@ -78,7 +81,9 @@ def convert_to_released(source: str | Path, folder: str | Path) -> None:
     """
     checkpoint = load_checkpoint(source)
     if checkpoint.config.arch != "lora" or checkpoint.missing_parts:
-        raise CheckpointError(f"{Path(source).name} has no LoRA for Stable Diffusion; only such models have the released layout")
+        raise CheckpointError(
+            f"{Path(source).name} has no LoRA for Stable Diffusion; only such models have the released layout"
+        )
     folder = Path(folder)
     vre = {BRANCH + k: v for k, v in checkpoint.part("vre").items()}
     lora = {f"unet.{k}": v for k, v in checkpoint.part("lora").items()}
@@ -98,7 +103,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path.name} holds more than tensors and is not opened for safety; get it from its authors") from error
+        raise CheckpointError(
+            f"{path.name} holds more than tensors and is not opened for safety; get it from its authors"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path.name} is truncated or no PyTorch file; download it again") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
@@ -113,10 +120,14 @@ def _lq_branch(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if key.startswith(IGNORED):
             continue
         if not key.startswith(BRANCH):
-            raise CheckpointError(f"{VRE_FILE}: unexpected tensor {key}; this file is not the released OSDFace stage 1")
+            raise CheckpointError(
+                f"{VRE_FILE}: unexpected tensor {key}; this file is not the released OSDFace stage 1"
+            )
         branch[key.removeprefix(BRANCH)] = value
     if not branch:
-        raise CheckpointError(f"{VRE_FILE} has no {BRANCH}* tensors; this file is not the released OSDFace stage 1")
+        raise CheckpointError(
+            f"{VRE_FILE} has no {BRANCH}* tensors; this file is not the released OSDFace stage 1"
+        )
     return branch
 
 

@@ -21,7 +21,9 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         except RuntimeError as error:
             raise OSDFaceError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from error
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise OSDFaceError(f"no device {name} here ({torch.cuda.device_count()} CUDA devices); use --device cpu")
+            raise OSDFaceError(
+                f"no device {name} here ({torch.cuda.device_count()} CUDA devices); use --device cpu"
+            )
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -31,8 +33,8 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the hardware multiplies it (recent CUDA, CPUs with AVX512-BF16 or AMX), float16 on
-    older CUDA, float32 elsewhere.
+    """`auto`: bfloat16 where the hardware multiplies it (recent CUDA, CPUs with AVX512-BF16 or AMX), float16
+    on older CUDA, float32 elsewhere.
 
     Raises:
         OSDFaceError: an unknown name.

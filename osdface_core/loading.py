@@ -41,10 +41,14 @@ def read_model(source: str | Path) -> Checkpoint:
     """
     path = resolve(source)
     if path == MINI and not path.is_file():
-        raise CheckpointError(f"the embedded checkpoint is missing at {path}; install osdface again, or give a --model")
+        raise CheckpointError(
+            f"the embedded checkpoint is missing at {path}; install osdface again, or give a --model"
+        )
     if not path.is_dir():
         if path.suffix in {".ckpt", ".pth", ".pt"}:
-            raise CheckpointError(f"{path.name} is one of the released files; give its folder, or run osdface convert")
+            raise CheckpointError(
+                f"{path.name} is one of the released files; give its folder, or run osdface convert"
+            )
         return load_checkpoint(path)
     from .convert import read_released  # the one module that opens pickles: only for released folders
 
@@ -62,7 +66,9 @@ def load_model(
     checkpoint = read_model(source)
     name = resolve(source).name
     if checkpoint.missing_parts:
-        raise CheckpointError(f"{name} lacks {', '.join(checkpoint.missing_parts)}: it is a file of stage 1; train the restorer on it")
+        raise CheckpointError(
+            f"{name} lacks {', '.join(checkpoint.missing_parts)}: a file of stage 1; train the restorer on it"
+        )
     vre, projection = load_prompt_side(checkpoint, name)
     if checkpoint.config.arch == "full":
         backbone = build_full(checkpoint.config)
@@ -94,7 +100,11 @@ def load_prompt_side(checkpoint: Checkpoint, name: str) -> tuple[VRE, Projection
 
 
 def _adapted_base(
-    checkpoint: Checkpoint, name: str, base: str | Path | None, scale: float, mode: str | Literal["merged", "live"]
+    checkpoint: Checkpoint,
+    name: str,
+    base: str | Path | None,
+    scale: float,
+    mode: str | Literal["merged", "live"],
 ) -> Backbone:
     if base is None:
         raise CheckpointError(

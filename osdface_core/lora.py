@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from .config import LORA_TARGETS, LoRAConfig
 from .errors import CheckpointError
 
-_KEY = re.compile(r"^(?:unet\.)?(?:base_model\.model\.)?(?P<module>.+?)\.(?P<kind>lora_A|lora_B|lora\.down|lora\.up|lora_down|lora_up)(?:\.default)?\.weight$")
+_KEY = re.compile(
+    r"^(?:unet\.)?(?:base_model\.model\.)?(?P<module>.+?)\.(?P<kind>lora_A|lora_B|lora\.down|lora\.up|lora_down|lora_up)(?:\.default)?\.weight$"
+)
 _DOWN = {"lora_A", "lora.down", "lora_down"}
 
 
@@ -37,12 +39,16 @@ def parse_lora(tensors: dict[str, Tensor]) -> dict[str, Factors]:
     for key, value in tensors.items():
         match = _KEY.match(key)
         if match is None:
-            raise CheckpointError(f"LoRA: unexpected tensor {key}; expected <module>.lora_A.weight or .lora.down.weight")
+            raise CheckpointError(
+                f"LoRA: unexpected tensor {key}; expected <module>.lora_A.weight or .lora.down.weight"
+            )
         side = "down" if match["kind"] in _DOWN else "up"
         halves.setdefault(match["module"], {})[side] = value
     for module, pair in halves.items():
         if len(pair) != 2:
-            raise CheckpointError(f"LoRA: {module} has only its {next(iter(pair))} factor; the file is incomplete")
+            raise CheckpointError(
+                f"LoRA: {module} has only its {next(iter(pair))} factor; the file is incomplete"
+            )
     return {module: Factors(pair["down"], pair["up"]) for module, pair in halves.items()}
 
 
@@ -78,14 +84,22 @@ def attach_lora(unet: nn.Module, lora: dict[str, Factors], alpha: float, strengt
     try:
         from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
     except ImportError as error:
-        raise CheckpointError("a live LoRA needs peft: pip install peft, or merge it (lora='merged')") from error
+        raise CheckpointError(
+            "a live LoRA needs peft: pip install peft, or merge it (lora='merged')"
+        ) from error
     for name, factors in lora.items():
         delta(factors, alpha, _weight(unet, name).shape)  # a clear error before peft's
     ranks = {name: factors.down.shape[0] for name, factors in lora.items()}
     rank = next(iter(ranks.values()))
     pattern = {name: r for name, r in ranks.items() if r != rank}
     alphas = dict.fromkeys(pattern, alpha)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(lora), rank_pattern=pattern, alpha_pattern=alphas)  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=list(lora),
+        rank_pattern=pattern,
+        alpha_pattern=alphas,  # type: ignore[arg-type]
+    )
     inject_adapter_in_model(config, unet)
     set_peft_model_state_dict(unet, to_peft(lora))
     set_strength(unet, strength)
@@ -111,7 +125,9 @@ def extract_lora(unet: nn.Module) -> dict[str, Tensor]:
     """The live adapters' tensors under our names."""
     from peft import get_peft_model_state_dict
 
-    return {k.removeprefix("base_model.model."): v.detach() for k, v in get_peft_model_state_dict(unet).items()}
+    return {
+        k.removeprefix("base_model.model."): v.detach() for k, v in get_peft_model_state_dict(unet).items()
+    }
 
 
 def lora_config(lora: dict[str, Factors], alpha: float) -> LoRAConfig:
@@ -130,7 +146,9 @@ def _weight(unet: nn.Module, name: str) -> Any:
     try:
         layer = unet.get_submodule(name)
     except AttributeError as error:
-        raise CheckpointError(f"LoRA: the base model has no layer {name}; is it a Stable Diffusion 2.1-base?") from error
+        raise CheckpointError(
+            f"LoRA: the base model has no layer {name}; is it a Stable Diffusion 2.1-base?"
+        ) from error
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor):
         raise CheckpointError(f"LoRA: {name} has no weight to adapt")

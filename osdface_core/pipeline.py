@@ -59,7 +59,7 @@ class OSDFacePipeline:
         self.forward: Forward = self._forward
         for part in (backbone.codec, backbone.predictor):
             if isinstance(part, nn.Module):
-                part.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()
+                part.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     @classmethod
     def from_pretrained(
@@ -76,7 +76,7 @@ class OSDFacePipeline:
 
         Args:
             source: "mini" (embedded), a checkpoint .safetensors, or a folder with the three released files.
-            base: Stable Diffusion 2.1-base for LoRA checkpoints: a diffusers folder or a single-file .safetensors.
+            base: Stable Diffusion 2.1-base for LoRA checkpoints: a diffusers folder or one .safetensors file.
             lora_scale: strength of the LoRA; 0 is the bare base model, 1 the trained one.
             lora: "merged" into the weights, or "live" (needs peft) so that `set_lora_scale` can turn it.
             device: auto | cpu | cuda[:n] | mps.
@@ -132,7 +132,7 @@ class OSDFacePipeline:
             faces: (B, 3, 512, 512) float in [0, 1]; other sides work and are rounded down to multiples of 8.
             strength: 0 returns the input, 1 the restored face, between them a blend of the pixels.
             color_fix: none | adain | wavelet | luma, with the input as reference.
-            posterior: "mode" is deterministic; "sample" draws the codec's posterior with `generator` (parity).
+            posterior: "mode" is deterministic; "sample" draws the posterior with `generator` (parity).
             batch_size: faces at once; None takes what fits in free memory. Halved when memory runs out.
             progress: called with (faces done, faces in all).
             timestep: T_L if None. Other values move the balance between keeping and inventing.
@@ -163,7 +163,9 @@ class OSDFacePipeline:
             start += len(chunk)
             if progress:
                 progress(start, len(faces))
-        return torch.cat(done) if done else faces[..., : faces.shape[-2] // 8 * 8, : faces.shape[-1] // 8 * 8].clone()
+        if done:
+            return torch.cat(done)
+        return faces[..., : faces.shape[-2] // 8 * 8, : faces.shape[-1] // 8 * 8].clone()
 
     def restore_photo(self, photo: PhotoInput, **options: Any) -> PhotoResult:
         """Find, align, restore and paste back every face of a photo; see `photo.restore_photo`."""
@@ -211,7 +213,9 @@ class OSDFacePipeline:
 
     def _check(self, faces: Tensor, strength: float) -> None:
         if faces.ndim != 4 or faces.shape[1] != 3 or not faces.is_floating_point():
-            raise ImageError(f"faces are {tuple(faces.shape)} {faces.dtype}, expected (B, 3, H, W) float in [0, 1]")
+            raise ImageError(
+                f"faces are {tuple(faces.shape)} {faces.dtype}, expected (B, 3, H, W) float in [0, 1]"
+            )
         if min(faces.shape[-2:]) < 8:
             raise ImageError(f"faces are {faces.shape[-1]}x{faces.shape[-2]} px, expected at least 8x8")
         if not 0.0 <= strength <= 1.0:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import DecoderTiny, EncoderTiny
 from torch import Tensor, nn
 
@@ -50,7 +50,8 @@ class FidelityBranch(nn.Module):
         super().__init__()
         inputs = (3, *widths[:-1])
         self.levels = nn.ModuleList(
-            GuideLevel(a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
+            GuideLevel(a, b, stride=1 if i == 0 else 2)
+            for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
         )
         self.fuse = nn.ModuleList(zero_conv(channels + w, channels) for w in widths)
         self.gate = zero_conv(channels, 1, kernel=3)
@@ -114,7 +115,9 @@ class TinyCodec(nn.Module):
         features = self.guide(guide)
         x = torch.tanh(latent / 3.0) * 3.0
         level = 3
-        pending = 2  # layers until the next scale's first mix: conv + ReLU at the start, then conv after upsampling
+        pending = (
+            2  # layers until the next scale's first mix: conv + ReLU at the start, then conv after upsampling
+        )
         layers = list(self.decoder.layers)
         for layer in layers[:-1]:
             x = layer(x)

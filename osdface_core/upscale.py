@@ -23,7 +23,7 @@ def enlarge(
     """Resize a photo by `factor`; its kind and depth stay.
 
     Returns:
-        the photo and the exact ratios of the new width and height to the old ones. At factor 1 the photo itself.
+        the photo (itself at factor 1) and the exact ratios of the new width and height to the old ones.
     Raises:
         ImageError: factor below 1, or a result too large to hold.
         CheckpointError: the model file cannot be read, or spandrel is not installed.
@@ -52,7 +52,7 @@ def _lanczos(photo: Photo, size: tuple[int, int]) -> Photo:
         return torch.from_numpy(result).clamp(0.0, 1.0).to(photo)
     full = FULL_SCALE[str(photo.dtype)]
     if photo.dtype == np.uint8:
-        return np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.LANCZOS))
+        return np.asarray(Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.LANCZOS))
     result = np.stack([resize_plane(photo[..., c].astype(np.float32), size) for c in range(3)], axis=-1)
     return result.astype(photo.dtype) if full == 1.0 else result.round().clip(0, full).astype(photo.dtype)
 
@@ -60,7 +60,7 @@ def _lanczos(photo: Photo, size: tuple[int, int]) -> Photo:
 def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """One channel (H, W) to `size`, float32 in the plane's own range; Lanczos may overshoot it."""
     image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    return np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
 def _load(path: str | Path, device: torch.device) -> Any:
@@ -73,7 +73,9 @@ def _load(path: str | Path, device: torch.device) -> Any:
     try:
         descriptor = ModelLoader(device=device).load_from_file(path)
     except Exception as error:  # spandrel raises many kinds for unknown or damaged files
-        raise CheckpointError(f"{Path(path).name} is no super-resolution model that spandrel knows ({error})") from error
+        raise CheckpointError(
+            f"{Path(path).name} is no super-resolution model that spandrel knows ({error})"
+        ) from error
     return descriptor.eval()
 
 
@@ -90,12 +92,20 @@ def _run_model(photo: Photo, model: Any, device: torch.device) -> Photo:
         out = np.empty((height * scale, width * scale, 3), photo.dtype)
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
-            outer = (max(top - MARGIN, 0), min(top + TILE + MARGIN, height), max(left - MARGIN, 0), min(left + TILE + MARGIN, width))
+            outer = (
+                max(top - MARGIN, 0),
+                min(top + TILE + MARGIN, height),
+                max(left - MARGIN, 0),
+                min(left + TILE + MARGIN, width),
+            )
             bottom, right = min(top + TILE, height), min(left + TILE, width)
             result = model(_region(photo, outer, device))[0].clamp(0.0, 1.0)
             rows = slice((top - outer[0]) * scale, (bottom - outer[0]) * scale)
             columns = slice((left - outer[2]) * scale, (right - outer[2]) * scale)
-            part, area = result[:, rows, columns], (slice(top * scale, bottom * scale), slice(left * scale, right * scale))
+            part, area = (
+                result[:, rows, columns],
+                (slice(top * scale, bottom * scale), slice(left * scale, right * scale)),
+            )
             if tensor:
                 out[(slice(None), *area)] = part.to(out)
             else:

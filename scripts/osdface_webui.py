@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Automatic1111 and Forge: OSDFace in the Extras tab and among the face restorers, thin on the core.
 
 The web UI puts the extension's folder on `sys.path` while it loads this file, which is how the core is found.

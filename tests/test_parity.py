@@ -22,7 +22,9 @@ INPUTS = ("gradient", "noise", "face")
 @pytest.fixture(scope="module")
 def fixture(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("released")
-    subprocess.run([sys.executable, shared / "refs" / "make_fixture.py", folder], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, shared / "refs" / "make_fixture.py", folder], check=True, capture_output=True
+    )
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import VREConfig
@@ -23,7 +23,9 @@ class Upsample(nn.Module):
 class UpLevel(nn.Module):
     """One resolution of the decoder: one residual block more than the encoder's level."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, cfg: VREConfig, attend: bool, last: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, cfg: VREConfig, attend: bool, last: bool
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * cfg.res_blocks
         self.block = nn.ModuleList(ResBlock(w, out_channels, cfg.norm_groups) for w in widths)

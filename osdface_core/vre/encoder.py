@@ -6,7 +6,7 @@ without renaming.
 
 from __future__ import annotations
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import VREConfig
@@ -71,7 +71,9 @@ class Downsample(nn.Module):
 class Level(nn.Module):
     """One resolution of the encoder: residual blocks, each followed by attention where the level has it."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, cfg: VREConfig, attend: bool, last: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, cfg: VREConfig, attend: bool, last: bool
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * (cfg.res_blocks - 1)
         self.block = nn.ModuleList(ResBlock(w, out_channels, cfg.norm_groups) for w in widths)
