@@ -32,7 +32,7 @@ def noise(latent, step, prompt):
 
 
 class Model:
-    """ComfyUI's ModelPatcher and BaseModel in one: scales the input, calls the UNet, returns x - sigma * eps."""
+    """ComfyUI's ModelPatcher and BaseModel in one: scales the input, returns x - sigma * eps."""
 
     load_device = torch.device("cpu")
 
