@@ -10,11 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from osdface_core.config import OSDFaceConfig
+from osdface_core.errors import ConfigError
 
 from .balance import Balance
 from .config import Recipe
@@ -208,5 +209,10 @@ def build(recipe: Recipe, accelerator: Accelerator) -> RestorerStage:
     Raises:
         ConfigError, CheckpointError: one line that names the key or the file.
     """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ConfigError(
+            "stage 2 trains few parameters and runs with DDP: switch FSDP off (accelerate config), "
+            "and use checkpoint_unet, checkpoint_decoder and accumulate where memory is short"
+        )
     networks = Networks(recipe.restorer, accelerator.device)
     return RestorerStage(recipe, accelerator, build_initial(recipe), networks)
