@@ -74,7 +74,7 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 def test_a_file_of_stage_1(tiny_config: OSDFaceConfig, tiny_tensors: Tensors, tmp_path: Path) -> None:
     path = tmp_path / "stage1.safetensors"
     save_checkpoint(path, {k: v for k, v in tiny_tensors.items() if k.startswith("vre.")}, tiny_config)
-    with pytest.raises(CheckpointError, match="lacks projection, unet, codec: it is a file of stage 1"):
+    with pytest.raises(CheckpointError, match="lacks projection, unet, codec: a file of stage 1"):
         load_model(path)
     assert load_vre(path).quantize.embedding.weight.equal(tiny_tensors["vre.quantize.embedding.weight"])
 
