@@ -234,7 +234,8 @@ class Batches:
 
     def _batch(self, step: int, hq: Tensor, counters: list[int], indices: list[int]) -> Faces:
         if self.device is not None and hq.device != self.device:
-            hq = (hq.pin_memory() if self.device.type == "cuda" else hq).to(self.device, non_blocking=True)
+            pinned = self.device.type == "cuda" and not hq.is_cuda  # a cache on the device has "cuda:0" for "cuda"
+            hq = (hq.pin_memory() if pinned else hq).to(self.device, non_blocking=True)
         if self.unit:
             hq = hq.float().div_(255)
         seeds = torch.tensor([mix(self.seed, counter, 0x5EED) for counter in counters])

@@ -90,10 +90,10 @@ def full_size(device: torch.device) -> Parts:
         vae = AutoencoderKL(
             latent_channels=4,
             sample_size=512,
-            block_out_channels=(128, 256, 512, 512),
+            block_out_channels=(128, 256, 512, 512),  # type: ignore[arg-type]
             layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
+            down_block_types=("DownEncoderBlock2D",) * 4,  # type: ignore[arg-type]
+            up_block_types=("UpDecoderBlock2D",) * 4,  # type: ignore[arg-type]
             scaling_factor=config.codec.scaling_factor,
         )
     for seed, module in enumerate((vre, projection, unet, vae)):
