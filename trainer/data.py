@@ -234,7 +234,7 @@ class Batches:
 
     def _batch(self, step: int, hq: Tensor, counters: list[int], indices: list[int]) -> Faces:
         if self.device is not None and hq.device != self.device:
-            pinned = self.device.type == "cuda" and not hq.is_cuda  # a cache on the device has "cuda:0" for "cuda"
+            pinned = self.device.type == "cuda" and not hq.is_cuda  # "cuda:0" differs from "cuda"
             hq = (hq.pin_memory() if pinned else hq).to(self.device, non_blocking=True)
         if self.unit:
             hq = hq.float().div_(255)
