@@ -234,8 +234,8 @@ class RestorerTraining:
         init: weights to start from: one of our checkpoints, or a folder with the released files. Its
             architecture then counts and `unet`, `codec`, `projection`, `lora` are ignored.
         vre: checkpoint (ours or released) that holds the VRE; empty takes `init`'s or this run's stage 1.
-        codec_init: (full) folder with taesd_encoder.safetensors and taesd_decoder.safetensors; `random`: for
-            tests, because a frozen encoder that never learned knows nothing.
+        codec_init: (full) folder with taesd_encoder.safetensors and taesd_decoder.safetensors; `random` is
+            for tests, because a frozen encoder that never learned knows nothing.
         prompt: `vre` (the paper), `learned` (77 free vectors, the same for every face) or `none` (zeros).
         timestep: T_L (paper §3.1).
         posterior: `mode` encodes deterministically, `sample` draws the posterior (the released behaviour).
