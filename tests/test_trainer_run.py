@@ -232,6 +232,38 @@ def test_shards_stay_below_the_limit(tiny_faces: Path, tmp_path: Path) -> None:
     assert len(shards) > 3 and max(shard.stat().st_size for shard in shards) <= 1_000_000
 
 
+def test_both_stages_from_the_command_line_give_one_model(
+    tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [f"data.train={tiny_faces}", f"data.val={tiny_faces}", f"run.dir={tmp_path}", "run.report=false"]
+    sets = [word for place in places for word in ("--set", place)]
+    for stage in ("vre", "restorer"):
+        assert main(["train", stage, "smoke", "--quiet", *sets]) == 0
+        assert f"{stage}: done at step" in capsys.readouterr().out
+    checkpoint = load_checkpoint(tmp_path / "export.safetensors")
+    assert checkpoint.missing_parts == [] and checkpoint.training["stage"] == "restorer"
+    vre = load_file(tmp_path / "vre/export.safetensors")
+    assert all(torch.equal(checkpoint.tensors[name], vre[name]) for name in vre)
+
+
+def test_the_restorer_resumes_with_the_same_bits(tiny_faces: Path, tmp_path: Path) -> None:
+    results = []
+    for name, limit in (("whole", "0.0"), ("parts", "1e-9")):
+        changes = (
+            "restorer.steps=4",
+            "run.sample_every=0",
+            f"run.max_minutes={limit}",
+            "run.checkpoint_every=0",
+        )
+        recipe = smoke(tiny_faces, tmp_path / name, *changes)
+        while train(recipe, "vre", quiet=True).reason != "done":
+            pass
+        while train(recipe, "restorer", quiet=True).reason != "done":
+            pass
+        results.append(load_file(tmp_path / name / "restorer/export.safetensors"))
+    assert_same(*results)
+
+
 def test_dry_run_prints_and_touches_nothing(
     tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

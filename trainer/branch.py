@@ -79,7 +79,7 @@ class Branch:
             reduce=lambda x: all_sum(accelerator, x), gather=lambda x: all_rows(accelerator, x),
         )  # fmt: skip
         if run.compile:
-            net.compile()
+            compile_parts(net.net)
             disc.compile()
         self.core = net.net
         self.net, self.optimizer = accelerator.prepare(net, self._adam(net))
@@ -154,6 +154,14 @@ class Branch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.dictionary.load_state_dict(state["dictionary"])
+
+
+def compile_parts(net: VQAutoencoder) -> None:
+    """Compile everything but the last layer: a gradient there must not run through the whole network."""
+    net.encoder.compile()
+    net.decoder.mid.compile()
+    for level in net.decoder.up:
+        level.compile()
 
 
 def pixel_loss(image: Tensor, target: Tensor) -> Tensor:

@@ -41,6 +41,11 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = run.tf32
     torch.backends.cudnn.allow_tf32 = run.tf32
     torch.backends.cudnn.benchmark = True
+    if run.compile:
+        # Adaptive weights look at gradients before the backward pass, so compiled graphs must outlive that.
+        import torch._functorch.config as functorch
+
+        functorch.donated_buffer = False
     return accelerator
 
 

@@ -54,6 +54,8 @@ class VREStage:
         self.perceptual = _perceptual(recipe)
         if self.perceptual is not None:
             self.perceptual.to(accelerator.device)
+            if recipe.run.compile:
+                self.perceptual.compile()
         self.modules: Mapping[str, nn.Module] = {
             f"{name}{suffix}": module
             for name, branch in self.branches.items()
