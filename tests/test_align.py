@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from osdface_core.errors import ImageError
@@ -12,9 +12,10 @@ from osdface_core.faces.align import fit_similarity, measure, sharpness
 from osdface_core.faces.regions import inverse
 from tests.face_places import TEMPLATE, face_at, place
 
-QUICK = settings(max_examples=12, deadline=None)
+QUICK = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@QUICK
 @given(st.floats(0.02, 20), st.floats(-180, 180), st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
 def test_fit_recovers_an_exact_similarity(scale, degrees, x, y):
     to_photo = place(scale, degrees, x, y)
@@ -141,6 +142,7 @@ def test_sharpness_orders_by_resolution():
     assert measure(crop[0], [face], torch.device("cpu"))[0] == pytest.approx(values[0], rel=1e-3)
 
 
+@QUICK
 @given(st.floats(0.05, 4), st.floats(-180, 180), st.floats(1, 5), st.floats(1, 5))
 def test_scaled_face_maps_the_resized_photo_onto_the_same_crop(scale, degrees, sx, sy):
     face = face_at(scale, degrees, 300, 200)

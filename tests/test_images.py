@@ -23,7 +23,7 @@ from osdface_core.images.read import upright
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GREY_ICC = ICC[:16] + b"GRAY" + ICC[20:]
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="1" dc:title="a"/></x:xmpmeta>'
-SLOW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def make_exif(orientation: int = 1, order: str = "<") -> bytes:
@@ -179,6 +179,7 @@ def test_reset_orientation_changes_one_value():
     assert exif_block.reset_xmp_orientation(b'tiff:Orientation="6"') == b'tiff:Orientation="1"'
 
 
+@SLOW
 @given(st.binary(max_size=200))
 def test_damaged_exif_never_raises(data):
     for block in (data, exif_block.PREFIX + data, make_exif(3)[: len(data)], make_exif(3) + data):
@@ -372,6 +373,7 @@ def test_second_picture_of_a_phone_jpeg(tmp_path):
     assert read_photo(tmp_path / "a.jpg").format == "JPEG"
 
 
+@SLOW
 @given(
     hnp.arrays(st.sampled_from([np.uint8, np.uint16]), hnp.array_shapes(min_dims=2, max_dims=2, max_side=9))
 )

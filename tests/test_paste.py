@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from osdface_core.errors import ImageError
@@ -20,7 +20,7 @@ FACES = st.lists(
     max_size=3,
 )
 KINDS = st.sampled_from(["uint8", "uint16", "float32", "tensor"])
-QUICK = settings(max_examples=12, deadline=None)
+QUICK = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def picture(kind: str, seed: int = 0, height: int = 120, width: int = 160):
