@@ -108,7 +108,12 @@ def _add_look_arguments(group: Any) -> None:
     group.add_argument(
         "--upscale-model", metavar="FILE", help="a super-resolution model for that, through spandrel"
     )
-    group.add_argument("--paste", choices=("residual", "replace"), default="residual", help="see the README")
+    group.add_argument(
+        "--paste",
+        choices=("residual", "replace"),
+        default="residual",
+        help="residual adds what changed and keeps detail finer than 512 px; replace covers the face",
+    )
     group.add_argument(
         "--feather", type=_between(0.001, 1), default=0.2, metavar="F", help="soft border of a face (0.2)"
     )
