@@ -86,12 +86,15 @@ def crop_face(photo: Photo, face: Face, size: int, device: torch.device) -> Tens
     return cut(photo, resizing(size / CROP_SIZE, size / CROP_SIZE) @ homogeneous(face.matrix), size, device)
 
 
-def cut(photo: Photo, to_crop: np.ndarray, size: int, device: torch.device) -> Tensor:
+def cut(
+    photo: Photo, to_crop: np.ndarray, size: int, device: torch.device, outside: float | None = None
+) -> Tensor:
     """Sample a square of the photo through any similarity.
 
     Args:
         to_crop: 3x3, photo px -> crop px.
         size: side of the result [px].
+        outside: value beyond the photo's border; None continues the picture by reflection.
     Returns:
         (3, size, size) float32, unit range up to the overshoot of bicubic interpolation.
     Raises:
@@ -113,6 +116,8 @@ def cut(photo: Photo, to_crop: np.ndarray, size: int, device: torch.device) -> T
         small = (max(1, round(region.shape[-2] * scale)), max(1, round(region.shape[-1] * scale)))
         moved = resizing(small[1] / region.shape[-1], small[0] / region.shape[-2]) @ moved
         region = resize_smooth(region, small)
+    if outside is not None:
+        return warp(region - outside, moved[:2], (size, size), padding="zeros") + outside
     return warp(region, moved[:2], (size, size), padding="reflection")
 
 

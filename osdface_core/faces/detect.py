@@ -16,7 +16,7 @@ from ..errors import DetectorError
 from . import retinaface
 from .align import affine_rows, fit_similarity, measure
 from .face import Face
-from .merge import merge_rows
+from .merge import drop_shadowed, merge_rows
 from .mtcnn import Mtcnn
 from .recheck import recheck
 from .regions import Photo, photo_device, photo_shape
@@ -66,8 +66,8 @@ def detect(
             sensible size (about 1/64 of the photo's longer side); a smaller number makes the search go into
             the photo tile by tile.
         threshold: least score of a face, 0 to 1.
-        effort: "fast" looks once; "auto" looks again at doubtful and tilted faces, at tiles of crowds, and at
-            turned and padded copies when nothing was found; "thorough" does all of it always.
+        effort: "fast" looks once; "auto" looks again at each face closely and in four turns, at tiles of
+            crowds, and at turned and padded copies when nothing was found; "thorough" does all of it always.
     Returns:
         The faces, largest first; an empty list where there are none.
     Raises:
@@ -79,7 +79,7 @@ def detect(
         raise DetectorError(f"effort {effort!r} is unknown: choose one of {', '.join(EFFORTS)}")
     place = photo_device(photo, device)
     net = load_detector(detector, detector_dir, place)
-    rows = search(photo, net, float(min_face), effort, place)
+    rows = search(photo, net, float(min_face), threshold, effort, place)
     sides = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1])
     middle = (rows[:, :2] + rows[:, 2:4]) / 2
     good = (rows[:, 4] >= threshold) & (sides >= min_face)
@@ -108,23 +108,32 @@ def _load(name: str, detector_dir: str, device: str) -> Detector:
     return retinaface.load(name, detector_dir or None, torch.device(device))
 
 
-def search(photo: Photo, net: Detector, min_face: float, effort: str, device: torch.device) -> np.ndarray:
+def search(
+    photo: Photo, net: Detector, min_face: float, threshold: float, effort: str, device: torch.device
+) -> np.ndarray:
     """All looks at one photo, merged: rows (n, 15) in photo px."""
     base = whole(photo, net.smallest * RELATIVE, device)
     rows = look(net, [base], min_face)
     if effort == "fast":
         return rows
-    if effort == "thorough" or not len(rows):
-        rows = merge_rows([rows, *(look(net, [view], min_face) for view in harder(base))])
+    rows, turn = recheck(photo, base, rows, net, device)
+    if turn:  # somebody lies on the side: others may, too
+        rows = merge_rows([rows, look_and_check(photo, base, net, [turned(base, turn)], min_face, device)])
+    if effort == "thorough" or not (rows[:, 4] >= threshold).any():
+        rows = merge_rows([rows, look_and_check(photo, base, net, harder(base), min_face, device)])
     detail = tile_scale(photo, rows, base, net, min_face, effort)
     if detail > 1 / base.scale * 1.05:
         side = round(net.smallest * TILE_FACES)
         parts = tiles(photo, detail, side, round(side / 4), device)
-        rows = merge_rows([rows, look(net, parts, min_face)])
-    rows, turn = recheck(photo, rows, net, device)
-    if turn:  # somebody lies on the side: others may, too
-        rows = merge_rows([rows, recheck(photo, look(net, [turned(base, turn)], min_face), net, device)[0]])
-    return rows
+        rows = merge_rows([rows, look_and_check(photo, base, net, parts, min_face, device)])
+    return drop_shadowed(rows, net.sure)
+
+
+def look_and_check(
+    photo: Photo, base: View, net: Detector, views: Iterable[View], min_face: float, device: torch.device
+) -> np.ndarray:
+    """Detect on further views; what they found goes through the closer look, too."""
+    return recheck(photo, base, look(net, views, min_face), net, device)[0]
 
 
 def harder(base: View) -> list[View]:
@@ -137,7 +146,7 @@ def tile_scale(
 ) -> float:
     """View px per photo px at which tiles are searched; that of the base or less means: no tiles."""
     if min_face > 0:
-        return min(1.0, net.smallest / min_face)
+        return min(1.0, 1.25 * net.smallest / min_face)
     sides = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1]) / base.scale
     crowd = np.count_nonzero(sides < 1.5 * net.smallest) >= CROWD
     return min(1.0, 2 / base.scale) if crowd or not len(rows) or effort == "thorough" else 0.0

@@ -40,3 +40,14 @@ def same_face(rows: np.ndarray) -> np.ndarray:
     distance = np.linalg.norm(centre[:, None] - centre[None, :], axis=-1)
     small, big = np.minimum(side[:, None], side[None, :]), np.maximum(side[:, None], side[None, :])
     return (inner > 0.4 * np.maximum(union, 1e-9)) | ((distance < 0.3 * small) & (big < 2.5 * small))
+
+
+def drop_shadowed(rows: np.ndarray, sure: float) -> np.ndarray:
+    """Without doubtful rows that lie to a quarter inside a sure one: hair or a collar beside a face."""
+    low = np.maximum(rows[:, None, :2], rows[None, :, :2])
+    high = np.minimum(rows[:, None, 2:4], rows[None, :, 2:4])
+    inner = np.prod(np.clip(high - low, 0, None), axis=-1)
+    area = np.prod(np.clip(rows[:, 2:4] - rows[:, :2], 1e-3, None), axis=-1)
+    good = rows[:, 4] >= sure
+    shadowed = (inner > 0.25 * area[:, None]) & good[None, :] & ~good[:, None]
+    return rows[~shadowed.any(axis=1)]

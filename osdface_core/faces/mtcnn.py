@@ -140,7 +140,8 @@ class Mtcnn(nn.Module):
     """The cascade. Call it on a batch of equally large images.
 
     Args:
-        thresholds: least face probability after each of the three nets.
+        thresholds: least face probability after each of the three nets; low, because doubtful faces get a
+            second look.
     """
 
     smallest = 20.0
@@ -148,7 +149,7 @@ class Mtcnn(nn.Module):
     sure = 0.97
     """Score below which a face deserves a second look."""
 
-    def __init__(self, thresholds: tuple[float, float, float] = (0.6, 0.7, 0.8)) -> None:
+    def __init__(self, thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)) -> None:
         super().__init__()
         self.thresholds = thresholds
         self.pnet, self.rnet, self.onet = proposal_net(), refinement_net(), output_net()
@@ -166,7 +167,7 @@ class Mtcnn(nn.Module):
             import joblib
 
             arrays = {name: joblib.load(folder / f"{name}.lz4") for name in ("pnet", "rnet", "onet")}
-        except (ImportError, ValueError, OSError, EOFError) as error:
+        except Exception as error:  # pickle and lz4 raise many kinds for damaged files
             raise DetectorError(
                 f"MTCNN weights in {folder} cannot be read ({error}); run `pip install mtcnn joblib lz4`"
             ) from error

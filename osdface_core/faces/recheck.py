@@ -1,8 +1,10 @@
-"""A second, closer look at faces that are tilted or doubtful.
+"""A second, closer look at faces, in four turns.
 
 Detectors are trained on upright faces. Beyond some 30 degrees their landmarks drift, and a face on its side
-or upside down often passes with landmarks in upright order, which would turn the crop the wrong way. So each
-such face is cut out of the photo itself, turned upright, and detected again; doubtful ones in four turns.
+or upside down often passes, even with a high score, with landmarks in upright order, which would turn the
+crop the wrong way. But of the four turns of one face the right one has the highest score (98 of 100 aligned
+portraits and more, sharp or degraded). So a face is cut out, looked at in four turns, and the best one
+counts. A doubtful one that no turn confirms was no face.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import numpy as np
 import torch
 
 from .align import cut, fit_similarity
-from .merge import merge_rows
-from .regions import Photo, translation
+from .merge import drop_shadowed, merge_rows
+from .regions import Photo, homogeneous, translation
 from .views import View, rows_to_photo
 
 if TYPE_CHECKING:
@@ -26,8 +28,15 @@ PATCH = 176
 CONTEXT = 2.6
 """Side of the patch in units of the face."""
 TILTED = 20.0
-"""Faces that lean more than this are looked at again [degrees]."""
+"""A face that leans by more than this in its patch is cut out once more at its new angle [degrees]."""
+MARGIN = 0.003
+"""By how much another turn's score must exceed the upright one's."""
+SAMPLE = 6
+"""So many of the largest faces are looked at again even if nothing is wrong with them; all, if one was."""
 BATCH = 32
+"""Patches per pass of the detector."""
+Job = tuple[np.ndarray, float]
+"""A row (15) in photo px and the angle to undo, clockwise [degrees]."""
 
 
 def roll_of(row: np.ndarray) -> float:
@@ -39,53 +48,74 @@ def roll_of(row: np.ndarray) -> float:
     return -math.degrees(math.atan2(matrix[1, 0], matrix[0, 0]))
 
 
-def recheck(photo: Photo, rows: np.ndarray, net: Detector, device: torch.device) -> tuple[np.ndarray, int]:
-    """Look again where needed.
+def recheck(
+    photo: Photo, base: View, rows: np.ndarray, net: Detector, device: torch.device
+) -> tuple[np.ndarray, int]:
+    """Look again at doubtful, tilted and the largest faces; at all if one of these was turned.
 
     Args:
+        base: the whole photo as a view; large faces are cut out of it, small ones out of the photo itself.
         rows: (n, 15) photo px.
     Returns:
-        Rows with better landmarks and scores where a closer look found the face; doubtful ones that it did
-        not confirm are left out. And the quarter turn counter-clockwise (0, 90, 180, 270) that puts most of
-        the lying faces upright: worth a look at the whole photo.
+        Rows with better landmarks and scores. Doubtful ones that no turn confirmed are left out. And the
+        quarter turn counter-clockwise (90, 180, 270) that puts most of the lying faces upright, which is
+        worth a look at the whole photo; 0 if none lies.
     """
     rolls = np.array([roll_of(row) for row in rows])
-    weak = rows[:, 4] < net.sure
-    found: dict[int, np.ndarray] = {}
-    first = [i for i in range(len(rows)) if weak[i] or abs(rolls[i]) > TILTED]
-    for number, row in zip(
-        first, look_closer(photo, rows, [(i, rolls[i]) for i in first], net, device), strict=True
-    ):
-        if row is not None:
-            found[number] = row
-    # Hair and hands pass as weak faces in one turn or another: a turned face must be a sure one.
-    doubtful = [i for i in first if weak[i] and (i not in found or found[i][4] < net.sure)]
-    jobs = [(i, rolls[i] + turn) for i in doubtful for turn in (90, 180, 270)]
-    for (number, _), row in zip(jobs, look_closer(photo, rows, jobs, net, device), strict=True):
-        if row is not None and row[4] >= net.sure and (number not in found or row[4] > found[number][4]):
-            found[number] = row
-    keep = [i for i in range(len(rows)) if i in found or not weak[i]]
-    better = [found[i] if i in found else rows[i] for i in keep]
-    lying = [round(roll_of(row) / 90) % 4 * 90 for row in found.values()]
-    turn = max(set(lying), key=lying.count) if any(lying) else 0
-    return merge_rows([np.array(better).reshape(-1, 15)]), turn
+    suspects = (rows[:, 4] < net.sure) | (np.abs(rolls) > TILTED)
+    suspects[np.argsort(-(rows[:, 2] - rows[:, 0]), kind="stable")[:SAMPLE]] = True
+    result, turned = _settle(photo, base, rows[suspects], net, device)
+    if turned:
+        result += _settle(photo, base, rows[~suspects], net, device)[0]
+    else:
+        result += list(rows[~suspects])
+    lying = [turn for row in result if (turn := round(roll_of(row) / 90) % 4 * 90)]
+    turn = max(sorted(set(lying)), key=lying.count) if lying else 0
+    return drop_shadowed(merge_rows([np.array(result).reshape(-1, 15)]), net.sure), turn
+
+
+def _settle(
+    photo: Photo, base: View, rows: np.ndarray, net: Detector, device: torch.device
+) -> tuple[list[np.ndarray], bool]:
+    """Find the right turn of each row; also whether that was another one for any of them."""
+    jobs = [(row, roll_of(row)) for row in rows]
+    looks = look_closer(photo, base, jobs, net, device, turns=4)
+    chosen = [best_turn(row, found, net.sure) for row, found in zip(rows, looks, strict=True)]
+    kept = [(row, angle) for row, (_, angle) in zip(chosen, jobs, strict=True) if row is not None]
+    again = [i for i, (row, angle) in enumerate(kept) if abs(_difference(roll_of(row), angle)) > TILTED]
+    result = [row for row, _ in kept]
+    second = look_closer(photo, base, [(result[i], roll_of(result[i])) for i in again], net, device, turns=1)
+    for i, found in zip(again, second, strict=True):
+        result[i] = found[0] if found[0] is not None else result[i]
+    return result, any(abs(_difference(roll_of(row), angle)) > 2 * TILTED for row, angle in kept)
+
+
+def best_turn(row: np.ndarray, found: list[np.ndarray | None], sure: float) -> np.ndarray | None:
+    """The row to believe: upright as found, upright in the patch, or one of the other turns."""
+    upright = found[0]
+    if row[4] >= sure and (upright is None or upright[4] < row[4] - MARGIN):
+        upright = row  # a patch shows less of the surroundings, which a cut-off face needs
+    score = row[4] if upright is None else upright[4]
+    others = [other for other in found[1:] if other is not None and other[4] >= max(sure, score + MARGIN)]
+    return max(others, key=lambda other: other[4]) if others else upright
 
 
 def look_closer(
-    photo: Photo, rows: np.ndarray, jobs: list[tuple[int, float]], net: Detector, device: torch.device
-) -> list[np.ndarray | None]:
-    """Detect on one patch per (face, roll); the row nearest to the patch's middle, in photo px, or None."""
-    results: list[np.ndarray | None] = []
-    for start in range(0, len(jobs), BATCH):
-        views = [
-            patch_view(photo, rows[number], angle, device) for number, angle in jobs[start : start + BATCH]
-        ]
-        patches = torch.stack([view.image for view in views])
-        results += [central(*pair) for pair in zip(net(patches, PATCH / CONTEXT / 2), views, strict=True)]
-    return results
+    photo: Photo, base: View, jobs: list[Job], net: Detector, device: torch.device, *, turns: int
+) -> list[list[np.ndarray | None]]:
+    """Per job and turn (0, 90, 180, 270 degrees from its angle): the face in the patch's middle, or None."""
+    found: list[list[np.ndarray | None]] = []
+    step = max(1, BATCH // turns)
+    for start in range(0, len(jobs), step):
+        upright = [patch_view(photo, base, *job, device) for job in jobs[start : start + step]]
+        views = [turned_quarter(view, turn) for view in upright for turn in range(turns)]
+        results = net(torch.stack([view.image for view in views]), PATCH / CONTEXT / 2)
+        rows = [central(*pair) for pair in zip(results, views, strict=True)]
+        found += [rows[i : i + turns] for i in range(0, len(rows), turns)]
+    return found
 
 
-def patch_view(photo: Photo, row: np.ndarray, roll: float, device: torch.device) -> View:
+def patch_view(photo: Photo, base: View, row: np.ndarray, roll: float, device: torch.device) -> View:
     """The surroundings of a face, turned by its roll, at the size the detector likes best."""
     size = max(row[2] - row[0], row[3] - row[1], 1.0)
     middle = (row[:2] + row[2:4]) / 2
@@ -94,14 +124,31 @@ def patch_view(photo: Photo, row: np.ndarray, roll: float, device: torch.device)
     turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     centre = (PATCH - 1) / 2
     to_patch = translation(centre, centre) @ turn @ translation(-middle[0], -middle[1])
-    return View(cut(photo, to_patch, PATCH, device).clamp(0, 1), np.linalg.inv(to_patch))
+    if scale * base.scale < 1:  # larger in the view than in the patch
+        image = cut(base.image, to_patch @ base.to_photo, PATCH, device, outside=0.5)
+    else:
+        image = cut(photo, to_patch, PATCH, device, outside=0.5)
+    return View(image.clamp(0, 1), np.linalg.inv(to_patch))
+
+
+def turned_quarter(view: View, turn: int) -> View:
+    """A square view turned counter-clockwise by `turn` times 90 degrees, without resampling."""
+    centre = (PATCH - 1) / 2
+    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[turn]
+    quarter = homogeneous(np.array([[cos, -sin, 0], [sin, cos, 0]]))
+    back = translation(centre, centre) @ quarter @ translation(-centre, -centre)
+    return View(torch.rot90(view.image, turn, (1, 2)), view.to_photo @ back)
 
 
 def central(rows: np.ndarray, view: View) -> np.ndarray | None:
-    """The face in the middle of the patch, if there is one of about the expected size."""
+    """The face in the middle of the patch, if there is one of about the expected size, in photo px."""
     middle = (rows[:, :2] + rows[:, 2:4]) / 2 - (PATCH - 1) / 2
     side = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1]) * CONTEXT / PATCH
     good = (np.linalg.norm(middle, axis=1) < 0.35 * PATCH / CONTEXT) & (side > 0.5) & (side < 1.8)
     if not good.any():
         return None
     return rows_to_photo(rows[good][:1], view)[0]
+
+
+def _difference(a: float, b: float) -> float:
+    return (a - b + 180) % 360 - 180

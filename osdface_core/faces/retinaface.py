@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import logging
 import os
-import tempfile
 import urllib.request
 import warnings
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from ..errors import DetectorError
+from ..files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +68,15 @@ class RetinaFace(nn.Module):
 
     Args:
         network: facexlib's `RetinaFace` module, in evaluation mode.
-        threshold: least face probability.
+        threshold: least face probability; low, because doubtful faces get a second look.
     """
 
-    smallest = 12.0
+    smallest = 16.0
     """Smallest face that is found reliably [px]."""
     sure = 0.99
     """Score below which a face deserves a second look."""
 
-    def __init__(self, network: nn.Module, threshold: float = 0.8) -> None:
+    def __init__(self, network: nn.Module, threshold: float = 0.5) -> None:
         super().__init__()
         self.network, self.threshold = network, threshold
         self.requires_grad_(False).eval()
@@ -192,27 +192,18 @@ def fetch(release: Release, folder: Path) -> Path:
     target = folder / release.file
     advice = f"download {release.url} into {folder} yourself, or choose mtcnn, which needs no download"
     log.info("fetching %s to %s", release.url, target)
-    part: Path | None = None
+    digest = hashlib.sha256()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file,
-            urllib.request.urlopen(release.url, timeout=30) as answer,
-        ):
-            part = Path(file.name)
-            digest = hashlib.sha256()
-            while block := answer.read(1 << 20):
-                file.write(block)
-                digest.update(block)
-        if digest.hexdigest() != release.sha256:
-            raise DetectorError(
-                f"{release.url} arrived damaged: got sha256 {digest.hexdigest()[:12]}..., "
-                f"expected {release.sha256[:12]}...; try again, or {advice}"
-            )
-        part.replace(target)
+        with replacing(target) as part:
+            with part.open("wb") as file, urllib.request.urlopen(release.url, timeout=30) as answer:
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                    digest.update(block)
+            if digest.hexdigest() != release.sha256:
+                raise DetectorError(
+                    f"{release.url} arrived damaged: got sha256 {digest.hexdigest()[:12]}..., "
+                    f"expected {release.sha256[:12]}...; try again, or {advice}"
+                )
     except OSError as error:
         raise DetectorError(f"{release.file} cannot be fetched ({error}): {advice}") from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
     return target

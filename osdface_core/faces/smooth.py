@@ -185,7 +185,7 @@ def steady(track: _Track, settings: Smoothing) -> list[tuple[int, Face | None, F
 
 
 def extended(signal: np.ndarray, count: int) -> np.ndarray:
-    """Continue (frames, channels) by `count` frames at both ends, along the line of best fit of those next to it.
+    """Continue (frames, channels) by `count` frames at both ends, along the line that fits those next to it.
 
     A filter that starts with the clip lags behind a moving face there, and nothing runs ahead to balance it.
     """

@@ -1,0 +1,161 @@
+"""RetinaFace: anchors and decoding against facexlib, weights found, fetched once, checked."""
+
+import hashlib
+import io
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+
+from osdface_core.errors import DetectorError
+from osdface_core.faces import detect, retinaface
+from osdface_core.faces.detect import load_detector
+
+pytest.importorskip("facexlib")
+CPU = torch.device("cpu")
+RELEASE = retinaface.RELEASES["retinaface_mobile0.25"]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 33), (8, 8)])
+def test_anchors_equal_facexlibs(size):
+    from facexlib.detection.retinaface import generate_config
+    from facexlib.detection.retinaface_utils import PriorBox
+
+    theirs = PriorBox(generate_config("mobile0.25"), image_size=size).forward()
+    ours = retinaface.make_priors(*size, CPU) / torch.tensor([size[1], size[0]] * 2)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_decoding_equals_facexlibs():
+    from facexlib.detection.retinaface_utils import decode, decode_landm
+
+    priors = retinaface.make_priors(64, 64, CPU)
+    shifts, points = torch.randn(len(priors), 4), torch.randn(len(priors), 10)
+    boxes, _, marks = retinaface.decode(shifts, points, priors, torch.zeros(len(priors)))
+    relative = priors / 64
+    assert torch.allclose(boxes + 0.5, decode(shifts, relative, [0.1, 0.2]) * 64, atol=1e-2)
+    assert torch.allclose(marks + 0.5, decode_landm(points, relative, [0.1, 0.2]) * 64, atol=1e-3)
+
+
+@pytest.fixture
+def random_weights(tmp_path):
+    """A file of the released layout: every key begins with `module.`."""
+    from facexlib.detection.retinaface import RetinaFace
+
+    torch.manual_seed(0)
+    state = RetinaFace("mobile0.25", device="cpu").state_dict()
+    path = tmp_path / RELEASE.file
+    torch.save({f"module.{key}": value for key, value in state.items()}, path)
+    return path
+
+
+def test_loads_the_released_layout_and_runs(random_weights):
+    net = load_detector("retinaface_mobile0.25", random_weights.parent, CPU)
+    rows = net(torch.rand(2, 3, 70, 50), 12)
+    assert len(rows) == 2 and all(part.shape[1] == 15 for part in rows)
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert isinstance(load_detector("auto", random_weights.parent, CPU), retinaface.RetinaFace)
+    assert isinstance(
+        detect(np.zeros((40, 40, 3), np.uint8), "auto", detector_dir=random_weights.parent), list
+    )
+
+
+def test_resnet50_is_built_and_named_weights_are_preferred(tmp_path):
+    from facexlib.detection.retinaface import RetinaFace
+
+    net = retinaface.RetinaFace(RetinaFace("resnet50", device="cpu"))
+    assert len(net(torch.rand(1, 3, 64, 64), 12)) == 1
+    for release in retinaface.RELEASES.values():
+        (tmp_path / release.file).write_bytes(b"x")
+    assert next(iter(retinaface.RELEASES)) == "retinaface_resnet50"
+    assert retinaface.find_local("retinaface_resnet50", tmp_path) == tmp_path / "detection_Resnet50_Final.pth"
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "other", "pickle"])
+def test_damaged_weights_are_one_line(random_weights, damage):
+    data = random_weights.read_bytes()
+    if damage == "cut":
+        random_weights.write_bytes(data[: len(data) // 2])
+    elif damage == "text":
+        random_weights.write_bytes(b"<html>not found</html>")
+    elif damage == "other":
+        torch.save({"weight": torch.zeros(3)}, random_weights)
+    else:
+        torch.save({"run": print}, random_weights)  # anything but tensors is refused
+    with pytest.raises(DetectorError) as error:
+        retinaface.load("retinaface_mobile0.25", random_weights.parent, CPU)
+    assert "\n" not in str(error.value) and str(random_weights) in str(error.value)
+
+
+def answer(monkeypatch, result):
+    """Let the network answer with bytes, or fail with an exception; count the calls."""
+    calls = []
+
+    def urlopen(url, timeout=None):
+        calls.append(url)
+        if isinstance(result, Exception):
+            raise result
+        return io.BytesIO(result)
+
+    monkeypatch.setattr(retinaface.urllib.request, "urlopen", urlopen)
+    return calls
+
+
+def test_fetched_once_and_checked(monkeypatch, tmp_path):
+    body = b"weights" * 1000
+    release = retinaface.Release("mobile0.25", "file.pth", hashlib.sha256(body).hexdigest())
+    calls = answer(monkeypatch, body)
+    path = retinaface.fetch(release, tmp_path / "new")
+    assert path.read_bytes() == body and [p.name for p in path.parent.iterdir()] == ["file.pth"]
+    assert calls == ["https://github.com/xinntao/facexlib/releases/download/v0.1.0/file.pth"]
+    answer(monkeypatch, body[:-1])
+    with pytest.raises(DetectorError, match="damaged"):
+        retinaface.fetch(release, tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_offline_and_full_disk_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("OSDFACE_HOME", str(tmp_path / "home"))
+    for error in (
+        urllib.error.URLError("no route"),
+        TimeoutError("timed out"),
+        OSError(28, "No space left on device"),
+    ):
+        answer(monkeypatch, error)
+        with pytest.raises(DetectorError, match="choose mtcnn") as caught:
+            retinaface.load("retinaface_resnet50", None, CPU)
+        assert "\n" not in str(caught.value) and "detection_Resnet50_Final.pth" in str(caught.value)
+        assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_auto_never_fetches(monkeypatch, tmp_path):
+    monkeypatch.setenv("OSDFACE_HOME", str(tmp_path))
+    calls = answer(monkeypatch, OSError("offline"))
+    load_detector("auto", tmp_path, CPU)
+    assert calls == []
+
+
+def test_named_without_facexlib(monkeypatch):
+    monkeypatch.setattr(retinaface, "available", lambda: False)
+    with pytest.raises(DetectorError, match="pip install facexlib"):
+        retinaface.load("retinaface_resnet50", None, CPU)
+
+
+def test_real_weights_agree_with_facexlibs_own_detection(shared):
+    from PIL import Image
+
+    folder = shared / "weights"
+    assert hashlib.sha256((folder / RELEASE.file).read_bytes()).hexdigest() == RELEASE.sha256
+    net = retinaface.load("retinaface_mobile0.25", folder, CPU)
+    photo = np.asarray(
+        Image.open(shared / "faces/group/group_10_highlight-fellows-homecoming2--cropped.jpg").convert("RGB")
+    )
+    theirs = net.network.detect_faces(photo[..., ::-1].astype(np.float32), conf_threshold=0.9)
+    ours = net(torch.from_numpy(photo).permute(2, 0, 1)[None] / 255)[0]
+    ours = ours[ours[:, 4] > 0.9]
+    assert len(ours) == len(theirs) >= 3
+    assert (
+        np.abs(ours[:, :4] + 0.5 - theirs[:, :4]).max() < 0.05
+        and np.abs(ours[:, 5:] + 0.5 - theirs[:, 5:]).max() < 0.05
+    )
