@@ -18,6 +18,7 @@ from osdface_core.vre import VRE
 from trainer import stage1
 from trainer.cli import main
 from trainer.config import Recipe, load_recipe
+from trainer.folder import only_one, open_run
 from trainer.journal import DivergedError, read_metrics
 from trainer.run import train
 
@@ -161,6 +162,16 @@ def test_other_faces_are_refused_and_moved_ones_are_not(tiny_faces: Path, tmp_pa
         train(smoke(tmp_path / "moved", run), "vre", quiet=True)
 
 
+def test_two_processes_never_share_a_folder(tiny_faces: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="no file locks on this system")
+    recipe = smoke(tiny_faces, tmp_path)
+    with only_one(open_run(recipe, "vre")), pytest.raises(ConfigError, match="another process trains in"):
+        train(recipe, "vre", quiet=True)
+    with only_one(open_run(recipe, "vre")), pytest.raises(ConfigError, match="another process trains in"):
+        train(recipe, "vre", fresh=True, quiet=True)
+    assert train(recipe, "vre", quiet=True).reason == "done" and not (tmp_path / "vre.1").exists()
+
+
 def test_resume_insists_on_a_run(tiny_faces: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to resume"):
         train(smoke(tiny_faces, tmp_path / "new"), "vre", resume=True, quiet=True)
@@ -281,6 +292,7 @@ def test_dry_run_prints_and_touches_nothing(
         (["train", "vre", "smoke"], 2, "data.train is empty"),
         (["train", "vre", "nowhere.toml"], 2, "recipe nowhere.toml does not exist"),
         (["train", "vre", "smoke", "--set", "run.sede=1"], 2, "did you mean seed"),
+        (["prepare", ".", "faces"], 2, "no photos"),
         (["report", "nowhere"], 2, "has no metrics.jsonl"),
         (["degrade", "nowhere", "-o", "x.png"], 2, "nowhere"),
     ],

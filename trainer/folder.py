@@ -10,6 +10,8 @@ run.dir/
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +68,8 @@ def open_run(recipe: Recipe, stage: StageName, *, fresh: bool = False, resume: b
         raise ConfigError(f"nothing to resume in {folder.path}: no run was started there")
     try:
         if fresh and folder.path.exists():
+            with only_one(folder):  # not under a running process
+                pass
             folder.path.rename(_free_name(folder.path))
         if folder.recipe.is_file():
             saved = settings.build(Recipe, settings.read_toml(folder.recipe), "")
@@ -76,6 +80,30 @@ def open_run(recipe: Recipe, stage: StageName, *, fresh: bool = False, resume: b
     except OSError as error:
         raise ConfigError(f"run folder {folder.path} cannot be written: {error}") from error
     return folder
+
+
+@contextmanager
+def only_one(folder: RunFolder) -> Iterator[None]:
+    """Keep a second process from training in the same folder; the lock dies with its process.
+
+    Raises:
+        ConfigError: somebody trains there already.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder.path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process trains in {folder.path}: wait for it, or use another run.dir"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def _free_name(path: Path) -> Path:

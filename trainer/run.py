@@ -6,6 +6,7 @@ with the same weights as one that was not (bit for bit on a CPU).
 """
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from osdface_core.errors import ConfigError
 from . import checkpointing, snapshot
 from .config import Recipe, StageName
 from .feed import Feed
-from .folder import RunFolder, open_run, publish
+from .folder import RunFolder, only_one, open_run, publish
 from .interrupt import StopRequest
 from .journal import DivergedError, NotFinite
 from .launch import INIT, STEP, all_sum, make_accelerator, on_main, seed_all
@@ -72,10 +73,16 @@ def train(
     began = time.monotonic()
     accelerator = make_accelerator(recipe.run)
     folder = on_main(accelerator, lambda: open_run(recipe, stage_name, fresh=fresh, resume=resume))
+    with ExitStack() as stack:
+        on_main(accelerator, lambda: stack.enter_context(only_one(folder)))
+        return _train(recipe, folder, accelerator, quiet, began)
+
+
+def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, quiet: bool, began: float) -> Outcome:
     bar = accelerator.is_main_process and not quiet and on_terminal()
-    feed = Feed(recipe, stage_name, accelerator, progress=bar)
+    feed = Feed(recipe, folder.stage, accelerator, progress=bar)
     seed_all(recipe.run.seed, INIT)
-    stage = build_stage(recipe, stage_name, accelerator)
+    stage = build_stage(recipe, folder.stage, accelerator)
     loop = Loop(recipe, stage, feed, accelerator, Observer(recipe, stage, accelerator, folder, bar), began)
     loop.restore()
     return loop.run()
