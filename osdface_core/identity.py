@@ -20,7 +20,7 @@ MOBILEFACENET_SOURCE = "https://github.com/foamliu/MobileFaceNet (Apache-2.0)"
 ARCFACE_SOURCE = "facexlib (recognition_arcface_ir_se50.pth) or InsightFace arcface_torch (backbone.pth)"
 
 CROP_SIZE = 112
-# Least-squares similarity from the FFHQ-512 five-point template to ArcFace's 112 template (recipe.md §3.7);
+# Least-squares similarity from the FFHQ-512 five-point template to ArcFace's 112 template;
 # the rotation (-0.009 degrees) is left out. 112 = SCALE * 512-pixel coordinate + OFFSET, pixel centres at
 # integers.
 _CROP_SCALE = 0.29209
@@ -84,7 +84,7 @@ def face_crop_112(faces: Tensor) -> Tensor:
         faces: (B, 3, H, W), unit, the whole FFHQ-aligned crop at any size (512 × 512 usually).
     Returns:
         (B, 3, 112, 112) float32, unit, anti-aliased (the shrinking factor is 3.42 at 512).
-    Source: recipe.md §3.7; the template fit leaves up to 2.5 px at 112.
+    Source: InsightFace's and facexlib's templates; the fit leaves up to 2.5 px at 112.
     """
     rows = _resample(faces.shape[-2], _CROP_OFFSET_Y, faces.device)
     columns = _resample(faces.shape[-1], _CROP_OFFSET_X, faces.device)

@@ -58,7 +58,7 @@ class Autoencoding(nn.Module):
 
 
 class Branch:
-    """Autoencoder, dictionary, discriminator, and an Adam for each of the two networks (recipe.md §1.5)."""
+    """Autoencoder, dictionary, discriminator, and an Adam for each of the two networks."""
 
     def __init__(self, cfg: VRETraining, run: RunConfig, accelerator: Accelerator) -> None:
         self.cfg, self.accelerator = cfg, accelerator

@@ -47,7 +47,7 @@ def degrade(
     Returns: (B, 3, H, W) unit, float32, same device.
     Raises:
         ConfigError: unknown profile, wrong shape or a number of seeds that differs from B.
-    Source: recipe.md §4; x = {[(y ⊗ k)↓s + n]_JPEG}↑s.
+    Source: Real-ESRGAN and its predecessors; x = {[(y ⊗ k)↓s + n]_JPEG}↑s.
     """
     seeds = as_seeds(seeds)
     if hq.dim() != 4 or hq.shape[1] != 3 or min(hq.shape[2:]) < 16 or not hq.is_floating_point():

@@ -23,7 +23,7 @@ def vq_loss(features: Tensor, codes: Tensor, settings: Settings) -> Tensor:
         features: (B, D, h, w) before quantisation, with gradient.
         codes: (B, D, h, w) nearest codes, with gradient to the dictionary (unused with `update = "ema"`).
     Source: paper Eq. 7, ‖sg(Z) − Z^c‖² + β‖Z − sg(Z^c)‖²; `beta_on = "codebook"` moves β as the lineage's
-        code does (recipe.md §1.2).
+        code does.
     """
     commitment = F.mse_loss(features, codes.detach())
     if settings.update == "ema":

@@ -1,6 +1,6 @@
 """Degradation profiles as data: stages, mixtures, and the named ones of the literature and of our tests.
 
-All ranges are uniform draws. Numbers come from recipe.md §4 (tables of published training configs) and, for
+All ranges are uniform draws. Numbers come from published training configs and, for
 `mild`, `medium` and `severe`, from the evaluation protocol of this project.
 """
 

@@ -1,4 +1,4 @@
-"""The `[restorer]` table of a recipe: stage 2. Defaults are the paper's where it states them (recipe.md §3).
+"""The `[restorer]` table of a recipe: stage 2. Defaults are the paper's where it states them.
 
 A loss whose weight is 0 is off: its network is not even loaded.
 """
@@ -80,7 +80,7 @@ class IdentityTerm:
 
 @dataclass(frozen=True)
 class ColorTerm:
-    """L1 between blurred pictures (`[restorer.color]`): holds the low frequencies in place (recipe.md §6.10).
+    """L1 between blurred pictures (`[restorer.color]`): holds the low frequencies in place.
 
     Attributes:
         sigma: of the Gaussian [px at the picture's size].

@@ -1,4 +1,4 @@
-"""Stage 1: the visual representation embedder (paper §3.2-3.3; recipe.md §1).
+"""Stage 1: the visual representation embedder (paper §3.2-3.3).
 
 Three phases in one run: the autoencoder of clean faces, the one of degraded faces, then both together with
 the association loss. Each branch has its own autoencoder, dictionary, discriminator and two optimisers.
@@ -168,7 +168,7 @@ class VREStage:
         return lambda tensor: all_mean(self.accelerator, tensor)
 
     def _association(self, results: Mapping[str, Reconstruction]) -> Tensor:
-        """Paper Eq. 9-10; its gradient reaches both encoders (recipe.md §1.4 fact 6)."""
+        """Paper Eq. 9-10; its gradient reaches both encoders."""
         return association_loss(
             results["hq"].features, results["lq"].features,
             temperature=self.cfg.assoc.tau, scope=self.cfg.assoc.scope,

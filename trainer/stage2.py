@@ -1,4 +1,4 @@
-"""Stage 2: the one-step restorer (paper §3.3; recipe.md §3).
+"""Stage 2: the one-step restorer (paper §3.3).
 
 One generator pass per step. Its losses are those of `objectives.py` and of any discriminators of `gan.py`,
 which learn from the same pass. What is shown, scored and exported are the averaged weights.

@@ -1,4 +1,4 @@
-"""The `[vre]` table of a recipe: stage 1. Defaults are the paper's where it states them (recipe.md §1)."""
+"""The `[vre]` table of a recipe: stage 1. Defaults are the paper's where it states them."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -121,7 +121,7 @@ class PatchGAN:
 
 @dataclass(frozen=True)
 class VRETraining:
-    """`[vre]`: one model, three phases, four optimisers (Adam; recipe.md §1.5).
+    """`[vre]`: one model, three phases, four optimisers (Adam).
 
     Attributes:
         model: architecture, the keys of `osdface_core.config.VREConfig`; trained on `signed` images.

@@ -23,7 +23,7 @@ FFHQ_TEMPLATE: tuple[Point, ...] = (
 )
 """Left eye, right eye, nose tip, left and right mouth corner in a 512 crop [px]; left as seen in the image.
 
-Source: recipe.md 3.7, the five-point layout that FFHQ-aligned restorers are trained on.
+Source: the five-point layout that FFHQ-aligned restorers are trained on.
 """
 
 

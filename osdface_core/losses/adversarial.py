@@ -21,7 +21,7 @@ Objective = Literal["hinge", "softplus", "relativistic"]
 def discriminator_loss(objective: Objective, real: Logits, fake: Logits) -> Tensor:
     """What the discriminator minimises.
 
-    hinge: ½ (E relu(1 − D(real)) + E relu(1 + D(fake))), taming-transformers' form (recipe.md §1.3).
+    hinge: ½ (E relu(1 − D(real)) + E relu(1 + D(fake))), taming-transformers' form.
     softplus: E softplus(−D(real)) + E softplus(D(fake)), the logit form of OSDFace Eq. 16.
     relativistic: E softplus(−(D(real) − D(fake))), R3GAN's pairing (arXiv 2501.05441); needs paired logits.
 
@@ -138,7 +138,7 @@ def adaptive_weight(
         reduce: averages a gradient over the processes of a distributed run.
     Returns:
         scalar without gradient.
-    Source: taming-transformers (arXiv 2012.09841, Eq. 7); recipe.md §1.3.
+    Source: taming-transformers (arXiv 2012.09841, Eq. 7)
     """
     (pull,) = torch.autograd.grad(reconstruction, weight, retain_graph=True)
     (push,) = torch.autograd.grad(adversarial, weight, retain_graph=True)

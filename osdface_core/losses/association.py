@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import ConfigError
 
 TEMPERATURE = 0.07
-"""Constant, never learned (recipe.md §1.4, fact 5)."""
+"""Constant, never learned (DAEFR, arXiv 2308.07314, trains with it so)."""
 
 Scope = Literal["batch", "image"]
 
@@ -29,7 +29,7 @@ def association_loss(
     Raises:
         ValueError: if the shapes differ.
         ConfigError: for an unknown scope.
-    Source: OSDFace §3.3, Eq. 9-10; recipe.md §1.4 (scope: the paper prints image, its lineage uses batch).
+    Source: OSDFace §3.3, Eq. 9-10; scope: the paper prints image, DAEFR uses batch.
     """
     with torch.autocast(hq.device.type, enabled=False):
         logits = _cosines(hq, lq, scope) / temperature

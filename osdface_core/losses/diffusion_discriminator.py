@@ -28,7 +28,7 @@ class DiffusionDiscriminator(nn.Module):
         unet: a diffusers UNet2DConditionModel or a `trunk` of one; its up blocks are never run.
         scheduler: adds the noise, e.g. diffusers' DDPMScheduler with the model's betas.
         hidden: width of the head: 1×1 convolution, SiLU, 1×1 convolution to one logit, in float32.
-    Source: OSDFace §3.4 after D3SR; head width and activation are proposals (recipe.md §3.3).
+    Source: OSDFace §3.4 after D3SR; head width and activation are ours.
     """
 
     def __init__(self, unet: nn.Module, scheduler: Noiser, hidden: int = 512) -> None:

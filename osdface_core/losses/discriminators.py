@@ -20,7 +20,7 @@ class PatchDiscriminator(nn.Module):
         norm: "batch" on all but the first and last convolution (the lineage), or "none".
         spectral: spectral normalisation of every convolution; usual together with norm="none".
     Initialised from N(0, 0.02), BatchNorm scales from N(1, 0.02).
-    Source: pix2pix via taming-transformers; recipe.md §1.3.
+    Source: pix2pix via taming-transformers
     """
 
     def __init__(

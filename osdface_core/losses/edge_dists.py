@@ -24,7 +24,7 @@ def sobel_magnitude(unit: Tensor) -> Tensor:
         unit: (B, C, H, W); grey is the mean of the channels.
     Returns:
         (B, 1, H, W), √(gx² + gy² + 1e-6) with zero padding; may exceed 1 and is not clamped.
-    Source: OSDFace Eq. 14, S(·); recipe.md §3.6.
+    Source: OSDFace Eq. 14, S(·)
     """
     smooth, slope = torch.tensor([1.0, 2.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0])
     across = smooth[:, None] * slope[None]

@@ -16,7 +16,7 @@ class IdentityLoss(Frozen):
         network: from `load_identity`, or a path to its weights (see there for the kinds).
     Raises:
         CheckpointError: if the weights are missing or of no known kind.
-    Source: OSDFace Eq. 13; crop and colours: recipe.md §3.7, option B (RGB, 112 px).
+    Source: OSDFace Eq. 13; crop and colours are ours (RGB, 112 px).
     """
 
     def __init__(self, network: IdentityNet | str | Path) -> None:

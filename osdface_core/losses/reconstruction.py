@@ -49,7 +49,7 @@ def low_frequency_loss(restored: Tensor, target: Tensor, sigma: float = 8.0) -> 
         sigma: standard deviation of the blur [px].
     Returns:
         float32 scalar.
-    Source: recipe.md §6, point 10 (one-step restorers shift colours).
+    Source: OSDFace, supplement E: one-step restorers shift colours.
     """
     difference = restored.float() - target.float()
     if sigma >= 4:

@@ -46,7 +46,7 @@ class ArcFaceResNet18(nn.Module):
 
     Tensor names are those of ronghuaiyang/arcface-pytorch (`resnet18_110.pth`), which VQFR's Deg. script
     loads.
-    Source: ArcFace (arXiv 1801.07698) section 3.1, improved residual blocks; recipe.md section 5.
+    Source: ArcFace (arXiv 1801.07698) section 3.1, improved residual blocks.
     """
 
     def __init__(self, squeeze_excite: bool = False) -> None:

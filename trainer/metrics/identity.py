@@ -17,7 +17,7 @@ ARCFACE = WeightFile(
     "ronghuaiyang/arcface-pytorch, or VQFR's metric_weights folder",
 )
 NEARLY_IDENTICAL = 1.0
-"""[degrees] pairs closer than this leave the Deg. mean, as in the papers' script (recipe.md section 5)."""
+"""[degrees] pairs closer than this leave the Deg. mean, as in the papers' script."""
 
 
 def angle_degrees(a: Tensor, b: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def heatmap_points(heatmaps: Tensor) -> Tensor:
 class AwingLandmarks:
     """LMD of the papers: 98 WFLW landmarks of facexlib's 4-hourglass FAN, fed a 256 px copy of the picture.
 
-    Source: recipe.md section 5 (VQFR's script); the points come in pixels of the given picture.
+    Source: VQFR's script; the points come in pixels of the given picture.
     """
 
     columns = (Column("lmd", "lower", "mean distance of 98 WFLW landmarks (AWing FAN)", "px", 2),)

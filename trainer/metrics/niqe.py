@@ -3,7 +3,7 @@
 An image is compared with a multivariate Gaussian of natural-scene statistics: 18 features of the locally
 normalised luma per 96×96 block, at two scales. Written from the paper's equations (numbers below);
 resizing, rounding and luma follow MATLAB, whose release the published scores come from. Luma is Y of YCbCr
-(recipe.md section 5: Y channel).
+(Y channel).
 """
 
 from pathlib import Path
