@@ -103,7 +103,18 @@ def load_pack() -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = module
     spec.loader.exec_module(module)
+    _keep_functions()
     return module
+
+
+def _keep_functions() -> None:
+    """`faces` offers functions under the names of its modules; importing an alias of such a module later on
+    would put the module in the function's place."""
+    faces = importlib.import_module("osdface_core.faces")
+    for name in ("align", "detect", "paste", "select"):
+        function = getattr(importlib.import_module(f"osdface_core.faces.{name}"), name)
+        importlib.import_module(f"{PACK}.osdface_core.faces.{name}")
+        setattr(faces, name, function)
 
 
 def _folder_paths(host: Host) -> types.ModuleType:
