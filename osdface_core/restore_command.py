@@ -238,6 +238,7 @@ def _reason(error: Exception) -> str:
 
 def _say(line: str, stream: Any) -> None:
     tqdm.write(line, file=stream)
+    stream.flush()  # whoever reads the pipe sees each photo when it is done
 
 
 def _faces(text: str) -> str:
