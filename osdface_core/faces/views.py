@@ -53,7 +53,7 @@ def shrunk(
     top, bottom, left, right = area
     if isinstance(photo, np.ndarray) and photo.dtype == np.uint8:  # Pillow does this several times faster
         picture = Image.fromarray(photo[top:bottom, left:right])
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=1.0)
         return read_region(np.array(picture), 0, size[0], 0, size[1], device)
     step = 2 ** max(0, int(math.log2(max(min((bottom - top) / size[0], (right - left) / size[1]), 1))))
     if step == 1:
