@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..pipeline import OSDFacePipeline
 
-ENGINES = ("eager", "graphs")
+ENGINES = ("eager", "fast", "graphs")
 Say = Callable[[str], None]
 
 
@@ -18,13 +20,24 @@ def use_engine(pipeline: OSDFacePipeline, engine: str, say: Say | None = None) -
     """Make `pipeline` run through `engine`, in place; the VRE, and so its tokens, stay as they are.
 
     Args:
-        engine: eager: PyTorch as it comes. graphs: CUDA graphs, one launch per batch.
+        engine: eager: PyTorch as it comes. fast: fewer operations on the CPU. graphs: CUDA graphs, one
+            launch per batch.
         say: told what is being waited for, a line at a time.
     Raises:
         ConfigError: an unknown name, or an engine that this device or installation lacks.
     """
     say = say or (lambda _: None)
     if engine == "eager":
+        return
+    if engine == "fast":
+        from .fast import KeptMemoryForward, speed_up
+
+        if pipeline.device.type != "cpu":
+            raise ConfigError(f"--engine fast is for the CPU, not {pipeline.device}; use --engine eager")
+        for part in (pipeline.backbone.codec, pipeline.backbone.predictor):
+            if isinstance(part, nn.Module):
+                speed_up(part, pipeline.dtype)
+        pipeline.forward = KeptMemoryForward(pipeline.forward)
         return
     if engine == "graphs":
         from .graphs import GraphedForward

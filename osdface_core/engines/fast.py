@@ -1,0 +1,56 @@
+"""The engine `fast`: the CPU does less, on the same weights, to the same pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .arena import kept_memory
+from .fused import FusedResnet, FusedTinyBlock, FusedUpsample
+from .packed import WORTHWHILE, PackedConv
+from .winograd import Workspace
+
+
+class KeptMemoryForward:
+    """`OSDFacePipeline.forward` with freed memory kept until it ends."""
+
+    def __init__(self, forward: Any) -> None:
+        self.plain = forward
+
+    def __call__(self, *arguments: Any) -> Any:
+        with kept_memory():
+            return self.plain(*arguments)
+
+
+def speed_up(module: nn.Module, dtype: torch.dtype) -> None:
+    """Replace diffusers' blocks and convolutions below `module`, in place; unknown ones stay.
+
+    Winograd's transforms need float32's digits: in half precision only the weights' layout changes.
+    """
+    if dtype == torch.float32:
+        _replace_blocks(module, Workspace())
+    _replace_convs(module)
+
+
+def _replace_blocks(module: nn.Module, workspace: Workspace) -> None:
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
+    from diffusers.models.upsampling import Upsample2D
+
+    stand_ins = {ResnetBlock2D: FusedResnet, Upsample2D: FusedUpsample, AutoencoderTinyBlock: FusedTinyBlock}
+    for name, child in list(module.named_children()):
+        kind: Any = stand_ins.get(type(child))  # type: ignore[call-overload]
+        if kind is not None and kind.suits(child):
+            setattr(module, name, kind(child, workspace))
+        else:
+            _replace_blocks(child, workspace)
+
+
+def _replace_convs(module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        if type(child) is nn.Conv2d and PackedConv.suits(child) and child.weight.numel() >= WORTHWHILE:
+            setattr(module, name, PackedConv(child))
+        elif not isinstance(child, PackedConv):
+            _replace_convs(child)

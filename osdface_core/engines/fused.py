@@ -1,0 +1,114 @@
+"""diffusers' blocks with their norms, activations and additions worked into Winograd convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .packed import PackedConv
+from .winograd import Before, WinogradConv, Workspace
+
+CELLS_AT_ONCE = 4096  # pixels of a picture whose sums are taken together: they fit the cache
+
+
+def normalising(x: Tensor, norm: nn.GroupNorm) -> Before:
+    """Group normalisation as one scale and shift per channel, followed by SiLU.
+
+    Args:
+        x: (B, C, H, W), float32, channels-last.
+    """
+    count, channels = len(x), x.shape[1]
+    sums = torch.zeros(count, 2, channels, dtype=torch.float64)
+    for sum_, picture in zip(sums, x.permute(0, 2, 3, 1).flatten(1, 2), strict=True):
+        for part in picture.split(CELLS_AT_ONCE):
+            ones = part.new_ones(1, len(part))
+            sum_[0] += torch.mm(ones, part)[0]
+            sum_[1] += torch.mm(ones, part * part)[0]
+    cells = x.shape[2] * x.shape[3] * (channels // norm.num_groups)
+    mean, square = (sums.unflatten(2, (norm.num_groups, -1)).sum(-1) / cells).unbind(1)
+    scale = (square - mean * mean).clamp_min(0.0).add(norm.eps).rsqrt()
+    scale, mean = (v.repeat_interleave(channels // norm.num_groups, 1) for v in (scale, mean))
+    weight = norm.weight.double() * scale
+    return Before(weight.float(), (norm.bias.double() - mean * weight).float(), silu=True)
+
+
+class FusedResnet(nn.Module):
+    """Stands in for diffusers' ResnetBlock2D: two passes over the picture instead of eight."""
+
+    def __init__(self, block: Any, workspace: Workspace) -> None:
+        super().__init__()
+        block.conv1, block.conv2 = PackedConv(block.conv1), PackedConv(block.conv2)
+        self.block = block
+        self.conv1 = WinogradConv(block.conv1, workspace)
+        self.conv2 = WinogradConv(block.conv2, workspace)
+
+    @staticmethod
+    def suits(block: Any) -> bool:
+        plain = block.upsample is None and block.downsample is None and not block.skip_time_act
+        plain = plain and block.output_scale_factor == 1.0
+        plain = plain and (block.time_emb_proj is None or block.time_embedding_norm == "default")
+        plain = plain and isinstance(block.nonlinearity, nn.SiLU)
+        return plain and WinogradConv.suits(block.conv1) and WinogradConv.suits(block.conv2)
+
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+        """(B, C, H, W) to (B, O, H, W); `temb` (B, T) is the time embedding."""
+        x, block = input_tensor, self.block
+        if not WinogradConv.fits(*x.shape[-2:]):
+            return block(x, temb)
+        x = x.contiguous(memory_format=torch.channels_last)
+        bias = None
+        if temb is not None and block.time_emb_proj is not None:
+            bias = self.conv1.bias + block.time_emb_proj(block.nonlinearity(temb))
+        h = self.conv1(x, normalising(x, block.norm1), bias)
+        shortcut = x if block.conv_shortcut is None else block.conv_shortcut(x)
+        return self.conv2(h, normalising(h, block.norm2), residual=shortcut)
+
+
+class FusedUpsample(nn.Module):
+    """Stands in for diffusers' Upsample2D: the enlarged picture never exists whole."""
+
+    def __init__(self, block: Any, workspace: Workspace) -> None:
+        super().__init__()
+        block.conv = PackedConv(block.conv)
+        self.block = block
+        self.conv = WinogradConv(block.conv, workspace)
+
+    @staticmethod
+    def suits(block: Any) -> bool:
+        plain = block.use_conv and not block.use_conv_transpose and block.interpolate and block.norm is None
+        return plain and block.name == "conv" and WinogradConv.suits(block.conv)
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
+        """(B, C, H, W) to (B, O, 2H, 2W)."""
+        height, width = (2 * side for side in hidden_states.shape[-2:])
+        if output_size is not None or not WinogradConv.fits(height, width):
+            return self.block(hidden_states, output_size)
+        return self.conv(hidden_states, Before(double=True))
+
+
+class FusedTinyBlock(nn.Module):
+    """Stands in for diffusers' AutoencoderTinyBlock: convolution and ReLU, thrice, plus the input."""
+
+    def __init__(self, block: Any, workspace: Workspace) -> None:
+        super().__init__()
+        for i in (0, 2, 4):
+            block.conv[i] = PackedConv(block.conv[i])
+        self.block = block
+        self.convs = nn.ModuleList(WinogradConv(block.conv[i], workspace) for i in (0, 2, 4))
+
+    @staticmethod
+    def suits(block: Any) -> bool:
+        layers = list(block.conv)
+        convs, between = layers[::2], layers[1::2]
+        plain = len(layers) == 5 and all(isinstance(a, nn.ReLU) for a in (*between, block.fuse))
+        return plain and all(isinstance(c, nn.Conv2d) and WinogradConv.suits(c) for c in convs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, O, H, W)."""
+        if not WinogradConv.fits(*x.shape[-2:]):
+            return self.block(x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        h = self.convs[1](self.convs[0](x, relu=True), relu=True)
+        return self.convs[2](h, residual=self.block.skip(x), relu=True)

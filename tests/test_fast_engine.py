@@ -1,0 +1,169 @@
+"""The engine `fast`: every stand-in gives what the layer gave, and steps aside where it gains nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from osdface_core.engines import fused, winograd
+from osdface_core.engines.arena import kept_memory
+from osdface_core.engines.fast import speed_up
+from osdface_core.engines.packed import WORTHWHILE, PackedConv
+from osdface_core.engines.winograd import Before, WinogradConv, Workspace
+from osdface_core.pipeline import OSDFacePipeline
+
+CLOSE = {"atol": 2e-4, "rtol": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def no_gradient() -> Any:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def picture(channels: int, height: int, width: int, count: int = 1) -> Tensor:
+    return torch.randn(count, channels, height, width).to(memory_format=torch.channels_last)
+
+
+def conv(channels: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, outputs, 3, padding=1).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "height", "width"), [(64, 64, 32, 32), (96, 64, 64, 24), (64, 128, 36, 200)]
+)
+def test_winograd_is_the_convolution(channels: int, outputs: int, height: int, width: int) -> None:
+    layer, x = conv(channels, outputs), picture(channels, height, width, 2)
+    exact = nn.functional.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)  # type: ignore[union-attr]
+    got = WinogradConv(PackedConv(layer), Workspace())(x)
+    assert torch.allclose(got.double(), exact, **CLOSE)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_stripes_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = PackedConv(conv(64, 64)), picture(64, 64, 32)
+    whole = WinogradConv(layer, Workspace())(x)
+    monkeypatch.setattr(winograd, "TILES_AT_ONCE", 8)  # one row of blocks per stripe
+    assert torch.allclose(WinogradConv(layer, Workspace())(x), whole, atol=1e-5)
+
+
+def test_what_goes_before_and_after() -> None:
+    layer, x = conv(64, 64), picture(64, 32, 32, 2)
+    scale, shift, bias = torch.rand(2, 64), torch.rand(2, 64), torch.rand(2, 64)
+    residual = picture(64, 32, 32, 2)
+    got = WinogradConv(PackedConv(layer), Workspace())(
+        x, Before(scale, shift, silu=True), bias, residual, relu=True
+    )
+    inside = nn.functional.silu(x * scale[..., None, None] + shift[..., None, None])
+    expected = nn.functional.conv2d(inside, layer.weight, padding=1) + bias[..., None, None] + residual
+    assert torch.allclose(got, expected.relu(), **CLOSE)
+
+
+def test_group_norm_as_scale_and_shift() -> None:
+    norm = nn.GroupNorm(8, 64)
+    nn.init.uniform_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = picture(64, 70, 66, 2) * 3 + 20  # a mean far from zero costs the one-pass variance digits
+    before = fused.normalising(x, norm)
+    assert before.scale is not None and before.shift is not None
+    got = x * before.scale[..., None, None] + before.shift[..., None, None]
+    assert torch.allclose(got, norm(x), atol=2e-4)
+
+
+@pytest.mark.parametrize("temb", [None, 32])
+@pytest.mark.parametrize(("channels", "outputs"), [(64, 64), (64, 128)])
+def test_a_residual_block(temb: int | None, channels: int, outputs: int) -> None:
+    block = ResnetBlock2D(in_channels=channels, out_channels=outputs, temb_channels=temb).eval()
+    embedding = None if temb is None else torch.randn(2, temb)
+    x = picture(channels, 32, 32, 2)
+    expected = block(x, embedding)
+    assert fused.FusedResnet.suits(block)
+    stand_in = fused.FusedResnet(block, Workspace())
+    assert torch.allclose(stand_in(x, embedding), expected, **CLOSE)
+    assert stand_in.conv1._kernel is not None
+    small = picture(channels, 10, 14)
+    assert torch.allclose(
+        stand_in(small, embedding if embedding is None else embedding[:1]).mean(),
+        block(small, embedding if embedding is None else embedding[:1]).mean(),
+    )
+
+
+def test_an_upsampling_block_and_its_forced_size() -> None:
+    block = Upsample2D(64, use_conv=True, out_channels=64)
+    x = picture(64, 16, 20)
+    expected, forced = block(x), block(x, (31, 39))
+    stand_in = fused.FusedUpsample(block, Workspace())
+    assert torch.allclose(stand_in(x), expected, **CLOSE)
+    assert torch.allclose(stand_in(x, (31, 39)), forced, **CLOSE)
+
+
+def test_a_tiny_block() -> None:
+    block = AutoencoderTinyBlock(64, 64, "relu")
+    x = picture(64, 32, 32)
+    expected = block(x)
+    assert torch.allclose(fused.FusedTinyBlock(block, Workspace())(x), expected, **CLOSE)
+
+
+def test_blocks_of_another_kind_are_left_alone() -> None:
+    assert not fused.FusedResnet.suits(ResnetBlock2D(in_channels=64, temb_channels=None, down=True))
+    assert not fused.FusedResnet.suits(
+        ResnetBlock2D(in_channels=64, temb_channels=8, time_embedding_norm="scale_shift")
+    )
+    assert not fused.FusedResnet.suits(ResnetBlock2D(in_channels=32, temb_channels=None))
+    assert not fused.FusedUpsample.suits(Upsample2D(64, use_conv=False))
+    assert not WinogradConv.suits(nn.Conv2d(64, 64, 3, stride=2, padding=1))
+    assert not WinogradConv.fits(30, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_packed_weights_give_the_same(dtype: torch.dtype, stride: int) -> None:
+    layer = nn.Conv2d(192, 192, 3, stride=stride, padding=1).to(
+        dtype=dtype, memory_format=torch.channels_last
+    )
+    assert layer.weight.numel() > WORTHWHILE
+    x, kept = picture(192, 12, 8).to(dtype), layer.weight.clone()
+    expected = layer(x)
+    packed = PackedConv(layer)
+    assert torch.allclose(packed(x), expected, atol=1e-5 if dtype == torch.float32 else 1e-2)
+    assert packed(picture(192, 6, 6).to(dtype)).shape[0] == 1  # another size with the same packed weights
+    assert packed.weight().equal(kept)
+
+
+def test_the_pipelines_pixels_stay(tiny_checkpoint: Any, tiny_pipeline: OSDFacePipeline) -> None:
+    from osdface_core.engines import use_engine
+
+    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    use_engine(pipeline, "fast")
+    faces = torch.rand(2, 3, 128, 136)
+    assert (pipeline.restore(faces) - tiny_pipeline.restore(faces)).abs().max() < 2 / 255
+    assert pipeline.tokens(faces).equal(tiny_pipeline.tokens(faces))
+
+
+def test_every_block_of_a_network_is_replaced_once() -> None:
+    network = nn.ModuleDict(
+        {
+            "a": ResnetBlock2D(in_channels=64, temb_channels=None),
+            "b": nn.Sequential(AutoencoderTinyBlock(64, 64, "relu")),
+        }
+    )
+    x = picture(64, 32, 32)
+    expected = network["b"](network["a"](x, None))
+    speed_up(network, torch.float32)
+    assert isinstance(network["a"], fused.FusedResnet)
+    assert torch.allclose(network["b"](network["a"](x, None)), expected, atol=1e-3)
+
+
+def test_kept_memory_nests_and_ends() -> None:
+    from osdface_core.engines import arena
+
+    with kept_memory(), kept_memory():
+        assert arena._depth in (0, 2)  # 0 where there is no glibc
+    assert arena._depth == 0
