@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from osdface_core.errors import DetectorError, ImageError
-from osdface_core.faces import detect
+from osdface_core.faces import detect, mtcnn_nets
 from osdface_core.faces import mtcnn as mtcnn_module
 from osdface_core.faces.detect import load_detector
 from osdface_core.faces.merge import drop_shadowed, merge_rows
-from osdface_core.faces.mtcnn import Mtcnn, cut_patches, load_stage, patch_levels, proposal_net, square
+from osdface_core.faces.mtcnn import Mtcnn, cut_patches, patch_levels, square
+from osdface_core.faces.mtcnn_nets import load_stage, proposal_net
 from osdface_core.faces.views import spans, tiles, whole
 
 EYES = ((200.5, 98.5), (245.0, 101.5))
@@ -127,7 +128,7 @@ def test_refuses_nonsense(monkeypatch, tmp_path):
         detect(photo, "mtcnn", effort="most")
     with pytest.raises(ImageError, match="expected a"):
         find(np.zeros((20, 20), np.uint8))
-    monkeypatch.setattr(mtcnn_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(mtcnn_nets.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DetectorError, match="pip install mtcnn"):
         Mtcnn.from_wheel()
     with pytest.raises(DetectorError, match="expected 13"):

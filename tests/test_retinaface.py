@@ -148,7 +148,7 @@ def test_real_weights_agree_with_facexlibs_own_detection(shared):
     folder = shared / "weights"
     assert hashlib.sha256((folder / RELEASE.file).read_bytes()).hexdigest() == RELEASE.sha256
     net = retinaface.load("retinaface_mobile0.25", folder, CPU)
-    photo = np.asarray(
+    photo = np.array(
         Image.open(shared / "faces/group/group_10_highlight-fellows-homecoming2--cropped.jpg").convert("RGB")
     )
     theirs = net.network.detect_faces(photo[..., ::-1].astype(np.float32), conf_threshold=0.9)

@@ -61,7 +61,7 @@ def detect(
         detector: "mtcnn" (works offline), "retinaface_resnet50", "retinaface_mobile0.25" (weights are fetched
             once), or "auto": a RetinaFace whose weights are on this machine, else MTCNN.
         detector_dir: folder with RetinaFace weights, looked at before the cache; fetched ones go there.
-        device: where to compute; the photo's by default.
+        device: where to compute; the photo's by default. Anything but CUDA means the CPU.
         min_face: leave out faces smaller than this [px, longer side of the box]. 0 finds what shows at a
             sensible size (about 1/64 of the photo's longer side); a smaller number makes the search go into
             the photo tile by tile.
@@ -78,6 +78,8 @@ def detect(
     if effort not in EFFORTS:
         raise DetectorError(f"effort {effort!r} is unknown: choose one of {', '.join(EFFORTS)}")
     place = photo_device(photo, device)
+    # Elsewhere (MPS, DirectML) some operators are missing, and the CPU needs a fraction of a second.
+    place = place if place.type == "cuda" else torch.device("cpu")
     net = load_detector(detector, detector_dir, place)
     rows = search(photo, net, float(min_face), threshold, effort, place)
     sides = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1])

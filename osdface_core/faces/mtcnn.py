@@ -1,16 +1,13 @@
-"""MTCNN face detection in plain PyTorch, with the weights that the `mtcnn` wheel carries.
+"""MTCNN face detection: the cascade of three networks, batched, on any device.
 
 Source: Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks"
 (2016): a proposal net over an image pyramid, a refinement net on 24 px patches, an output net with five
-landmarks on 48 px patches. The weight files are read in place; the package itself is never imported,
-because that would import TensorFlow.
+landmarks on 48 px patches.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, roi_align
 
 from ..errors import DetectorError
+from .mtcnn_nets import Stage, load_stage, output_net, proposal_net, refinement_net, weight_folder
 
 STEP = 0.709
 """Ratio of neighbouring pyramid levels: halves the area."""
@@ -26,114 +24,6 @@ CELL = 12
 """Window of the proposal net [px]."""
 CHUNK = 2048
 """Patches per forward pass of the refinement nets; bounds memory in crowds."""
-
-
-class Halve(nn.Module):
-    """2x2 max pooling that keeps an odd last row or column; several times faster on CPUs than MaxPool2d."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, ceil(h/2), ceil(w/2))."""
-        x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), value=-math.inf)
-        rows = torch.maximum(x[..., 0::2, :], x[..., 1::2, :])
-        return torch.maximum(rows[..., 0::2], rows[..., 1::2])
-
-
-class Stage(nn.Module):
-    """One of the three nets: convolutions with PReLU and pooling, an optional dense layer, linear heads.
-
-    Args:
-        convs: (in, out, kernel, pool) per convolution; pool is (size, round up) or None.
-        dense: (in, out) of the hidden dense layer, or None for the fully convolutional proposal net.
-        heads: channels of each head; the last one is the two-way face probability.
-    """
-
-    def __init__(
-        self,
-        convs: list[tuple[int, int, int, tuple[int, bool] | None]],
-        dense: tuple[int, int] | None,
-        heads: tuple[int, ...],
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs, kernel, pool in convs:
-            layers += [nn.Conv2d(inputs, outputs, kernel), nn.PReLU(outputs)]
-            if pool is not None:
-                layers.append(Halve() if pool[0] == 2 else nn.MaxPool2d(pool[0], stride=2, ceil_mode=pool[1]))
-        self.features = nn.Sequential(*layers)
-        self.hidden = None if dense is None else nn.Sequential(nn.Linear(*dense), nn.PReLU(dense[1]))
-        last = convs[-1][1] if dense is None else dense[1]
-        make = (lambda n: nn.Conv2d(last, n, 1)) if dense is None else (lambda n: nn.Linear(last, n))
-        self.heads = nn.ModuleList(make(count) for count in heads)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, h, w) in about [-1, 1] -> one tensor per head, the last one softmaxed over two classes."""
-        # Channels-last convolutions are far faster on CPUs at these channel counts.
-        x = self.features(images.contiguous(memory_format=torch.channels_last))
-        if self.hidden is not None:
-            # The dense weights were stored for maps flattened as width, height, channel.
-            x = self.hidden(x.permute(0, 3, 2, 1).flatten(1))
-        outputs = [head(x) for head in self.heads]
-        outputs[-1] = outputs[-1].softmax(dim=1)
-        return outputs
-
-
-def proposal_net() -> Stage:
-    """P-Net: box offsets (4) and face probability (2) for every 12 px window at stride 2."""
-    return Stage([(3, 10, 3, (2, True)), (10, 16, 3, None), (16, 32, 3, None)], None, (4, 2))
-
-
-def refinement_net() -> Stage:
-    """R-Net on 24 px patches: box offsets and face probability."""
-    convs = [(3, 28, 3, (3, True)), (28, 48, 3, (3, False)), (48, 64, 2, None)]
-    return Stage(convs, (576, 128), (4, 2))
-
-
-def output_net() -> Stage:
-    """O-Net on 48 px patches: box offsets, five landmarks (x1..x5, y1..y5 in the box) and probability."""
-    convs = [(3, 32, 3, (3, True)), (32, 64, 3, (3, False)), (64, 64, 3, (2, True)), (64, 128, 2, None)]
-    return Stage(convs, (1152, 256), (4, 10, 2))
-
-
-def load_stage(stage: Stage, arrays: list[np.ndarray]) -> Stage:
-    """Copy a weight list (kernels HWIO, PReLU (1,1,C), dense (in, out), in layer order) into `stage`.
-
-    Raises:
-        DetectorError: if number or shapes of the arrays do not fit.
-    """
-    owners = [m for m in stage.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.PReLU)]
-    targets = [p for m in owners for p in m.parameters(recurse=False)]
-    if len(targets) != len(arrays):
-        raise DetectorError(
-            f"MTCNN weights: got {len(arrays)} arrays, expected {len(targets)}; "
-            "reinstall the package mtcnn>=1.0.0"
-        )
-    for target, array in zip(targets, arrays, strict=True):
-        value = torch.from_numpy(np.array(array, dtype=np.float32))
-        value = value.permute(3, 2, 0, 1) if value.dim() == 4 else value.squeeze()
-        value = value.T if value.dim() == 2 else value
-        if value.shape != target.shape:
-            raise DetectorError(
-                f"MTCNN weights: got shape {tuple(value.shape)}, expected {tuple(target.shape)}; "
-                "reinstall the package mtcnn>=1.0.0"
-            )
-        target.data.copy_(value)
-    return stage
-
-
-def weight_folder() -> Path:
-    """The folder of the `mtcnn` wheel that holds pnet.lz4, rnet.lz4 and onet.lz4.
-
-    Raises:
-        DetectorError: if the package is not installed or carries no weights.
-    """
-    spec = importlib.util.find_spec("mtcnn")
-    for root in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(root) / "assets" / "weights"
-        if (folder / "onet.lz4").is_file():
-            return folder
-    raise DetectorError(
-        "MTCNN weights not found: got no package mtcnn>=1.0.0; run `pip install mtcnn joblib lz4`"
-    )
 
 
 class Mtcnn(nn.Module):
