@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from osdface_core.images import read_photo, to_unit
 from torch import Tensor
 
 from osdface_core.errors import ConfigError, ImageError
+from osdface_core.images import read_photo, to_unit
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
