@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..osdface_core.backbone import Backbone
+from ..osdface_core.color import keep_grey
 from ..osdface_core.config import OSDFaceConfig
 from ..osdface_core.devices import pick_dtype
 from ..osdface_core.loading import Loaded, load_model, load_prompt_side, read_model, resolve
@@ -125,6 +126,7 @@ class Restorer:
                 batch, strength=strength, timestep=timestep, color_fix=color_fix, batch_size=size,
                 prompt=prompts[start : start + size],
             )  # fmt: skip
+            restored = keep_grey(restored, batch)  # a black-and-white photo gains no tint
             done.append(restored)
             start += len(batch)
             tick(len(batch), restored)

@@ -97,6 +97,13 @@ def test_outside_the_mask_every_bit_is_kept(comfy, group):
     assert torch.equal(image[outside], group[outside])
 
 
+def test_a_grey_photo_stays_grey(comfy, group):
+    grey = group[..., 1:2].expand(-1, -1, -1, 3).contiguous()
+    image, mask, _ = run("OSDFaceRestorePhoto", image=grey, **PHOTO)[:3]
+    assert mask.max() > 0.5 and not torch.equal(image, grey)
+    assert (image == image[..., :1]).all()
+
+
 @pytest.mark.parametrize("frames", [1, 3])
 def test_no_face_passes_through(comfy, frames):
     sky = torch.linspace(0, 1, 96 * 128 * 3).reshape(1, 96, 128, 3).repeat(frames, 1, 1, 1)
