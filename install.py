@@ -13,6 +13,8 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 # Never replaced: the web UI has chosen a build of these for the machine.
 KEPT = {"torch", "torchvision", "numpy", "pillow"}
+# Later diffusers fail to import beside the PyTorch 2.1 that Automatic1111 installs.
+OLD_TORCH, FOR_OLD_TORCH = (2, 6), "diffusers>=0.30,<0.36"
 
 
 def missing_packages() -> list[str]:
@@ -24,6 +26,15 @@ def missing_packages() -> list[str]:
         if line and line[0] != "#"
     }
     return [line for line, name in names.items() if name not in KEPT and not _installed(name)]
+
+
+def fitting(line: str) -> str:
+    """The requirement as the installed PyTorch needs it."""
+    if not line.startswith("diffusers"):
+        return line
+    numbers = re.findall(r"\d+", importlib.metadata.version("torch") if _installed("torch") else "")
+    old = bool(numbers) and tuple(map(int, numbers[:2])) < OLD_TORCH
+    return FOR_OLD_TORCH if old else line
 
 
 def _installed(name: str) -> bool:
@@ -42,7 +53,7 @@ def main() -> None:
 
     if not hasattr(launch, "run_pip"):
         return
-    for line in missing_packages():
+    for line in map(fitting, missing_packages()):
         launch.run_pip(f'install "{line}"', f"{line} for OSDFace")
 
 

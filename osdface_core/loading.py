@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+import torch
 from torch import nn
 
 from .backbone import Backbone, UNetPredictor, build_full
@@ -64,6 +65,7 @@ def load_model(
 ) -> Loaded:
     """Read, validate and build; see `OSDFacePipeline.from_pretrained` for the arguments and errors."""
     checkpoint = read_model(source)
+    check_diffusers()
     name = resolve(source).name
     if checkpoint.missing_parts:
         raise CheckpointError(
@@ -79,6 +81,22 @@ def load_model(
     for part in (vre, projection, backbone.codec, backbone.predictor):
         cast(nn.Module, part).requires_grad_(False)
     return Loaded(checkpoint.config, vre, projection, backbone, checkpoint.training)
+
+
+def check_diffusers() -> None:
+    """Import diffusers, whose newer versions fail on older PyTorch with errors that tell a user nothing.
+
+    Raises:
+        CheckpointError: it cannot be imported.
+    """
+    try:
+        from diffusers import UNet2DConditionModel  # noqa: F401
+    except (ImportError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise CheckpointError(
+            f"diffusers cannot be imported beside PyTorch {torch.__version__} ({reason}); "
+            "update PyTorch to 2.6 or newer, or pip install 'diffusers<0.36'"
+        ) from error
 
 
 def load_vre(source: str | Path) -> VRE:

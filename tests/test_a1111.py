@@ -217,6 +217,25 @@ def test_the_installer_fetches_what_is_missing(monkeypatch: pytest.MonkeyPatch, 
     assert calls == ['install "no-such-package-of-osdface>=1.0"']
 
 
+@pytest.mark.parametrize(
+    ("torch_version", "expected"),
+    [
+        ("2.1.2+cu121", "diffusers>=0.30,<0.36"),
+        ("2.5.0", "diffusers>=0.30,<0.36"),
+        ("2.6.0", "diffusers>=0.30"),
+        ("2.14.1+cpu", "diffusers>=0.30"),
+        ("3.0", "diffusers>=0.30"),
+    ],
+)
+def test_diffusers_fits_the_installed_torch(
+    monkeypatch: pytest.MonkeyPatch, torch_version: str, expected: str
+) -> None:
+    module = installer()
+    monkeypatch.setattr(module.importlib.metadata, "version", lambda name: torch_version)
+    assert module.fitting("diffusers>=0.30") == expected
+    assert module.fitting("safetensors") == "safetensors"
+
+
 def test_the_installer_does_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI-Manager runs install.py too, after requirements.txt."""
     monkeypatch.setitem(sys.modules, "launch", None)

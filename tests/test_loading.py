@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,22 @@ def test_a_config_that_builds_nothing(
     save_checkpoint(tmp_path / "a.safetensors", tiny_tensors, dataclasses.replace(tiny_config, unet=None))
     with pytest.raises(CheckpointError, match="needs unet and a tiny codec"):
         load_model(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("error", [ImportError("x"), AttributeError("no 'xpu'"), RuntimeError("a\nno 'xpu'")])
+def test_a_diffusers_that_cannot_be_imported(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Broken(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise error
+
+    monkeypatch.setitem(sys.modules, "diffusers", Broken("diffusers"))
+    with pytest.raises(
+        CheckpointError, match=r"diffusers cannot be imported beside PyTorch .*<0\.36"
+    ) as caught:
+        load_model(tiny_checkpoint)
+    assert "\n" not in str(caught.value)
 
 
 def lora_checkpoint(path: Path, tiny_config: OSDFaceConfig, tiny_tensors: Tensors) -> Path:
