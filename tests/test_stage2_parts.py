@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from osdface_core.checkpoint import save_checkpoint
 from osdface_core.errors import CheckpointError, ConfigError
 from osdface_core.one_step import predict_x0
 from tests.restorer_model import SIDE, UNET, VAE, faces, recipe_for, stage_for, write_files
 from trainer import proof, sd21, settings
 from trainer.config import Recipe
 from trainer.ema import EMA
-from trainer.generator import Window
+from trainer.generator import Windows, trained
 from trainer.holdout import HoldOut
 from trainer.initial import build_initial
 from trainer.latents import CleanLatents
@@ -83,18 +84,20 @@ def test_restored_latent_is_diffusers_ddim_x0(files: Path) -> None:
 def test_window_shows_the_same_place_in_latent_and_picture() -> None:
     latent = torch.arange(64.0).view(1, 1, 8, 8)
     image = F.interpolate(latent, scale_factor=8)
-    window = Window(2, 3, 4)
-    assert torch.equal(F.interpolate(window.of_latent(latent), scale_factor=8), window.of_image(image))
+    windows = Windows(((2, 3), (0, 4)), 4)
+    assert windows.of_latent(latent).shape == (2, 1, 4, 4)
+    assert torch.equal(F.interpolate(windows.of_latent(latent), scale_factor=8), windows.of_image(image))
 
 
 def test_windows_come_as_often_as_asked_everywhere_and_again(files: Path) -> None:
     stage = stage_for(recipe_for(files, "full", crop={"side": 5, "share": 0.3}))
-    windows = [stage.window(step, (8, 8)) for step in range(1000)]
+    windows = [stage.windows(step, (8, 8)) for step in range(1000)]
     found = [w for w in windows if w is not None]
     assert len(found) == 300
-    assert {w.top for w in found} == {w.left for w in found} == {0, 1, 2, 3}
-    assert windows[:50] == [stage.window(step, (8, 8)) for step in range(50)]
-    assert stage.window(3, (5, 8)) is None, "a window as large as the face is the face"
+    tops, lefts = zip(*(w.corners[0] for w in found), strict=True)
+    assert set(tops) == set(lefts) == {0, 1, 2, 3}
+    assert windows[:50] == [stage.windows(step, (8, 8)) for step in range(50)]
+    assert stage.windows(3, (5, 8)) is None, "a window as large as the face is the face"
 
 
 def test_step_on_a_window_leaves_identity_out_and_fits_its_target(files: Path) -> None:
@@ -102,10 +105,45 @@ def test_step_on_a_window_leaves_identity_out_and_fits_its_target(files: Path) -
     terms, evidence = stage._restore(faces(), 0, [])
     assert "identity" not in terms and "perceptual" in terms
     assert evidence.fake.shape == evidence.real.shape == (2, 3, 32, 32)
-    window = stage.window(0, (8, 8))
-    assert window is not None
-    assert torch.equal(evidence.real, window.of_image(to_signed(faces().hq)))
+    windows = stage.windows(0, (8, 8))
+    assert windows is not None
+    assert torch.equal(evidence.real, windows.of_image(to_signed(faces().hq)))
     assert evidence.fake_latent.shape == (2, 4, 8, 8)
+
+
+def test_several_windows_per_face_are_one_batch(files: Path) -> None:
+    stage = stage_for(recipe_for(files, "full", crop={"side": 4, "share": 1.0, "count": 3}))
+    windows = stage.windows(0, (8, 8))
+    assert windows is not None and len(set(windows.corners)) > 1
+    _, evidence = stage._restore(faces(), 0, [])
+    assert evidence.fake.shape == (6, 3, 32, 32)
+    hq = to_signed(faces().hq)
+    top, left = (8 * cells for cells in windows.corners[1])
+    assert torch.equal(evidence.real[3], hq[1, :, top : top + 32, left : left + 32])
+
+
+def test_codec_alone_learns_on_the_latents_of_a_whole_model(files: Path, tmp_path: Path) -> None:
+    whole = stage_for(recipe_for(files, "full"))
+    config, tensors, training = whole.export()
+    save_checkpoint(tmp_path / "whole.safetensors", tensors, config, training)
+    recipe = recipe_for(
+        files, "full", train="codec", init=str(tmp_path / "whole.safetensors"), gradient_norms=1, lr=1e-2,
+        crop={"side": 4, "share": 1.0, "count": 2},
+    )  # fmt: skip
+    stage = stage_for(recipe)
+    assert all(name.startswith(("codec.decoder.", "codec.guide.")) for name in trained(stage.core))
+    before = {name: value.clone() for name, value in stage.core.state_dict().items()}
+    scalars = stage.step(faces(), 0)
+    moved = {name for name, value in stage.core.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and moved <= set(trained(stage.core))
+    assert scalars["gradient/total"] > 0, "the losses' pulls are still measured"
+
+
+def test_codec_alone_needs_a_whole_model(files: Path) -> None:
+    with pytest.raises(ConfigError, match="whole model"):
+        build_initial(recipe_for(files, "full", train="codec"))
+    with pytest.raises(ConfigError, match="mode lora"):
+        recipe_for(files, "lora", train="codec")
 
 
 def test_kept_latents_are_what_encoding_gives() -> None:

@@ -115,12 +115,14 @@ class DegradeConfig:
         profile: name; `dual_stage` when neither `mix` nor `stages` is given.
         mix: name → weight.
         stages: `[[degrade.stages]]`, run in order.
+        enlarge: how the small picture comes back to the face's size.
         grey_prob, colour_shift, colour_prob, eight_bit: of own stages and mixes, see profiles.Degradation.
     """
 
     profile: str = ""
     mix: dict[str, float] = field(default_factory=dict)
     stages: tuple[DegradationStage, ...] = ()
+    enlarge: Literal["bilinear", "bicubic"] = "bilinear"
     grey_prob: float = 0.0
     colour_shift: float = 0.0
     colour_prob: float = 0.0

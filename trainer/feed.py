@@ -3,7 +3,7 @@
 Everything is a function of the seed and the step, so any batch of a run can be made again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -67,10 +67,13 @@ class Feed:
         hq = augment(faces.hq, faces.seeds, config)
         return Batch(
             hq,
-            degrade(hq, self.profile, faces.seeds),
+            self._degrade(hq, faces.seeds),
             faces.indices,
             torch.tensor(flips(faces.seeds, config.flip)),
         )
+
+    def _degrade(self, hq: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
+        return degrade(hq, self.profile, seeds, enlarge=self.recipe.degrade.enlarge)
 
     def fixed(self, count: int) -> Batch:
         """`count` pairs spread over the hold-out (over the training faces without one), always the same."""
@@ -90,4 +93,4 @@ class Feed:
         hq: Tensor = source.get(indices).to(self.device).float() / 255
         seeds = [mix(self.recipe.run.seed, SAMPLE, index) for index in indices]
         names = torch.tensor(indices if source is self.train else [-1 - index for index in indices])
-        return Batch(hq, degrade(hq, self.profile, seeds), names, torch.zeros(len(indices), dtype=torch.bool))
+        return Batch(hq, self._degrade(hq, seeds), names, torch.zeros(len(indices), dtype=torch.bool))

@@ -21,28 +21,35 @@ CELL = 8  # [px] that one latent cell covers
 
 
 @dataclass(frozen=True)
-class Window:
-    """A square part of the face [latent cells]."""
+class Windows:
+    """Square parts of the face, one batch after the other [latent cells].
 
-    top: int
-    left: int
+    Attributes:
+        corners: top and left of each.
+    """
+
+    corners: tuple[tuple[int, int], ...]
     side: int
 
     def of_latent(self, latent: Tensor) -> Tensor:
-        """(B, C, h, w) → (B, C, side, side)."""
-        return latent[..., self.top : self.top + self.side, self.left : self.left + self.side]
+        """(B, C, h, w) → (N·B, C, side, side)."""
+        return self._cut(latent, 1)
 
     def of_image(self, image: Tensor) -> Tensor:
-        """(B, C, 8h, 8w) → (B, C, 8·side, 8·side), the pixels of the same place."""
-        top, left, side = (CELL * value for value in (self.top, self.left, self.side))
-        return image[..., top : top + side, left : left + side]
+        """(B, C, 8h, 8w) → (N·B, C, 8·side, 8·side), the pixels of the same places."""
+        return self._cut(image, CELL)
+
+    def _cut(self, x: Tensor, cell: int) -> Tensor:
+        side = self.side * cell
+        starts = [(top * cell, left * cell) for top, left in self.corners]
+        return torch.cat([x[..., top : top + side, left : left + side] for top, left in starts])
 
 
 class Restored(NamedTuple):
     """What one forward pass gives.
 
     Attributes:
-        image: (B, 3, H, W) float32, signed, not clamped; of the window when there is one.
+        image: (B, 3, H, W) float32, signed, not clamped; of the windows when there are some.
         latent: (B, 4, H/8, W/8) float32, the whole restored latent (Eq. 2).
         prompt: (B, 77, D).
     """
@@ -95,6 +102,7 @@ class Generator(nn.Module):
         self.predictor: Any = backbone.predictor
         self.posterior: Posterior = posterior
         self.alpha_bar = alpha_bar(config)
+        self.learns_latent = bool(trained(self.prompt) or trained(self.predictor))
         self.decode: Callable[[Tensor, Tensor | None], Tensor] = self.codec.decode
 
     def encode(self, signed: Tensor, posterior: Posterior = "mode") -> Tensor:
@@ -102,18 +110,22 @@ class Generator(nn.Module):
         with torch.no_grad():
             return self.codec.encode(signed, posterior)
 
-    def forward(self, lq: Tensor, window: Window | None = None) -> Restored:
+    def forward(self, lq: Tensor, windows: Windows | None = None) -> Restored:
         """Restore faces in one step.
 
         Args:
             lq: (B, 3, H, W) signed.
-            window: decode this part only.
+            windows: decode these parts only.
         """
-        prompt = self.prompt(lq)
-        latent = self.encode(lq, self.posterior)
-        eps = self.predictor(latent, self.config.timestep, prompt)
-        x0 = predict_x0(latent, eps, self.alpha_bar)
-        part, guide = (x0, lq) if window is None else (window.of_latent(x0), window.of_image(lq))
+        learning = torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning and self.learns_latent):
+            prompt = self.prompt(lq)
+            latent = self.encode(lq, self.posterior)
+            eps = self.predictor(latent, self.config.timestep, prompt)
+            x0 = predict_x0(latent, eps, self.alpha_bar)
+        if learning and not self.learns_latent:
+            x0.requires_grad_()  # the losses' pulls are weighed there (balance.py)
+        part, guide = (x0, lq) if windows is None else (windows.of_latent(x0), windows.of_image(lq))
         return Restored(self.decode(part, guide).float(), x0, prompt)
 
 

@@ -46,6 +46,8 @@ def build_initial(recipe: Recipe) -> Initial:
     start = read_model(cfg.init) if cfg.init else None
     if start is not None and start.config.arch != cfg.mode and not start.missing_parts:
         raise ConfigError(f"restorer.init holds a {start.config.arch} model, restorer.mode is {cfg.mode}")
+    if cfg.train == "codec" and (start is None or start.missing_parts):
+        raise ConfigError("restorer.train codec: all else stays, so restorer.init must be a whole model")
     vre = _vre(recipe, start)
     config = model_config(cfg, start, vre.cfg)
     if cfg.mode == "full":
@@ -167,12 +169,12 @@ def load_taesd(codec: Any, folder: Path) -> None:
 def choose_trained(
     cfg: RestorerTraining, config: OSDFaceConfig, backbone: Backbone, start: Checkpoint | None = None
 ) -> None:
-    """Set `requires_grad`: LoRA layers (lora), or the UNet, the decoder and its fidelity branch (full)."""
+    """Set `requires_grad`: LoRA layers (lora), or the decoder, its fidelity branch and the UNet (full)."""
     codec, unet = cast(Any, backbone.codec), cast(UNetPredictor, backbone.predictor).unet
     codec.requires_grad_(False)
     unet.requires_grad_(False)
     if cfg.mode == "full":
-        unet.requires_grad_(True)
+        unet.requires_grad_(cfg.train == "all")
         codec.decoder.requires_grad_(True)
         if codec.guide is not None:
             codec.guide.requires_grad_(True)
@@ -201,7 +203,8 @@ def _fresh_lora(unet: nn.Module, config: OSDFaceConfig) -> None:
 
 def _prompt(cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Checkpoint | None) -> VisualPrompt:
     """VRE and projection; free vectors for `learned`, zeros that stay for `none`."""
-    projection = Projection(config.vre.z_channels, config.projection).requires_grad_(cfg.prompt != "none")
+    learns = cfg.prompt != "none" and cfg.train == "all"
+    projection = Projection(config.vre.z_channels, config.projection).requires_grad_(learns)
     if cfg.prompt == "none":
         nn.init.zeros_(projection.vectors)
     if start is not None and not start.missing_parts and start.config.projection == config.projection:

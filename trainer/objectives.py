@@ -10,7 +10,7 @@ from osdface_core.losses.features import Weights
 from osdface_core.losses.identity import IdentityLoss
 from osdface_core.losses.perceptual import PerceptualLoss
 
-from .generator import Restored, Window
+from .generator import Restored, Windows
 from .restorer_config import RestorerTraining
 
 
@@ -76,16 +76,16 @@ class Objectives:
         return "latent_mse" in self.weights or "latent_l1" in self.weights
 
     def terms(
-        self, restored: Restored, hq: Tensor, clean: Tensor | None, window: Window | None = None
+        self, restored: Restored, hq: Tensor, clean: Tensor | None, windows: Windows | None = None
     ) -> dict[str, Tensor]:
         """The unweighted terms, 0-d float32 with gradient.
 
         Args:
             hq: (B, 3, H, W) signed, the whole face.
             clean: (B, 4, H/8, W/8), its latent; needed when `needs_latent`.
-            window: the part that `restored.image` shows; without one identity counts too.
+            windows: the parts that `restored.image` shows; without them identity counts too.
         """
-        target = hq if window is None else window.of_image(hq)
+        target = hq if windows is None else windows.of_image(hq)
         image, has = restored.image, self.weights.__contains__
         terms: dict[str, Tensor] = {}
         if has("mse"):
@@ -102,7 +102,7 @@ class Objectives:
             terms["ea_dists"] = self._ea_dists(image, target)
         if has("color"):
             terms["color"] = reconstruction.low_frequency_loss(image, target, self.cfg.color.sigma)
-        if self._identity is not None and window is None:
+        if self._identity is not None and windows is None:
             terms["identity"] = self._identity(image, target)
         return terms
 

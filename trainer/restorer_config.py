@@ -190,21 +190,26 @@ class GANs:
 
 @dataclass(frozen=True)
 class Crop:
-    """Decode a random window only, on a share of the steps (`[restorer.crop]`): the decoder costs less.
+    """Decode random windows only, on a share of the steps (`[restorer.crop]`): the decoder costs less.
 
     Identity needs the whole face and rests on those steps.
 
     Attributes:
-        side: of the window [latent cells, 8 px each]; 0 = off.
+        side: of a window [latent cells, 8 px each]; 0 = off.
         share: of the steps, 0 to 1.
+        count: windows per face; what comes before the decoder runs once for all of them.
     """
 
     side: int = 0
     share: float = 0.75
+    count: int = 1
 
     def __post_init__(self) -> None:
-        if self.side < 0 or not 0 <= self.share <= 1:
-            raise ConfigError(f"side {self.side}, share {self.share}: expected side >= 0 and 0 <= share <= 1")
+        if self.side < 0 or not 0 <= self.share <= 1 or self.count < 1:
+            raise ConfigError(
+                f"side {self.side}, share {self.share}, count {self.count}: "
+                "expected side >= 0, 0 <= share <= 1 and count >= 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,8 @@ class RestorerTraining:
     Attributes:
         mode: `lora` adapts a frozen Stable Diffusion 2.1-base (the paper); `full` trains a small UNet, and
             the decoder and fidelity branch of a tiny codec, into a self-contained checkpoint.
+        train: (full) `all`, or the `codec` alone: decoder and fidelity branch learn on the latents that the
+            rest of `init` gives.
         steps: optimiser steps (paper: 150,000 with batch 2).
         batch_size: images per optimiser step over all processes.
         accumulate: micro-batches per optimiser step and process.
@@ -249,6 +256,7 @@ class RestorerTraining:
     """
 
     mode: Literal["lora", "full"] = "lora"
+    train: Literal["all", "codec"] = "all"
     name: str = "osdface"
     steps: int = 150_000
     batch_size: int = 2
@@ -297,6 +305,8 @@ class RestorerTraining:
             raise ConfigError(f"ema {self.ema}: expected a decay from 0 (off) to below 1")
         if self.mode == "full":
             self._check_full()
+        elif self.train == "codec":
+            raise ConfigError("restorer.train codec: mode lora leaves the codec as it is; set it to all")
 
     def _check_full(self) -> None:
         if self.init == "" and (self.unet is None or self.codec.kind != "tiny"):

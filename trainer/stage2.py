@@ -22,7 +22,7 @@ from .config import Recipe
 from .ema import EMA
 from .export import export_tensors
 from .gan import Evidence, Opponent
-from .generator import CELL, Generator, Window, adamw, place, trained
+from .generator import CELL, Generator, Windows, adamw, place, trained
 from .holdout import HoldOut
 from .initial import Initial, build_initial
 from .latents import CleanLatents
@@ -83,18 +83,18 @@ class RestorerStage:
                     scalars[key] = scalars[key] + share if key in scalars else share
         return scalars | self._update(step, active)
 
-    def window(self, step: int, size: tuple[int, int]) -> Window | None:
-        """The part that this step decodes, or None for the whole face; the same on all processes.
+    def windows(self, step: int, size: tuple[int, int]) -> Windows | None:
+        """The parts that this step decodes, or None for the whole face; the same on all processes.
 
         Args:
             size: height and width of the latent [cells].
         """
-        side, share = self.cfg.crop.side, self.cfg.crop.share
+        side, share, count = self.cfg.crop.side, self.cfg.crop.share, self.cfg.crop.count
         if side == 0 or side >= min(size) or int((step + 1) * share) == int(step * share):
             return None
-        draw = mix(self.recipe.run.seed, step, 0xC409)
         rows, columns = size[0] - side + 1, size[1] - side + 1
-        return Window(draw % rows, draw // rows % columns, side)
+        draws = [mix(self.recipe.run.seed, step, 0xC409 + i) for i in range(count)]
+        return Windows(tuple((draw % rows, draw // rows % columns) for draw in draws), side)
 
     def _synchronised(self, active: list[Opponent], last: bool) -> ExitStack:
         """Processes exchange gradients with the last micro-batch only."""
@@ -129,13 +129,13 @@ class RestorerStage:
     ) -> tuple[dict[str, Tensor], Evidence]:
         """The generator's pass and its losses."""
         lq, hq = self._layout(to_signed(micro.lq)), self._layout(to_signed(micro.hq))
-        window = self.window(step, (lq.shape[-2] // CELL, lq.shape[-1] // CELL))
+        windows = self.windows(step, (lq.shape[-2] // CELL, lq.shape[-1] // CELL))
         asked = self.objectives.needs_latent or any(o.needs_latent for o in active)
         clean = self.clean(micro, hq) if asked else None
         with self.accelerator.autocast():
-            restored = self.generator(lq, window)
-            terms = self.objectives.terms(restored, hq, clean, window)
-        target = hq if window is None else window.of_image(hq)
+            restored = self.generator(lq, windows)
+            terms = self.objectives.terms(restored, hq, clean, windows)
+        target = hq if windows is None else windows.of_image(hq)
         return terms, Evidence(restored.image, target, restored.latent, clean, restored.prompt)
 
     def _layout(self, image: Tensor) -> Tensor:
