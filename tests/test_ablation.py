@@ -1,0 +1,49 @@
+"""The ablation runner on two tiny variants: it trains, scores, averages over seeds and goes on."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer import ablation
+from trainer.config import load_recipe
+
+
+def test_variants_take_one_part_away() -> None:
+    whole = load_recipe("mini").restorer
+    changed = {name: load_recipe("mini", sets).restorer for name, sets in ablation.variants("").items()}
+    assert changed.pop("everything") == whole
+    assert all(cfg != whole for cfg in changed.values())
+    assert changed["without GAN"].gan.feature.weight == changed["without GAN"].gan.diffusion.weight == 0
+    assert ablation.OTHER_VRE in ablation.variants("other.safetensors")
+
+
+def test_table_has_mean_and_spread() -> None:
+    seeds = [{"mild/psnr": 20.0, "mild/perceptual": 0.5, "mild/identity": 0.8}]
+    assert "| all | 20.00 | 0.500 | 0.800 |" in ablation.table({"all": seeds}, ["mild"])
+    seeds.append({"mild/psnr": 22.0, "mild/perceptual": 0.5, "mild/identity": 0.6})
+    both = ablation.table({"all": seeds}, ["mild"])
+    assert "| all | 21.00 ± 1.41 | 0.500 ± 0.000 | 0.700 ± 0.141 |" in both
+
+
+def test_runs_are_scored_and_kept(
+    tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "METRICS", ("psnr",))
+    sets = [
+        f"data.train={tiny_faces}", f"data.val={tiny_faces}", "run.report=false", "restorer.steps=2",
+        "run.validate_every=2", "restorer.prompt=learned", "restorer.validation.metrics=['psnr']",
+    ]  # fmt: skip
+    words = ["smoke", "--seeds", "1", "--only", "everything,no prompt", "--out", str(tmp_path)]
+    words += [word for key in sets for word in ("--set", key)]
+    assert ablation.main(words) == 0
+    table = (tmp_path / "table.md").read_text()
+    rows = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    assert rows == ["everything", "no prompt"]
+    metrics = tmp_path / "no_prompt_1" / "restorer" / "metrics.jsonl"
+    trained = metrics.read_text()
+    assert ablation.main(words) == 0 and (tmp_path / "table.md").read_text() == table
+    assert metrics.read_text() == trained, "a finished run is only read"
+    capsys.readouterr()
+    missing = f"data.train={tmp_path / 'none'}"
+    assert ablation.main(["smoke", "--set", missing, "--out", str(tmp_path / "b")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
