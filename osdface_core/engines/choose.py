@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from ..errors import ConfigError
@@ -12,7 +13,7 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from ..pipeline import OSDFacePipeline
 
-ENGINES = ("eager", "fast", "graphs")
+ENGINES = ("auto", "eager", "fast", "graphs")
 Say = Callable[[str], None]
 
 
@@ -20,13 +21,16 @@ def use_engine(pipeline: OSDFacePipeline, engine: str, say: Say | None = None) -
     """Make `pipeline` run through `engine`, in place; the VRE, and so its tokens, stay as they are.
 
     Args:
-        engine: eager: PyTorch as it comes. fast: fewer operations on the CPU. graphs: CUDA graphs, one
-            launch per batch.
+        engine: auto: fast on the CPU in float32, eager elsewhere. eager: PyTorch as it comes. fast: fewer
+            operations on the CPU. graphs: CUDA graphs, one launch per batch.
         say: told what is being waited for, a line at a time.
     Raises:
         ConfigError: an unknown name, or an engine that this device or installation lacks.
     """
     say = say or (lambda _: None)
+    if engine == "auto":
+        plain = pipeline.device.type == "cpu" and pipeline.dtype == torch.float32
+        engine = "fast" if plain else "eager"
     if engine == "eager":
         return
     if engine == "fast":

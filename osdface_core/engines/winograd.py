@@ -126,7 +126,9 @@ class WinogradConv(nn.Module):
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
-        """Whether the layer is of the kind, and wide enough to gain."""
+        """Whether the layer is of the kind (no subclass, no adapter around it), and wide enough to gain."""
+        if type(conv) is not nn.Conv2d:
+            return False
         plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
         plain = plain and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
         return plain and min(conv.in_channels, conv.out_channels) >= 64
