@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .color import MODES
+from .engines import ENGINES
 from .errors import ConfigError, ImageError, OSDFaceError
 from .faces import DETECTORS
 from .faces.select import ORDERS, parse_which
@@ -61,6 +62,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument("--dtype", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
+    group.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="how it runs; auto is fast on the CPU in fp32"
+    )
 
 
 def load(args: argparse.Namespace) -> OSDFacePipeline:
@@ -72,6 +76,7 @@ def load(args: argparse.Namespace) -> OSDFacePipeline:
         lora=args.lora,
         device=args.device,
         dtype=args.dtype,
+        engine=args.engine,
     )
 
 
