@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -84,12 +84,60 @@ def restore_photo(
     """
     if isinstance(photo, (str, Path)):
         photo = read_photo(photo).pixels
-    height, width = photo_shape(photo)
+    found, crops = locate(
+        photo,
+        pipeline.device,
+        detector=detector,
+        detector_dir=detector_dir,
+        faces=faces,
+        min_face=min_face,
+        max_face=max_face,
+        max_faces=max_faces,
+        order=order,
+    )
+    restored = renew(
+        pipeline,
+        crops,
+        strength=strength,
+        timestep=timestep,
+        color_fix=color_fix,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    if identity is not None and found:
+        found = with_identity(found, crops, restored, identity)
+    image, mask = put_back(
+        photo,
+        found,
+        crops,
+        restored,
+        upscale=upscale,
+        upscale_model=upscale_model,
+        feather=feather,
+        paste_mode=paste_mode,
+    )
+    return PhotoResult(image, mask, found, crops, restored)
+
+
+def locate(
+    photo: Photo,
+    device: torch.device,
+    *,
+    detector: str = "auto",
+    detector_dir: str | Path | None = None,
+    faces: str | Sequence[Face] = "all",
+    min_face: float = 0,
+    max_face: float | None = None,
+    max_faces: int | None = None,
+    order: str = "area",
+) -> tuple[list[Face], Tensor]:
+    """First step of `restore_photo`: the chosen faces and their crops (N, 3, 512, 512) on `device`."""
+    shape = photo_shape(photo)
     if isinstance(faces, str):
-        found = detect(photo, detector, detector_dir=detector_dir, device=pipeline.device, min_face=min_face)
+        found = detect(photo, detector, detector_dir=detector_dir, device=device, min_face=min_face)
         found = select(
             found,
-            (height, width),
+            shape,
             faces,
             min_size=min_face,
             max_size=max_face,
@@ -98,34 +146,47 @@ def restore_photo(
         )
     else:
         found = list(faces)
-    device = pipeline.device
-    crops = align(photo, found, device=device) if found else torch.zeros(0, 3, 512, 512, device=device)
-    restored = pipeline.restore(
-        crops,
-        strength=strength,
-        timestep=timestep,
-        color_fix=color_fix,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    restored = keep_grey(restored, crops)  # without a colour in the photo there is none in the faces
-    if identity is not None and found:
-        found = _with_identity(found, crops, restored, identity)
-    image, ratio = enlarge(photo, upscale, upscale_model, device)
-    image, mask = paste(
+    return found, align(photo, found, device=device)
+
+
+def renew(pipeline: OSDFacePipeline, crops: Tensor, **options: Any) -> Tensor:
+    """Second step: the crops restored, grey ones still grey; options of `OSDFacePipeline.restore`."""
+    restored = pipeline.restore(crops, **options)
+    return keep_grey(restored, crops[..., : restored.shape[-2], : restored.shape[-1]])
+
+
+def put_back(
+    photo: Photo,
+    faces: list[Face],
+    crops: Tensor,
+    restored: Tensor,
+    *,
+    upscale: float = 1.0,
+    upscale_model: str | Path | None = None,
+    feather: float = 0.2,
+    paste_mode: str = "residual",
+    in_place: bool = False,
+) -> tuple[Photo, Photo]:
+    """Third step: the photo with the restored faces, and the mask; see `PhotoResult`.
+
+    Args:
+        in_place: see `faces.paste`.
+    """
+    image, ratio = enlarge(photo, upscale, upscale_model, crops.device)
+    return paste(
         image,
-        found,
+        faces,
         restored,
         crops=crops if ratio == (1.0, 1.0) else None,
         feather=feather,
         mode=paste_mode,
         scale=ratio,
+        in_place=in_place or image is not photo,
     )
-    return PhotoResult(image, mask, found, crops, restored)
 
 
 @torch.inference_mode()
-def _with_identity(faces: list[Face], crops: Tensor, restored: Tensor, weights: str | Path) -> list[Face]:
+def with_identity(faces: list[Face], crops: Tensor, restored: Tensor, weights: str | Path) -> list[Face]:
     """Each face with (1.0, cosine of the restored face to the original): the original is the measure."""
     net = load_identity(weights, crops.device)
     scores = torch.cat(

@@ -17,9 +17,10 @@ from .errors import ConfigError, ImageError, OSDFaceError
 from .faces import DETECTORS
 from .faces.select import ORDERS, parse_which
 from .inputs import Guard, Job, Missing, plan
+from .overlap import one_by_one, overlapped
 from .pipeline import OSDFacePipeline
 from .report import save_json
-from .restore_files import Plan, compare_path, restore_file
+from .restore_files import FileRestorer, Plan, compare_path
 
 # Arguments that `photo.restore_photo` takes under another name.
 RENAMED = {"paste": "paste_mode"}
@@ -137,7 +138,7 @@ def _add_writing_arguments(group: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restore all inputs, one after the other.
+    """Restore all inputs.
 
     Returns: 0 or 1, see the parser's epilog.
     Raises:
@@ -168,22 +169,25 @@ def _restore_all(
     guard: Guard,
     records: list[dict[str, Any]],
 ) -> None:
-    """One photo in memory at a time; a failed one is named and the others go on."""
+    """A photo that fails is named and the others go on; three are in memory at a time at most."""
     options = {RENAMED.get(name, name): getattr(args, name) for name in PHOTO_OPTIONS}
     how = Plan(options, args.aligned, args.crops, args.compare)
     single = len(jobs) == 1
     hidden = True if args.quiet else None  # None: hidden where stderr is no terminal
     with tqdm(total=len(jobs), unit="face" if single else "photo", disable=hidden, file=sys.stderr) as bar:
-        for job in jobs:
-            try:
-                record = restore_file(pipeline, job, how, guard, _faces_on(bar) if single else None)
-                _say(_line(record), sys.stdout)
-            except Exception as error:  # one bad file must not cost the other thousand
-                record = {"input": str(job.source), "error": _reason(error)}
-                _say(f"{job.source}: {record['error']}", sys.stderr)
-            records.append(record)
+
+        def tell(job: Job, result: Any) -> None:
+            if isinstance(result, Exception):
+                result = {"input": str(job.source), "error": _reason(result)}
+                _say(f"{job.source}: {result['error']}", sys.stderr)
+            else:
+                _say(_line(result), sys.stdout)
+            records.append(result)
             if not single:
                 bar.update()
+
+        restorer = FileRestorer(pipeline, how, guard, _faces_on(bar) if single else None)
+        (one_by_one if single else overlapped)(jobs, restorer, tell)
 
 
 def _faces_on(bar: Any) -> Callable[[int, int], None]:

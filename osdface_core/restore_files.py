@@ -13,19 +13,23 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from .color import keep_grey
 from .errors import ImageError
+from .faces import Face
 from .faces.regions import FULL_SCALE
 from .files import replacing
 from .identity import load_identity, similarity
 from .images import Photo, from_unit, read_photo, to_unit, write_photo
 from .inputs import Guard, Job
-from .photo import restore_photo
+from .photo import locate, put_back, renew, with_identity
 from .pipeline import OSDFacePipeline, Progress
 from .report import comparison, crop_pictures, save_picture
 from .upscale import resize_plane
 
 SIDE = 512  # [px]; what square inputs of --aligned are resized to
+# Which of `photo.restore_photo`'s options belong to which of its steps.
+LOCATING = ("detector", "detector_dir", "faces", "min_face", "max_face", "max_faces", "order")
+RESTORING = ("strength", "timestep", "color_fix", "batch_size")
+PASTING = ("upscale", "upscale_model", "feather", "paste_mode")
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,21 @@ class Plan:
     compare: bool = False
 
 
-@dataclass(frozen=True)
-class _Restored:
-    pixels: np.ndarray
-    faces: list[dict[str, Any]]
+@dataclass
+class Work:
+    """One photo on its way.
+
+    Attributes:
+        crops, restored: (N, 3, H, W) in [0, 1], faces before and after.
+        seconds: what each stage took: read, detect (with align), model, paste, write.
+    """
+
+    job: Job
+    photo: Photo
+    faces: list[Face]
     crops: Tensor
     restored: Tensor
+    seconds: dict[str, float]
 
 
 def compare_path(target: Path) -> Path:
@@ -58,70 +71,113 @@ def compare_path(target: Path) -> Path:
     return target.with_name(f"{target.stem}_compare.png")
 
 
-def restore_file(
-    pipeline: OSDFacePipeline, job: Job, plan: Plan, guard: Guard, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Restore one file.
+class FileRestorer:
+    """The three steps that restore a file. Steps of different files may run at the same time in threads.
 
-    Returns:
-        plain JSON types: input, output, width, height, seconds, faces (`Face.to_dict`).
-    Raises:
-        OSDFaceError: one line; nothing was overwritten.
+    All of them raise OSDFaceError: one line; nothing was overwritten.
     """
-    start = time.perf_counter()
-    guard.check(job.target)
-    photo = read_photo(job.source)
-    run = _restore_aligned if plan.aligned else _restore_photo
-    done = run(pipeline, photo, plan.options, progress)
-    if _untouched(job, photo, done, plan):
-        _copy(job)
-    else:
-        write_photo(job.target, _with_pixels(photo, done.pixels))
-    _write_extras(job, photo, done, plan, guard)
-    height, width = done.pixels.shape[:2]
-    return {
-        "input": str(job.source),
-        "output": str(job.target),
-        "width": width,
-        "height": height,
-        "seconds": round(time.perf_counter() - start, 3),
-        "faces": done.faces,
-    }
+
+    def __init__(
+        self, pipeline: OSDFacePipeline, plan: Plan, guard: Guard, progress: Progress | None = None
+    ) -> None:
+        self.pipeline = pipeline
+        self.plan = plan
+        self.guard = guard
+        self.progress = progress
+
+    def prepare(self, job: Job) -> Work:
+        """Read the photo, find and align its faces."""
+        start = time.perf_counter()
+        self.guard.check(job.target)
+        photo = read_photo(job.source)
+        read = time.perf_counter()
+        faces: list[Face] = []
+        if self.plan.aligned:
+            crops = _aligned_face(photo)
+        else:
+            faces, crops = locate(photo.pixels, self.pipeline.device, **self._options(LOCATING))
+        seconds = {"read": read - start, "detect": time.perf_counter() - read}
+        return Work(job, photo, faces, crops, crops, seconds)
+
+    def restore(self, work: Work) -> Work:
+        """Run the model on its faces."""
+        start = time.perf_counter()
+        options = self._options(RESTORING)
+        work.restored = renew(self.pipeline, work.crops, progress=self.progress, **options)
+        work.seconds["model"] = time.perf_counter() - start
+        return work
+
+    def finish(self, work: Work) -> dict[str, Any]:
+        """Paste the faces, write the photo and what belongs beside it.
+
+        Returns:
+            plain JSON types: input, output, width, height, seconds, stages (`Work.seconds`), faces
+            (`Face.to_dict`).
+        """
+        start = time.perf_counter()
+        pixels, faces = self._aligned(work) if self.plan.aligned else self._pasted(work)
+        pasted = time.perf_counter()
+        if _untouched(work, pixels, self.plan):
+            _copy(work.job)
+        else:
+            write_photo(work.job.target, _with_pixels(work.photo, pixels))
+        self._write_extras(work, pixels)
+        work.seconds |= {"paste": pasted - start, "write": time.perf_counter() - pasted}
+        return {
+            "input": str(work.job.source),
+            "output": str(work.job.target),
+            "width": pixels.shape[1],
+            "height": pixels.shape[0],
+            "seconds": round(sum(work.seconds.values()), 3),
+            "stages": {name: round(value, 4) for name, value in work.seconds.items()},
+            "faces": faces,
+        }
+
+    def _options(self, names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: self.plan.options[name] for name in names if name in self.plan.options}
+
+    def _pasted(self, work: Work) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        faces, identity = work.faces, self.plan.options.get("identity")
+        if identity is not None and faces:
+            faces = with_identity(faces, work.crops, work.restored, identity)
+        options = self._options(PASTING)
+        # A giant is held once, unless it is to be shown beside its result.
+        in_place = not self.plan.compare
+        image, _ = put_back(work.photo.pixels, faces, work.crops, work.restored, in_place=in_place, **options)
+        return np.asarray(image), [face.to_dict() for face in faces]
+
+    def _aligned(self, work: Work) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        faces: list[dict[str, Any]] = []
+        identity = self.plan.options.get("identity")
+        before = work.crops[..., : work.restored.shape[-2], : work.restored.shape[-1]]
+        work.crops = before
+        if identity is not None:
+            device = self.pipeline.device
+            score = similarity(load_identity(identity, device), before.to(device), work.restored.to(device))
+            faces.append({"identity_before_after": [1.0, float(score)]})
+        return from_unit(work.restored[0], work.photo.pixels.dtype), faces
+
+    def _write_extras(self, work: Work, pixels: np.ndarray) -> None:
+        if self.plan.compare:
+            path = self.guard.check(compare_path(work.job.target))
+            save_picture(comparison(work.photo.pixels, pixels), path)
+        if self.plan.crops is not None:
+            for path, picture in crop_pictures(work.crops, work.restored, self.plan.crops / work.job.name):
+                save_picture(picture, self.guard.check(path))
 
 
-def _restore_photo(
-    pipeline: OSDFacePipeline, photo: Photo, options: dict[str, Any], progress: Progress | None
-) -> _Restored:
-    result = restore_photo(pipeline, photo.pixels, progress=progress, **options)
-    faces = [face.to_dict() for face in result.faces]
-    return _Restored(np.asarray(result.image), faces, result.crops, result.restored)
-
-
-def _restore_aligned(
-    pipeline: OSDFacePipeline, photo: Photo, options: dict[str, Any], progress: Progress | None
-) -> _Restored:
-    """Square crops at 512 px, others at their own size cut to multiples of 8, as the released code does."""
+def _aligned_face(photo: Photo) -> Tensor:
+    """Square crops at 512 px, others at their own size, which the model cuts to multiples of 8."""
     face = to_unit(photo.pixels)[None]
     if face.shape[-1] == face.shape[-2] != SIDE:
         face = F.interpolate(face, (SIDE, SIDE), mode="bilinear", align_corners=True)
-    keys = ("strength", "timestep", "color_fix", "batch_size")
-    restored = pipeline.restore(face, progress=progress, **{k: options[k] for k in keys if k in options})
-    face = face[..., : restored.shape[-2], : restored.shape[-1]]
-    if photo.grey:
-        restored = keep_grey(restored, face)
-    done = from_unit(restored[0], photo.pixels.dtype)
-    faces: list[dict[str, Any]] = []
-    if options.get("identity") is not None:
-        net = load_identity(options["identity"], pipeline.device)
-        score = similarity(net, face.to(pipeline.device), restored.to(pipeline.device))
-        faces.append({"identity_before_after": [1.0, float(score)]})
-    return _Restored(done, faces, face, restored)
+    return face
 
 
-def _untouched(job: Job, photo: Photo, done: _Restored, plan: Plan) -> bool:
+def _untouched(work: Work, pixels: np.ndarray, plan: Plan) -> bool:
     """No face was found and nothing was resized: the file's own bytes are the best copy of it."""
-    same_kind = job.source.suffix.lower() == job.target.suffix.lower()
-    return same_kind and not plan.aligned and not done.faces and done.pixels.shape == photo.pixels.shape
+    same_kind = work.job.source.suffix.lower() == work.job.target.suffix.lower()
+    return same_kind and not plan.aligned and not work.faces and pixels.shape == work.photo.pixels.shape
 
 
 def _copy(job: Job) -> None:
@@ -140,11 +196,3 @@ def _with_pixels(photo: Photo, pixels: np.ndarray) -> Photo:
         resized = resize_plane(alpha.astype(np.float32), pixels.shape[:2]).clip(0.0, full)
         alpha = (resized if full == 1.0 else resized.round()).astype(alpha.dtype)
     return dataclasses.replace(photo, pixels=pixels, alpha=alpha)
-
-
-def _write_extras(job: Job, photo: Photo, done: _Restored, plan: Plan, guard: Guard) -> None:
-    if plan.compare:
-        save_picture(comparison(photo.pixels, done.pixels), guard.check(compare_path(job.target)))
-    if plan.crops is not None:
-        for path, picture in crop_pictures(done.crops, done.restored, plan.crops / job.name):
-            save_picture(picture, guard.check(path))

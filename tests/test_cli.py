@@ -234,15 +234,22 @@ def test_a_full_disk(
     assert tree(Path("out")) == {"a.png", "b.png"}
 
 
+@pytest.mark.parametrize("step", ["locate", "renew", "put_back"])
 def test_errors_that_nobody_planned_for(
-    run: Run, faces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Run, faces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: str
 ) -> None:
     def broken(*args: Any, **options: Any) -> Any:
         raise KeyError("a\nb")
 
-    monkeypatch.setattr(restore_files, "restore_photo", broken)
+    monkeypatch.setattr(restore_files, step, broken)
     assert run(faces, "-o", "o.png") == 1
     assert lines(capsys.readouterr().err) == [f"{faces}: KeyError: 'a\\nb'"]
+    Path("in").mkdir()
+    for name in ("a", "b"):
+        Image.open(faces).save(f"in/{name}.png")
+    assert run("in", "-o", "out") == 1
+    assert lines(capsys.readouterr().err) == [f"in/{name}.png: KeyError: 'a\\nb'" for name in ("a", "b")]
+    assert not Path("out").exists()
 
 
 def test_interrupted(
@@ -256,6 +263,42 @@ def test_interrupted(
     assert "interrupted" in capsys.readouterr().err
     assert not Path("out").exists()
     assert json.loads(Path("r.json").read_text())["photos"] == []
+
+
+def test_interrupted_in_a_folder(
+    run: Run, faces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while the model works on the second photo: the first one is whole, and in the report."""
+    Path("in").mkdir()
+    for name in "abcd":
+        Image.open(faces).save(f"in/{name}.png")
+    renew = restore_files.renew
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if calls.append(1) or len(calls) == 2:
+            raise KeyboardInterrupt
+        return renew(*args, **options)
+
+    calls: list[int] = []
+    monkeypatch.setattr(restore_files, "renew", interrupted)
+    assert run("in", "-o", "out", "--json", "r.json") == 130
+    assert tree(Path("out")) == {"a.png"}
+    assert [p["input"] for p in json.loads(Path("r.json").read_text())["photos"]] == ["in/a.png"]
+    assert lines(capsys.readouterr().err)[-1].endswith("no half-written file is left")
+
+
+def test_a_folder_gives_what_each_photo_gives_alone(run: Run, faces: Path) -> None:
+    Path("in").mkdir()
+    for number in range(5):
+        Image.open(faces).crop((number, 0, 300, 150)).save(f"in/{number}.png")
+    assert run("in", "-o", "out", "--compare", "--json", "r.json") == 0
+    photos = json.loads(Path("r.json").read_text())["photos"]
+    assert [p["input"] for p in photos] == [f"in/{n}.png" for n in range(5)]
+    assert all(p["seconds"] == pytest.approx(sum(p["stages"].values()), abs=2e-3) for p in photos)
+    for number in range(5):
+        assert run(f"in/{number}.png", "-o", "alone.png", "--compare") == 0
+        for there, here in ((f"{number}.png", "alone.png"), (f"{number}_compare.png", "alone_compare.png")):
+            assert np.array_equal(read_photo(f"out/{there}").pixels, read_photo(here).pixels), there
 
 
 # --- folders, globs, and inputs that are never overwritten

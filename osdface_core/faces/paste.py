@@ -61,6 +61,7 @@ def paste(
     mode: str = "residual",
     scale: float | tuple[float, float] = 1.0,
     device: torch.device | str | None = None,
+    in_place: bool = False,
 ) -> tuple[Photo, Photo]:
     """Blend restored crops into a copy of the photo.
 
@@ -78,6 +79,7 @@ def paste(
         mode: "residual" or "replace".
         scale: size of `photo` over that of the photo the faces were found in (one number, or x and y).
         device: where to blend; the photo's by default.
+        in_place: blend into `photo` itself where it can be written to.
     Returns:
         image: same kind, shape and type as `photo`; arrays are rounded once, inside the masks only.
         mask: (1, H, W) float32 tensor, or (H, W) float32 array: 0 outside, 1 where fully restored.
@@ -96,9 +98,11 @@ def paste(
         for i, face in enumerate(faces)
     ]
     if isinstance(photo, Tensor):
-        image, mask = photo.clone(), torch.zeros(1, height, width, device=photo.device)
+        image = photo if in_place else photo.clone()
+        mask = torch.zeros(1, height, width, device=photo.device)
     else:
-        image, mask = photo.copy(), np.zeros((height, width), np.float32)
+        image = photo if in_place and photo.flags.writeable else photo.copy()
+        mask = np.zeros((height, width), np.float32)
     for tile in tiles_touched(patches, height, width):
         blend_tile(image, mask, patches, tile, feather, mode)
     return image, mask
