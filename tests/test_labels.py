@@ -1,0 +1,47 @@
+"""Labels that evaluation groups by, against scikit-image's colour space and made-up landmarks."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.evaluation import labels
+
+
+@pytest.mark.parametrize("colour", [(0.93, 0.80, 0.72), (0.70, 0.50, 0.38), (0.30, 0.20, 0.15)])
+def test_typology_angle(colour: tuple[float, float, float]) -> None:
+    color = pytest.importorskip("skimage.color")
+    lightness, _, yellow = color.rgb2lab(np.array(colour)[None, None])[0, 0]
+    face = torch.tensor(colour).view(3, 1, 1).expand(3, 512, 512)
+    assert labels.typology_angle(face) == pytest.approx(
+        math.degrees(math.atan2(lightness - 50, yellow)), abs=0.5
+    )
+
+
+def test_turn_does_not_depend_on_tilt_or_size() -> None:
+    points = np.array([[0.0, 0], [10, 0], [7, 8], [2, 14], [8, 14]])
+    assert labels.turn(points) == pytest.approx(0.2)
+    a = math.radians(30)
+    rotation = np.array([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
+    assert labels.turn(3 * points @ rotation.T + 5) == pytest.approx(0.2)
+    points[2, 0] = 5
+    assert labels.turn(points) == 0
+
+
+def test_table_that_evaluation_reads(tmp_path: Path) -> None:
+    from trainer.evaluation.intervals import read_groups
+
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    for name, value in (("pale", (240, 205, 185)), ("deep", (75, 50, 38))):
+        Image.new("RGB", (256, 256), value).save(faces / f"{name}.png")
+    assert labels.main([str(faces), "-o", str(tmp_path / "labels.csv")]) == 0
+    with (tmp_path / "labels.csv").open() as stream:
+        rows = {row["file"]: (row["skin"], row["pose"]) for row in csv.DictReader(stream)}
+    assert rows == {"pale.png": ("light", "unknown"), "deep.png": ("dark", "unknown")}
+    assert read_groups(tmp_path / "labels.csv", ("skin",))["deep"] == {"skin": "dark"}
+    assert labels.main([str(tmp_path / "none"), "-o", str(tmp_path / "x.csv")]) == 1
