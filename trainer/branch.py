@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from osdface_core.errors import ConfigError
 from osdface_core.losses.adversarial import discriminator_loss, generator_loss
 from osdface_core.losses.discriminators import PatchDiscriminator
 from osdface_core.vre import VQAutoencoder
 
+from . import sharding
 from .config import RunConfig
 from .dictionary import Dictionary, vq_loss
 from .launch import all_rows, all_sum
@@ -62,28 +62,23 @@ class Branch:
 
     def __init__(self, cfg: VRETraining, run: RunConfig, accelerator: Accelerator) -> None:
         self.cfg, self.accelerator = cfg, accelerator
-        codes = cfg.codebook
-        touched = codes.update == "ema" or codes.init == "data" or codes.revive_every > 0
-        if touched and accelerator.distributed_type == DistributedType.FSDP:
-            raise ConfigError(
-                "FSDP shards the dictionary, so only gradients may move it: in [vre.codebook] set "
-                'update = "gradient", init = "uniform", revive_every = 0, or use DDP (stage 1 is small)'
-            )
         net = Autoencoding(VQAutoencoder(cfg.model))
         disc = PatchDiscriminator(cfg.gan.channels, cfg.gan.layers, cfg.gan.norm, cfg.gan.spectral)
         if run.channels_last:
             net, disc = net.to(memory_format=torch.channels_last), disc.to(memory_format=torch.channels_last)
         net, disc = net.to(accelerator.device), disc.to(accelerator.device)
-        self.dictionary = Dictionary(
-            net.net.quantize.embedding.weight, cfg.codebook,
-            reduce=lambda x: all_sum(accelerator, x), gather=lambda x: all_rows(accelerator, x),
-        )  # fmt: skip
+        if cfg.codebook.update == "ema":
+            net.net.quantize.requires_grad_(False)
         if run.compile:
             compile_parts(net.net)
             disc.compile()
         self.core = net.net
-        self.net, self.optimizer = accelerator.prepare(net, self._adam(net))
-        self.disc, self.disc_optimizer = accelerator.prepare(disc, self._adam(disc))
+        self.net, self.optimizer = sharding.prepare(accelerator, net, self._adam, keep=True)
+        self.disc, self.disc_optimizer = sharding.prepare(accelerator, disc, self._adam)
+        self.dictionary = Dictionary(
+            self.core.quantize.embedding.weight, cfg.codebook,
+            reduce=lambda x: all_sum(accelerator, x), gather=lambda x: all_rows(accelerator, x),
+        )  # fmt: skip
         self.norms: dict[str, Tensor] = {}
 
     def _adam(self, module: nn.Module) -> Optimizer:
@@ -126,14 +121,17 @@ class Branch:
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight of the decoder's last convolution: where the adaptive weight compares gradients."""
+        """Weight of the decoder's last convolution: where the adaptive weight compares gradients.
+
+        Between forward and backward pass this is the one that the graph knows, also when FSDP shards it.
+        """
         return self.core.decoder.conv_out.weight
 
     def update(self, optimizer: Optimizer, module: nn.Module, factor: float) -> Tensor | None:
         """Clip, step, and clear one network; returns the gradient norm when clipping is on."""
         norm = None
         if self.cfg.clip > 0:
-            norm = self.accelerator.clip_grad_norm_(module.parameters(), self.cfg.clip)
+            norm = sharding.clip(module.parameters(), self.cfg.clip)
         set_lr(optimizer, self.cfg.lr, factor)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -142,12 +140,18 @@ class Branch:
     @torch.no_grad()
     def start_from(self, other: "Branch") -> None:
         """Copy weights, buffers and dictionary statistics of another branch; optimisers stay fresh."""
+        self.settle()
+        other.settle()
         for mine, theirs in ((self.net, other.net), (self.disc, other.disc)):
             for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
                 a.copy_(b)
             for a, b in zip(mine.buffers(), theirs.buffers(), strict=True):
                 a.copy_(b)
         self.dictionary.load_state_dict(other.dictionary.state_dict())
+
+    def settle(self) -> None:
+        """After passes without gradients, before weights are written."""
+        sharding.settle(self.net)
 
     def state_dict(self) -> dict[str, Any]:
         return {"dictionary": self.dictionary.state_dict()}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import sharding
 from .seeds import mix
 from .vre_config import Dictionary as Settings
 
@@ -70,15 +71,21 @@ class Dictionary:
     """
 
     def __init__(self, weight: Tensor, settings: Settings, reduce: Reduce, gather: Reduce) -> None:
-        """`weight` is (K, D); `reduce` sums and `gather` concatenates a tensor over the processes."""
+        """`weight` is (K, D), perhaps sharded; `reduce` sums and `gather` concatenates over the processes."""
         self.settings = settings
         self._weight, self._reduce, self._gather = weight, reduce, gather
         size = weight.shape[0]
         self.hits = torch.ones(size, device=weight.device)  # running mean per step
         self.recent = torch.zeros(size, device=weight.device)  # since the last revival
-        self.total = weight.detach().clone()  # running sum of the features of each code
-        if settings.update == "ema":
-            weight.requires_grad_(False)
+        self.total = self.codes.clone()  # running sum of the features of each code
+
+    @property
+    def codes(self) -> Tensor:
+        """(K, D), whole."""
+        return sharding.gather(self._weight.detach())
+
+    def _write(self, codes: Tensor) -> None:
+        self._weight.copy_(sharding.like(self._weight, codes))
 
     @torch.no_grad()
     def start(self, features: Tensor) -> None:
@@ -113,7 +120,7 @@ class Dictionary:
         # Laplace smoothing keeps a code that nobody uses from being divided by almost nothing.
         mass, size = self.hits.sum(), self.hits.shape[0]
         smooth = (self.hits + 1e-5) / (mass + size * 1e-5) * mass
-        self._weight.copy_(self.total / smooth.unsqueeze(1))
+        self._write(self.total / smooth.unsqueeze(1))
 
     def _move(self, dead: Tensor, features: Tensor, draw: int) -> None:
         """Put the codes where `dead` is true onto random features, with an average share of the hits.
@@ -127,7 +134,7 @@ class Dictionary:
         picks = torch.randint(len(whole), self.hits.shape, generator=source)
         candidates = whole[picks.to(whole.device)]
         share = self.hits.mean()
-        self._weight.copy_(torch.where(dead.unsqueeze(1), candidates, self._weight))
+        self._write(torch.where(dead.unsqueeze(1), candidates, self.codes))
         self.hits = torch.where(dead, share, self.hits)
         self.total = torch.where(dead.unsqueeze(1), candidates * share, self.total)
 
@@ -137,7 +144,7 @@ class Dictionary:
             "hits": self.hits,
             "recent": self.recent,
             "total": self.total,
-            "codes": self._weight.detach(),
+            "codes": self.codes,
         }
 
     @torch.no_grad()
@@ -145,4 +152,4 @@ class Dictionary:
         self.hits = state["hits"].to(self.hits, copy=True)
         self.recent = state["recent"].to(self.recent, copy=True)
         self.total = state["total"].to(self.total, copy=True)
-        self._weight.copy_(state["codes"])
+        self._write(state["codes"])

@@ -7,6 +7,7 @@ from torch import Tensor
 from osdface_core.lora import extract_lora
 
 from .generator import Generator
+from .sharding import gather
 
 
 def export_tensors(generator: Generator) -> dict[str, Tensor]:
@@ -24,7 +25,7 @@ def export_tensors(generator: Generator) -> dict[str, Tensor]:
     else:
         parts |= {"unet": unet.state_dict(), "codec": generator.codec.state_dict()}
     return {
-        f"{part}.{name}": tensor.detach().clone()
+        f"{part}.{name}": gather(tensor.detach()).clone()
         for part, state in parts.items()
         for name, tensor in state.items()
     }

@@ -4,7 +4,7 @@ Both players learn from the same restored faces: one generator pass per step ser
 detached, the discriminator's (1:1). Each plays against the other as it was at the start of the step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -23,6 +23,7 @@ from osdface_core.losses.adversarial import (
 from osdface_core.losses.diffusion_discriminator import DiffusionDiscriminator
 from osdface_core.losses.discriminators import shift_flip
 
+from . import sharding
 from .generator import trained
 from .restorer_config import Adversary, DiffusionAdversary, FeatureAdversary, PatchAdversary
 from .schedule import set_lr
@@ -60,17 +61,27 @@ class Opponent:
         name: in logs and checkpoints.
         cfg: its table.
         net: the parameters that learn have `requires_grad`; they stay float32.
+        blocks: parts of it that FSDP shards one by one.
     """
 
     needs_latent = False
 
-    def __init__(self, name: str, cfg: Adversary, net: nn.Module, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        name: str,
+        cfg: Adversary,
+        net: nn.Module,
+        accelerator: Accelerator,
+        blocks: Iterable[nn.Module] = (),
+    ) -> None:
         self.name, self.cfg, self.accelerator = name, cfg, accelerator
         net = net.to(accelerator.device)
-        self.learning = list(trained(net).values())
-        fused = accelerator.device.type == "cuda" or None
-        optimizer = AdamW(self.learning, cfg.lr, cfg.betas, weight_decay=0.0, fused=fused)
-        self.net, self.optimizer = accelerator.prepare(net, optimizer)
+        self.net, self.optimizer = sharding.prepare(accelerator, net, self._adamw, blocks)
+        self.learning = list(trained(self.net).values())
+
+    def _adamw(self, net: nn.Module) -> AdamW:
+        fused = self.accelerator.device.type == "cuda" or None
+        return AdamW(trained(net).values(), self.cfg.lr, self.cfg.betas, weight_decay=0.0, fused=fused)
 
     def look(self, evidence: Evidence) -> Look:
         """Draw one look."""
@@ -137,7 +148,7 @@ class Opponent:
     def update(self, lr_factor: float, clip: float) -> None:
         """One optimiser step on the gathered gradients."""
         if clip > 0:
-            self.accelerator.clip_grad_norm_(self.learning, clip)
+            sharding.clip(self.learning, clip)
         set_lr(self.optimizer, self.cfg.lr, lr_factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

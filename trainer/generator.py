@@ -165,6 +165,11 @@ def adamw(generator: Generator, cfg: RestorerTraining) -> AdamW:
     )  # fmt: skip
 
 
+def unet_blocks(unet: Any) -> list[nn.Module]:
+    """What FSDP gathers one after the other: nearly all of a UNet's weights."""
+    return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+
+
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that learn, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}

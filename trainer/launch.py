@@ -1,6 +1,5 @@
 """Processes, devices and seeds: what surrounds the loop."""
 
-import os
 import random
 import warnings
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from osdface_core.errors import ConfigError, OSDFaceError
 
+from . import sharding
 from .config import RunConfig
 from .seeds import mix
 
@@ -24,13 +24,9 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     """The device and its processes, as `accelerate launch` or `accelerate config` set them up.
 
     Raises:
-        ConfigError: FSDP version 1, whose flat optimiser state does not resume on other process counts.
+        ConfigError: FSDP is asked for where it does not work, see sharding.py.
     """
-    if (
-        os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        and os.environ.get("FSDP_VERSION", "1") == "1"
-    ):
-        raise ConfigError("FSDP version 1 is not supported: set fsdp_version: 2 in the accelerate config")
+    sharding.check(run.compile)
     # Buffers (batch norm statistics) are per process; broadcasting them would change them between the two
     # passes that a discriminator makes before its backward pass.
     # Newer torch has another word for it, which older torch does not know.

@@ -12,6 +12,7 @@ from osdface_core.losses.discriminators import FeatureDiscriminator, PatchDiscri
 
 from .config import Recipe
 from .gan import LatentOpponent, Opponent, PixelOpponent
+from .generator import unet_blocks
 from .initial import Initial
 from .objectives import Networks
 from .restorer_config import GANs
@@ -29,7 +30,8 @@ def build_opponents(
     found: list[Opponent] = []
     if initial.trunk is not None:
         net = diffusion_discriminator(initial.trunk, initial.generator.config, cfg)
-        found.append(LatentOpponent("diffusion", cfg.diffusion, _layout(net, recipe), accelerator))
+        blocks = unet_blocks(net.unet)
+        found.append(LatentOpponent("diffusion", cfg.diffusion, _layout(net, recipe), accelerator, blocks))
     if cfg.feature.weight > 0:
         table = cfg.feature
         weights = networks.features(table.net, table.file)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from osdface_core.errors import CheckpointError
 
+from .sharding import gather, like
 from .stage import Stage
 
 
@@ -43,13 +44,13 @@ def restore(stage: Stage, accelerator: Accelerator, state: Mapping[str, Any]) ->
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:
     """All parameters and persistent buffers by name, gathered."""
-    return {key: _full(value) for key, value in module.state_dict().items()}
+    return _full(module.state_dict())
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
     """Trained parameters and persistent buffers by name, gathered."""
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {key: value for key, value in full_state(module).items() if key not in frozen}
+    return _full({key: value for key, value in module.state_dict().items() if key not in frozen})
 
 
 @torch.no_grad()
@@ -63,7 +64,7 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     for name, value in tensors.items():
         if name not in own or own[name].shape != value.shape:
             raise CheckpointError(f"the checkpoint's {where}.{name} does not fit this model")
-        own[name].copy_(_like(own[name], value))
+        own[name].copy_(like(own[name], value))
 
 
 def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -77,21 +78,11 @@ def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 def _placed(parameter: Tensor, value: Any) -> Any:
     same = isinstance(value, Tensor) and value.shape == parameter.shape
-    return _like(parameter, value) if same else value
+    return like(parameter, value) if same else value
 
 
 def _full(value: Any) -> Any:
     """Sharded tensors of a tree gathered to full ones."""
     if isinstance(value, Mapping):
         return {key: _full(item) for key, item in value.items()}
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
-def _like(target: Tensor, value: Tensor) -> Tensor:
-    """`value` on the target's device, sharded as the target is."""
-    value = value.to(target.device)
-    if not hasattr(target, "full_tensor"):
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value, target.device_mesh, target.placements)  # type: ignore[attr-defined]
+    return gather(value)

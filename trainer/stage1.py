@@ -25,6 +25,7 @@ from .config import Recipe
 from .dictionary import usage
 from .launch import all_mean
 from .schedule import lr_factor
+from .sharding import no_sync
 from .snapshot import full_state
 from .stage import Batch, position, to_signed, to_unit
 from .stage1_plan import plan
@@ -97,14 +98,16 @@ class VREStage:
             branch.start_from(self.branches["hq"])
         elif self.cfg.codebook.init == "data":
             micro = next(batch.split(self.cfg.accumulate))
-            branch.dictionary.start(_rows(branch.reconstruct(self._target(micro, name)).features))
+            features = branch.reconstruct(self._target(micro, name)).features
+            branch.settle()
+            branch.dictionary.start(_rows(features))
 
     def _synchronised(self, names: tuple[str, ...], last: bool) -> ExitStack:
         """Gradients are exchanged between processes with the last micro-batch only."""
         stack = ExitStack()
         for name in names if not last else ():
-            stack.enter_context(self.accelerator.no_sync(self.branches[name].net))
-            stack.enter_context(self.accelerator.no_sync(self.branches[name].disc))
+            stack.enter_context(no_sync(self.accelerator, self.branches[name].net))
+            stack.enter_context(no_sync(self.accelerator, self.branches[name].disc))
         return stack
 
     def _backward(
@@ -243,6 +246,7 @@ class VREStage:
         for branch in self.branches.values():
             branch.net.eval()
             stack.callback(branch.net.train)
+            stack.callback(branch.settle)
         return stack
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,19 +10,20 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from osdface_core.config import OSDFaceConfig
 from osdface_core.errors import ConfigError
 
+from . import sharding
 from .balance import Balance
 from .config import Recipe
 from .ema import EMA
 from .export import export_tensors
 from .gan import Evidence, Opponent
-from .generator import CELL, Generator, Windows, adamw, place, trained
+from .generator import CELL, Generator, Windows, adamw, place, trained, unet_blocks
 from .holdout import HoldOut
 from .initial import Initial, build_initial
 from .latents import CleanLatents
@@ -54,7 +55,10 @@ class RestorerStage:
         self.objectives = Objectives(self.cfg, networks)
         self.opponents = build_opponents(recipe, accelerator, initial, networks)
         self.core = place(initial.generator, recipe, accelerator.device)
-        self.generator, self.optimizer = accelerator.prepare(self.core, adamw(self.core, self.cfg))
+        blocks = unet_blocks(self.core.predictor.unet)
+        self.generator, self.optimizer = sharding.prepare(
+            accelerator, self.core, lambda core: adamw(core, self.cfg), blocks
+        )
         self.ema = EMA(trained(self.core), self.cfg.ema)
         self.clean = CleanLatents(self._encode_clean, self.cfg.latent.cache)
         self.balance = Balance(accelerator, self.cfg.gradient_norms)
@@ -100,7 +104,7 @@ class RestorerStage:
         """Processes exchange gradients with the last micro-batch only."""
         stack = ExitStack()
         for net in () if last else (self.generator, *(o.net for o in active)):
-            stack.enter_context(self.accelerator.no_sync(net))
+            stack.enter_context(sharding.no_sync(self.accelerator, net))
         return stack
 
     def _backward(self, micro: Batch, step: int, active: list[Opponent]) -> dict[str, Tensor]:
@@ -151,8 +155,7 @@ class RestorerStage:
         factor = lr_factor(step, cfg.steps, warmup=cfg.warmup, schedule=cfg.schedule, final=cfg.final_lr)
         scalars = {}
         if cfg.clip > 0:
-            norm = self.accelerator.clip_grad_norm_(self.ema.parameters.values(), cfg.clip)
-            scalars = {} if norm is None else {"grad_norm": norm.detach()}
+            scalars = {"grad_norm": sharding.clip(self.ema.parameters.values(), cfg.clip)}
         set_lr(self.optimizer, cfg.lr, factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -209,10 +212,15 @@ def build(recipe: Recipe, accelerator: Accelerator) -> RestorerStage:
     Raises:
         ConfigError, CheckpointError: one line that names the key or the file.
     """
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ConfigError(
-            "stage 2 trains few parameters and runs with DDP: switch FSDP off (accelerate config), "
-            "and use checkpoint_unet, checkpoint_decoder and accumulate where memory is short"
-        )
+    _check_penalties(recipe)
     networks = Networks(recipe.restorer, accelerator.device)
     return RestorerStage(recipe, accelerator, build_initial(recipe), networks)
+
+
+def _check_penalties(recipe: Recipe) -> None:
+    gan = recipe.restorer.gan
+    for name, table in (("diffusion", gan.diffusion), ("feature", gan.feature), ("patch", gan.patch)):
+        if sharding.asked_for() and table.weight > 0 and table.r1 > 0 and table.r1_sigma == 0:
+            raise ConfigError(
+                f"restorer.gan.{name}.r1: FSDP has no second derivatives: set r1_sigma above 0, or use DDP"
+            )
