@@ -6,9 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .sharding import like
+
 
 class EMA:
-    """Averages of parameters, on their device, float32.
+    """Averages of parameters, on their device, float32, sharded where they are.
 
     Args:
         parameters: by name; the objects are kept, their values are read at every update.
@@ -56,7 +58,7 @@ class EMA:
         average = state["average"]
         assert isinstance(average, Mapping) and set(average) == set(self.average)
         for name, value in average.items():
-            self.average[name].copy_(value)
+            self.average[name].copy_(like(self.average[name], value))
         updates = state["updates"]
         assert isinstance(updates, int)
         self.updates = updates

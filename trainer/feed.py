@@ -12,6 +12,7 @@ from torch import Tensor
 
 from osdface_core.errors import ConfigError
 
+from . import sharding
 from .augment import augment, flips
 from .config import Recipe, StageName
 from .data import Batches, FaceDataset, Faces
@@ -82,9 +83,14 @@ class Feed:
         return self._plain(source, [i * len(source) // count for i in range(count)])
 
     def holdout(self) -> Iterator[Batch]:
-        """This process's share of the hold-out, each face once, with fixed degradations."""
-        mine = range(self.rank, len(self.val), self.world) if self.val else range(0)
-        remaining = iter(mine)
+        """This process's share of the hold-out, each face once, with fixed degradations.
+
+        Sharded networks need all processes in every pass, and a process without a face would leave the others
+        waiting for its scores: then every process takes the whole hold-out.
+        """
+        count = len(self.val) if self.val else 0
+        alike = sharding.asked_for() or count < self.world
+        remaining = iter(range(count) if alike else range(self.rank, count, self.world))
         while chunk := list(islice(remaining, self.micro_batch)):
             yield self._plain(self.val or self.train, chunk)
 

@@ -20,6 +20,7 @@ from osdface_core.errors import CheckpointError, ConfigError
 from osdface_core.files import replacing
 
 from . import settings
+from .checkpointing import list_checkpoints
 from .config import Recipe, StageName, check_resumable
 
 
@@ -55,6 +56,8 @@ class RunFolder:
 def open_run(recipe: Recipe, stage: StageName, *, fresh: bool = False, resume: bool = False) -> RunFolder:
     """Create the stage's folder, or check that it may be continued; the resolved recipe is saved in it.
 
+    A run that stopped before its first checkpoint, because a path was wrong perhaps, may change its recipe.
+
     Args:
         fresh: start over; a former run of this stage is kept beside it as `vre.1`, `vre.2`, …
         resume: insist that there is something to continue.
@@ -71,7 +74,7 @@ def open_run(recipe: Recipe, stage: StageName, *, fresh: bool = False, resume: b
             with only_one(folder):  # not under a running process
                 pass
             folder.path.rename(_free_name(folder.path))
-        if folder.recipe.is_file():
+        if folder.recipe.is_file() and list_checkpoints(folder.checkpoints):
             saved = settings.build(Recipe, settings.read_toml(folder.recipe), "")
             check_resumable(saved, recipe, stage, folder.path)
         folder.samples.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,10 @@
     python -m trainer.proof paper                      # Stable Diffusion 2.1's shapes, 512 px, batch 2, bf16
     python -m trainer.proof mini --set restorer.batch_size=32 --steps 20
     python -m trainer.proof paper --json proof.json
+    python -m trainer.proof paper --set run.device=cpu --set data.size=128 --steps 1 --warmup 0
 
-No file but the recipe is read: every network has its real shape and random weights.
+No file but the recipe is read: every network has its real shape and random weights. On a CPU, where nobody
+counts tensors, the peak is the resident memory of the whole process.
 """
 
 import argparse
@@ -122,6 +124,7 @@ def watch_parts(clock: Clock, stage: RestorerStage) -> None:
     for opponent in stage.opponents:
         clock.wrap(f"{opponent.name}: in the generator's loss", opponent, "generator_loss")
         clock.wrap(f"{opponent.name}: its own loss", opponent, "loss")
+    clock.wrap("gradient norms, in steps that log them", stage.balance, "measure")
     clock.wrap("optimisers, average", stage, "_update")
     _split_backward(clock, stage)
 
@@ -171,9 +174,19 @@ def measure(recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
         "images": count, "size": side, "accumulate": recipe.restorer.accumulate, "steps": steps,
         "trained parameters": sum(p.numel() for p in stage.ema.parameters.values()),
         "milliseconds": parts, "images per second": 1000 * count / parts["whole step"],
-        "peak memory [GB]": cuda.max_memory_allocated(device) / 1e9 if cuda else None,
+        "peak memory [GB]": cuda.max_memory_allocated(device) / 1e9 if cuda else _resident(),
         "reserved memory [GB]": cuda.max_memory_reserved(device) / 1e9 if cuda else None,
     }  # fmt: skip
+
+
+def _resident() -> float | None:
+    """Largest resident memory of this process so far [GB]; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _from_the_start(recipe: Recipe) -> Recipe:

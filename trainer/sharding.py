@@ -5,6 +5,7 @@ with one optimiser on GPUs; a stage has several, with frozen parts that are chea
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,6 +66,8 @@ def prepare(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # No loss changes a network's output in place, which is what torch warns of here.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()  # shards have no channels-last layout
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
