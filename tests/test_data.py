@@ -1,11 +1,15 @@
 """Sources of faces, the order of training, batches across processes, augmentation, preview."""
 
 import csv
+import functools
 import hashlib
+import http.server
 import io
 import itertools
 import json
+import shutil
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +125,29 @@ def test_remote_shards_are_fetched_once(folder, tmp_path):
     with pytest.raises(ConfigError, match="cannot be fetched"):
         list_items(f"pipe:cat {tmp_path}/none.tar", cache_dir=tmp_path / "cache")
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".tar"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches http shards with curl")
+def test_shards_come_over_http(folder, tmp_path):
+    pytest.importorskip("webdataset")
+    write_shards(folder, tmp_path / "shards")
+    handler = functools.partial(Quiet, directory=str(tmp_path / "shards"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_address[1]}"
+        far = FaceDataset(f"{base}/faces-{{000..001}}.tar", 32, cache_dir=tmp_path / "cache")
+        with pytest.raises(ConfigError, match=r"none\.tar cannot be fetched \(exit \d+\)") as caught:
+            list_items(f"{base}/none.tar", cache_dir=tmp_path / "cache")
+        server.shutdown()
+    assert "\n" not in str(caught.value)
+    assert torch.equal(far.get(range(11)), FaceDataset(folder, 32).get(range(11)))
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and tells nobody."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        del format, args
 
 
 def test_cached_faces_equal_decoded_ones(folder):

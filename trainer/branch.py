@@ -71,7 +71,7 @@ class Branch:
             net.net.quantize.requires_grad_(False)
         if run.compile:
             compile_parts(net.net)
-            disc.compile()
+            disc.compile(dynamic=False)
         self.core = net.net
         self.net, self.optimizer = sharding.prepare(accelerator, net, self._adam, keep=True)
         self.disc, self.disc_optimizer = sharding.prepare(accelerator, disc, self._adam)
@@ -162,10 +162,10 @@ class Branch:
 
 def compile_parts(net: VQAutoencoder) -> None:
     """Compile everything but the last layer: a gradient there must not run through the whole network."""
-    net.encoder.compile()
-    net.decoder.mid.compile()
+    net.encoder.compile(dynamic=False)
+    net.decoder.mid.compile(dynamic=False)
     for level in net.decoder.up:
-        level.compile()
+        level.compile(dynamic=False)
 
 
 def pixel_loss(image: Tensor, target: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
 """Processes, devices and seeds: what surrounds the loop."""
 
+import os
 import random
+import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -38,11 +41,35 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     torch.backends.cudnn.allow_tf32 = run.tf32
     torch.backends.cudnn.benchmark = True
     if run.compile:
+        _check_compiler(accelerator.device)
         # Adaptive weights look at gradients before the backward pass, so compiled graphs must outlive that.
+        import torch._dynamo.config as dynamo
         import torch._functorch.config as functorch
 
         functorch.donated_buffer = False
+        # Levels of a network share their code and differ in shape; past the limit torch gives up on them.
+        setattr(dynamo, "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit", 64)
     return accelerator
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Torch finds out in the first step only, and then in many lines.
+
+    Raises:
+        ConfigError: no compiler for what torch.compile writes.
+    """
+    if device.type == "cpu":
+        default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        wanted, variable = [os.environ.get("CXX", default)], "CXX"
+    elif device.type == "cuda":  # triton compiles its launchers
+        wanted, variable = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cl"], "CC"
+    else:
+        return
+    if not any(shutil.which(name) for name in wanted):
+        raise ConfigError(
+            f"run.compile needs a compiler, and {' or '.join(wanted)} is not there: install it, "
+            f"name another in the environment variable {variable}, or set run.compile = false"
+        )
 
 
 def seed_all(seed: int, *path: int) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -159,7 +160,9 @@ def _local(url: str, cache_dir: str | Path | None) -> Path:
                 shutil.copyfileobj(stream, out, 1 << 20)
             partial.replace(target)
         except Exception as error:
-            raise ConfigError(f"shard {url} cannot be fetched: {error}") from error
+            status = re.search(r"exit \d+", str(error))  # the rest is the fetching program's command line
+            reason = status.group() if status else error
+            raise ConfigError(f"shard {url} cannot be fetched ({reason}): is it reachable?") from error
         finally:
             partial.unlink(missing_ok=True)
     return target

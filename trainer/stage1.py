@@ -56,7 +56,7 @@ class VREStage:
         if self.perceptual is not None:
             self.perceptual.to(accelerator.device)
             if recipe.run.compile:
-                self.perceptual.compile()
+                self.perceptual.compile(dynamic=False)
         self.modules: Mapping[str, nn.Module] = {
             f"{name}{suffix}": module
             for name, branch in self.branches.items()
