@@ -1,6 +1,8 @@
 """The loop around stage 1, in this process: files, resuming, stops, refusals, bad values."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from osdface_core.checkpoint import load_checkpoint
-from osdface_core.errors import ConfigError
+from osdface_core.errors import CheckpointError, ConfigError
 from osdface_core.vre import VRE
-from trainer import stage1
+from trainer import observe, stage1
 from trainer.cli import main
 from trainer.config import Recipe, load_recipe
 from trainer.folder import only_one, open_run
@@ -160,6 +162,28 @@ def test_other_faces_are_refused_and_moved_ones_are_not(tiny_faces: Path, tmp_pa
     (tmp_path / "moved" / "0.png").unlink()
     with pytest.raises(ConfigError, match=r"data\.train holds other faces"):
         train(smoke(tmp_path / "moved", run), "vre", quiet=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    whole: Path, tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(observe, "write_png", full)
+        with pytest.raises(CheckpointError, match="No space left on device; free some space") as caught:
+            train(smoke(tiny_faces, tmp_path), "vre", quiet=True)
+    assert "\n" not in str(caught.value)
+    train(smoke(tiny_faces, tmp_path), "vre", quiet=True)
+    assert_same(weights(whole), weights(tmp_path))
+
+
+def test_a_recipe_may_change_until_something_was_learned(tiny_faces: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="squeezenet"):
+        wrong = ("vre.perceptual.weight=1", "vre.perceptual.net=squeezenet", "vre.perceptual.file=nowhere")
+        train(smoke(tiny_faces, tmp_path, *wrong), "vre", quiet=True)
+    assert train(smoke(tiny_faces, tmp_path), "vre", quiet=True).reason == "done"
 
 
 def test_two_processes_never_share_a_folder(tiny_faces: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ order is a function of the step, and checkpoints hold the rest; so a run that wa
 with the same weights as one that was not (bit for bit on a CPU).
 """
 
+import errno
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from osdface_core.checkpoint import save_checkpoint
-from osdface_core.errors import ConfigError
+from osdface_core.errors import CheckpointError, ConfigError
 
 from . import checkpointing, snapshot
 from .config import Recipe, StageName
@@ -28,6 +29,8 @@ from .observe import Observer, on_terminal
 from .provenance import provenance
 from .report import write_report
 from .stage import Batch, Stage
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in the quota, in the file
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def train(
         quiet: no progress bar.
     Raises:
         ConfigError: recipe, folder or data do not fit.
-        CheckpointError: weights are missing, or a checkpoint cannot be written.
+        CheckpointError: weights are missing, or the disk is full.
         DivergedError: a value was not finite; the batch is saved and the error says where.
     """
     began = time.monotonic()
@@ -75,7 +78,15 @@ def train(
     folder = on_main(accelerator, lambda: open_run(recipe, stage_name, fresh=fresh, resume=resume))
     with ExitStack() as stack:
         on_main(accelerator, lambda: stack.enter_context(only_one(folder)))
-        return _train(recipe, folder, accelerator, quiet, began)
+        try:
+            return _train(recipe, folder, accelerator, quiet, began)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise CheckpointError(
+                f"{folder.path} cannot be written: {error.strerror}; free some space, then the same command "
+                "continues"
+            ) from error
 
 
 def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, quiet: bool, began: float) -> Outcome:
