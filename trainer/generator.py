@@ -152,7 +152,7 @@ def place(generator: Generator, recipe: Recipe, device: torch.device) -> Generat
     return generator
 
 
-def adamw(generator: Generator, cfg: RestorerTraining) -> AdamW:
+def adamw(generator: nn.Module, cfg: RestorerTraining) -> AdamW:
     """The generator's optimiser: one group for each factor on the learning rate."""
     scales = {"predictor": 1.0, "codec": cfg.codec_lr, "prompt": cfg.projection_lr}
     groups: dict[str, list[nn.Parameter]] = {part: [] for part in scales}
