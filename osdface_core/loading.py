@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -11,11 +12,12 @@ from torch import nn
 from .backbone import Backbone, UNetPredictor, build_full
 from .base import load_base
 from .checkpoint import Checkpoint, load_checkpoint, load_strict
-from .config import OSDFaceConfig
+from .config import CodecConfig, OSDFaceConfig
 from .errors import CheckpointError
 from .lora import attach_lora, merge_lora, parse_lora
 from .vre import VRE, Projection
 
+CODECS = ("own", "taesd")
 MINI = Path(__file__).parent / "assets" / "mini.safetensors"
 
 
@@ -62,6 +64,8 @@ def load_model(
     base: str | Path | None = None,
     lora_scale: float = 1.0,
     lora: str = "merged",
+    codec: str = "own",
+    codec_dir: str | Path | None = None,
 ) -> Loaded:
     """Read, validate and build; see `OSDFacePipeline.from_pretrained` for the arguments and errors."""
     checkpoint = read_model(source)
@@ -78,9 +82,26 @@ def load_model(
         load_strict(cast(UNetPredictor, backbone.predictor).unet, checkpoint.part("unet"), f"{name}: unet")
     else:
         backbone = _adapted_base(checkpoint, name, base, lora_scale, lora)
+    config = checkpoint.config
+    if codec != "own":
+        backbone, config = _with_codec(backbone, config, name, codec, codec_dir)
     for part in (vre, projection, backbone.codec, backbone.predictor):
         cast(nn.Module, part).requires_grad_(False)
-    return Loaded(checkpoint.config, vre, projection, backbone, checkpoint.training)
+    return Loaded(config, vre, projection, backbone, checkpoint.training)
+
+
+def _with_codec(
+    backbone: Backbone, config: OSDFaceConfig, name: str, codec: str, folder: str | Path | None
+) -> tuple[Backbone, OSDFaceConfig]:
+    """The model with a tiny codec in place of Stable Diffusion's."""
+    if codec not in CODECS:
+        raise CheckpointError(f"codec is {codec!r}, expected one of {', '.join(CODECS)}")
+    if config.codec.kind == "tiny":
+        raise CheckpointError(f"{name} was trained with a small codec of its own; leave --codec {codec} out")
+    from .tiny_codec import taesd
+
+    codec_config = CodecConfig(kind="tiny")
+    return Backbone(taesd(folder), backbone.predictor), replace(config, codec=codec_config)
 
 
 def check_diffusers() -> None:

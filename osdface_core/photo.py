@@ -149,10 +149,14 @@ def locate(
     return found, align(photo, found, device=device)
 
 
+@torch.inference_mode()
 def renew(pipeline: OSDFacePipeline, crops: Tensor, **options: Any) -> Tensor:
     """Second step: the crops restored, grey ones still grey; options of `OSDFacePipeline.restore`."""
     restored = pipeline.restore(crops, **options)
-    return keep_grey(restored, crops[..., : restored.shape[-2], : restored.shape[-1]])
+    height, width = restored.shape[-2:]
+    for face, before in zip(restored.split(1), crops[..., :height, :width].split(1), strict=True):
+        face.copy_(keep_grey(face, before))  # one by one: a crowd's crops are large
+    return restored
 
 
 def put_back(

@@ -75,6 +75,8 @@ class OSDFacePipeline:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         engine: str = "auto",
+        codec: str = "own",
+        codec_dir: str | Path | None = None,
     ) -> OSDFacePipeline:
         """Load a model; never touches the network.
 
@@ -86,12 +88,16 @@ class OSDFacePipeline:
             device: auto | cpu | cuda[:n] | mps.
             dtype: auto | fp32 | fp16 | bf16 or a torch dtype, for everything but the VRE.
             engine: how it runs; see `engines.use_engine`.
+            codec: "own", or "taesd" for quicker, softer previews with a model on Stable Diffusion.
+            codec_dir: folder with TAESD's two files; torch's cache without one.
         Raises:
             CheckpointError: one line that says which file is wrong and what to do.
             ConfigError: an engine that does not exist or cannot run here.
         """
         target = pick_device(device)
-        loaded: Loaded = load_model(source, base=base, lora_scale=lora_scale, lora=lora)
+        loaded: Loaded = load_model(
+            source, base=base, lora_scale=lora_scale, lora=lora, codec=codec, codec_dir=codec_dir
+        )
         pipeline = cls(
             loaded.config,
             loaded.vre,
@@ -154,7 +160,8 @@ class OSDFacePipeline:
         a_bar = alpha_bar(self.config, timestep)
         steps = self.config.timestep if timestep is None else timestep
         size = batch_size or faces_at_once(self.device, self.config, self.dtype)
-        done: list[Tensor] = []
+        height, width = faces.shape[-2] // 8 * 8, faces.shape[-1] // 8 * 8
+        done = faces[..., :height, :width].clone()
         start = 0
         while start < len(faces):
             chunk = faces[start : start + size]
@@ -167,13 +174,11 @@ class OSDFacePipeline:
                 size = (len(chunk) + 1) // 2
                 log.warning("out of memory with %d faces at once; going on with %d", len(chunk), size)
                 continue
-            done.append(self._finish(chunk, out, strength, color_fix))
+            done[start : start + len(chunk)] = self._finish(chunk, out, strength, color_fix)
             start += len(chunk)
             if progress:
                 progress(start, len(faces))
-        if done:
-            return torch.cat(done)
-        return faces[..., : faces.shape[-2] // 8 * 8, : faces.shape[-1] // 8 * 8].clone()
+        return done
 
     def restore_photo(self, photo: PhotoInput, **options: Any) -> PhotoResult:
         """Find, align, restore and paste back every face of a photo; see `photo.restore_photo`."""

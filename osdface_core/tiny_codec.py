@@ -8,7 +8,8 @@ untrained branch leaves the decoder's answer as it was.
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from diffusers.models.autoencoders.vae import DecoderTiny, EncoderTiny
 from torch import Tensor, nn
 
 from .config import CodecConfig
+from .weights import find_weights, load_strictly, read_state_dict
+
+TAESD_SOURCE = "https://github.com/madebyollin/taesd (MIT)"
 
 GATE_START = -4.0  # sigmoid(-4) = 0.018: the decoder's own answer, with a gradient left for the gate
 
@@ -130,3 +134,29 @@ class TinyCodec(nn.Module):
         gate = torch.sigmoid(self.guide.gate(x))
         decoded = layers[-1](x) * 2.0 - 1.0
         return decoded + gate * (guide - decoded)
+
+
+def taesd(folder: str | Path | None) -> TinyCodec:
+    """TAESD itself: Stable Diffusion's latents in a fortieth of the arithmetic, for previews.
+
+    Args:
+        folder: with taesd_encoder.safetensors and taesd_decoder.safetensors; None is torch's cache.
+    Raises:
+        CheckpointError: a file is missing or does not fit.
+    """
+    codec = TinyCodec(CodecConfig(kind="tiny"))
+    load_taesd(codec, folder)
+    return codec.requires_grad_(False)
+
+
+def load_taesd(codec: Any, folder: str | Path | None) -> None:
+    """Put TAESD's weights into a `TinyCodec`; its fidelity branch keeps its own start. See `taesd`."""
+    for name in ("encoder", "decoder"):
+        path = find_weights(folder, f"taesd_{name}.safetensors", "TAESD", TAESD_SOURCE)
+        # Layer 0 of TAESD's decoder is its clamp, which diffusers does outside of the list.
+        shift = 1 if name == "decoder" else 0
+        renamed = {}
+        for key, value in read_state_dict(path, "TAESD", TAESD_SOURCE).items():
+            number, _, rest = key.partition(".")
+            renamed[f"layers.{int(number) - shift}.{rest}"] = value
+        load_strictly(getattr(codec, name), renamed, path, "TAESD", TAESD_SOURCE)

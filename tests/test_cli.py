@@ -20,6 +20,7 @@ from PIL import Image
 from osdface_core import cli, loading, report, restore_command, restore_files
 from osdface_core.cli import main
 from osdface_core.images import Photo, read_photo, write_photo
+from osdface_core.overlap import one_by_one, overlapped
 from osdface_core.pipeline import OSDFacePipeline
 
 Run = Callable[..., int]
@@ -180,6 +181,7 @@ def test_one_pixel(run: Run, tmp_path: Path) -> None:
 # --- bad inputs: each is named in one line, the others are done
 
 
+@pytest.mark.usefixtures("runner")
 def test_bad_inputs_among_good_ones(
     run: Run, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +211,7 @@ def _jpeg(source: Path) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.usefixtures("runner")
 def test_a_full_disk(
     run: Run, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +237,20 @@ def test_a_full_disk(
     assert tree(Path("out")) == {"a.png", "b.png"}
 
 
+@pytest.fixture(params=[one_by_one, overlapped])
+def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways through a folder, whatever the device."""
+    monkeypatch.setattr(restore_command, "runner_for", lambda *arguments: request.param)
+
+
+def test_the_steps_overlap_beside_a_gpu_only() -> None:
+    jobs: Any = [1, 2]
+    for kind, count, expected in (("cpu", 2, one_by_one), ("cuda", 2, overlapped), ("mps", 1, one_by_one)):
+        pipeline: Any = types.SimpleNamespace(device=torch.device(kind))
+        assert restore_command.runner_for(pipeline, jobs[:count]) is expected
+
+
+@pytest.mark.usefixtures("runner")
 @pytest.mark.parametrize("step", ["locate", "renew", "put_back"])
 def test_errors_that_nobody_planned_for(
     run: Run, faces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: str
@@ -252,6 +269,7 @@ def test_errors_that_nobody_planned_for(
     assert not Path("out").exists()
 
 
+@pytest.mark.usefixtures("runner")
 def test_interrupted(
     run: Run, faces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +283,7 @@ def test_interrupted(
     assert json.loads(Path("r.json").read_text())["photos"] == []
 
 
+@pytest.mark.usefixtures("runner")
 def test_interrupted_in_a_folder(
     run: Run, faces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,6 +306,7 @@ def test_interrupted_in_a_folder(
     assert lines(capsys.readouterr().err)[-1].endswith("no half-written file is left")
 
 
+@pytest.mark.usefixtures("runner")
 def test_a_folder_gives_what_each_photo_gives_alone(run: Run, faces: Path) -> None:
     Path("in").mkdir()
     for number in range(5):

@@ -8,14 +8,17 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from osdface_core import loading
 from osdface_core.checkpoint import save_checkpoint
-from osdface_core.config import OSDFaceConfig
+from osdface_core.config import CodecConfig, OSDFaceConfig
 from osdface_core.errors import CheckpointError
 from osdface_core.loading import load_model, load_vre, read_model, resolve
+from osdface_core.tiny_codec import TinyCodec, taesd
 
 Tensors = dict[str, torch.Tensor]
 
@@ -144,3 +147,57 @@ def test_a_lora_needs_its_base(tiny_config: OSDFaceConfig, tiny_tensors: Tensors
         load_model(path, base=tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="lora is 'melted', expected merged or live"):
         load_model(path, base=tmp_path, lora="melted")
+
+
+def taesd_files(folder: Path) -> TinyCodec:
+    """Random weights under the names of TAESD's two files, and the codec they make."""
+    codec = TinyCodec(CodecConfig(kind="tiny"))
+    for name, part, shift in (("encoder", codec.encoder, 0), ("decoder", codec.decoder, 1)):
+        state = {}
+        for key, value in part.state_dict().items():
+            _, number, rest = key.split(".", 2)
+            state[f"{int(number) + shift}.{rest}"] = value.contiguous()
+        save_file(state, folder / f"taesd_{name}.safetensors")
+    return codec
+
+
+def test_taesd_takes_the_place_of_the_bases_codec(
+    tiny_config: OSDFaceConfig, tiny_tensors: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lora_checkpoint(tmp_path / "lora.safetensors", tiny_config, tiny_tensors)
+    base = load_model(path_of_tiny(tmp_path, tiny_config, tiny_tensors)).backbone
+    monkeypatch.setattr(loading, "load_base", lambda path: base)
+    monkeypatch.setattr(loading, "merge_lora", lambda *arguments: None)
+    assert load_model(path, base="b").backbone.codec is base.codec
+    expected = taesd_files(tmp_path)
+    loaded = load_model(path, base="b", codec="taesd", codec_dir=tmp_path)
+    signed = torch.rand(1, 3, 64, 64) * 2 - 1
+    latent = expected.encode(signed)
+    assert loaded.backbone.predictor is base.predictor
+    assert loaded.backbone.codec.encode(signed).equal(latent)
+    assert loaded.backbone.codec.decode(latent, signed).equal(expected.decode(latent))
+    assert loaded.config.codec.kind == "tiny"
+    (tmp_path / "taesd_decoder.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"TAESD weights not found at .*get taesd_decoder\.safetensors"):
+        load_model(path, base="b", codec="taesd", codec_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="codec is 'vae', expected one of own, taesd"):
+        load_model(path, base="b", codec="vae")
+
+
+def test_a_self_contained_model_keeps_its_codec(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="a small codec of its own; leave --codec taesd out"):
+        load_model(tiny_checkpoint, codec="taesd")
+
+
+def path_of_tiny(folder: Path, config: OSDFaceConfig, tensors: Tensors) -> Path:
+    save_checkpoint(folder / "tiny.safetensors", tensors, config)
+    return folder / "tiny.safetensors"
+
+
+@pytest.mark.shared
+def test_taesd_keeps_a_face(shared: Path, portraits: np.ndarray) -> None:
+    codec = taesd(shared / "weights")
+    face = torch.from_numpy(portraits[:296, :296].copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.inference_mode():
+        back = codec.decode(codec.encode(face)).clamp(-1, 1)
+    assert -10 * ((back - face) / 2).square().mean().log10() > 25

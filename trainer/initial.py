@@ -10,18 +10,17 @@ from osdface_core.backbone import Backbone, UNetPredictor, build_full
 from osdface_core.base import load_base
 from osdface_core.checkpoint import Checkpoint, load_strict
 from osdface_core.config import OSDFaceConfig, VREConfig
-from osdface_core.errors import CheckpointError, ConfigError
+from osdface_core.errors import ConfigError
 from osdface_core.loading import read_model
 from osdface_core.lora import attach_lora, parse_lora
 from osdface_core.losses.diffusion_discriminator import trunk
+from osdface_core.tiny_codec import TAESD_SOURCE, load_taesd
 from osdface_core.vre import VRE, Projection
-from osdface_core.weights import load_strictly, read_state_dict
 
 from .config import Recipe
 from .generator import Generator, VisualPrompt
 from .restorer_config import RestorerTraining
 
-TAESD_SOURCE = "https://github.com/madebyollin/taesd (MIT)"
 UNUSED_VRE = VREConfig(
     base_channels=32, channel_multipliers=(1,) * 6, res_blocks=1, z_channels=32, codebook_size=77
 )
@@ -137,33 +136,13 @@ def _full_backbone(cfg: RestorerTraining, config: OSDFaceConfig, start: Checkpoi
     elif cfg.codec_init == "random":
         pass
     elif cfg.codec_init:
-        load_taesd(backbone.codec, Path(cfg.codec_init))
+        load_taesd(backbone.codec, cfg.codec_init)
     else:
         raise ConfigError(
             f"restorer.codec_init is empty: give the folder of taesd_encoder.safetensors and "
             f"taesd_decoder.safetensors from {TAESD_SOURCE}"
         )
     return backbone
-
-
-def load_taesd(codec: Any, folder: Path) -> None:
-    """Put TAESD's weights into a tiny codec; its fidelity branch keeps its own start.
-
-    Raises:
-        CheckpointError: a file is missing or does not fit.
-    """
-    for name in ("encoder", "decoder"):
-        path = folder / f"taesd_{name}.safetensors"
-        if not path.is_file():
-            raise CheckpointError(f"TAESD weights not found at {path}: get {path.name} from {TAESD_SOURCE}")
-        state = read_state_dict(path, "TAESD", TAESD_SOURCE)
-        # Layer 0 of TAESD's decoder is its clamp, which diffusers does outside of the list.
-        shift = 1 if name == "decoder" else 0
-        renamed = {}
-        for key, value in state.items():
-            number, _, rest = key.partition(".")
-            renamed[f"layers.{int(number) - shift}.{rest}"] = value
-        load_strictly(getattr(codec, name), renamed, path, "TAESD", TAESD_SOURCE)
 
 
 def choose_trained(

@@ -16,6 +16,8 @@ from .photo import Photo
 
 LARGEST = 178_956_970
 """Most pixels of a photo: Pillow's limit against decompression bombs; 12,000 x 9,000 is well inside."""
+STRIP = 2**22
+"""Pixels that are turned into an array at once."""
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
@@ -83,17 +85,20 @@ def _read_pillow(path: Path, head: bytes) -> Photo:
         icc = image.info.get("icc_profile")
         plane, icc = (deep.read_png(path), icc) if deep.is_deep_png(head) else _decode(image)
         kind = "JPEG" if image.format == "MPO" else image.format or ""  # phones append a second picture
-        xmp = image.info.get("xmp")
-        return _assemble(
-            plane,
-            exif.from_tiff(path) if kind == "TIFF" else image.info.get("exif"),
-            xmp.encode() if isinstance(xmp, str) else xmp,
-            icc=icc,
-            format=kind,
-            dpi=_dpi(image.info.get("dpi")),
-            text={k: str(v) for k, v in getattr(image, "text", {}).items() if "adobe.xmp" not in k},
-            lossless=kind != "JPEG" and not (kind == "WEBP" and _lossy_webp(path)),
-        )
+        text = getattr(image, "text", {})
+        about = image.info
+    del image  # Pillow's own copy: turning the picture upright takes another one
+    xmp = about.get("xmp")
+    return _assemble(
+        plane,
+        exif.from_tiff(path) if kind == "TIFF" else about.get("exif"),
+        xmp.encode() if isinstance(xmp, str) else xmp,
+        icc=icc,
+        format=kind,
+        dpi=_dpi(about.get("dpi")),
+        text={k: str(v) for k, v in text.items() if "adobe.xmp" not in k},
+        lossless=kind != "JPEG" and not (kind == "WEBP" and _lossy_webp(path)),
+    )
 
 
 def _lossy_webp(path: Path) -> bool:
@@ -111,20 +116,31 @@ def _decode(image: Image.Image) -> tuple[deep.Plane, bytes | None]:
     """Samples of a loaded 8-bit (or 16-bit grey) picture, and the profile that still fits them."""
     icc = image.info.get("icc_profile")
     if image.mode == "1" or (image.mode == "L" and "transparency" not in image.info):
-        return deep.Plane(np.array(image.convert("L"))[..., None], None), icc
+        return deep.Plane(_samples(image, "L")[..., None], None), icc
     if image.mode.startswith("I"):
         return deep.Plane(_sixteen(image)[..., None], None), icc
     if image.mode == "F":
         return deep.Plane(np.array(image, dtype=np.float32)[..., None], None), icc
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        return deep.Plane(np.array(_to_rgb(image, icc)), None), None
+        return deep.Plane(_samples(_to_rgb(image, icc), "RGB"), None), None
     if image.mode in ("LA", "La", "L"):
-        data = np.array(image.convert("LA"))
+        data = _samples(image, "LA")
         return deep.Plane(data[..., :1], data[..., 1]), icc
     if image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
-        data = np.array(image.convert("RGBA"))
+        data = _samples(image, "RGBA")
         return deep.Plane(data[..., :3], data[..., 3]), icc
-    return deep.Plane(np.array(image.convert("RGB")), None), icc
+    return deep.Plane(_samples(image, "RGB"), None), icc
+
+
+def _samples(image: Image.Image, mode: str) -> np.ndarray:
+    """The picture as an array of `mode`, strip by strip: at once, Pillow holds it three more times."""
+    bands = len(mode)
+    samples = np.empty((image.height, image.width, bands)[: 3 if bands > 1 else 2], np.uint8)
+    step = max(1, STRIP // image.width)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        samples[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)).convert(mode))
+    return samples
 
 
 def _sixteen(image: Image.Image) -> np.ndarray:
