@@ -6,11 +6,17 @@ import argparse
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..devices import DTYPES, pick_device, pick_dtype
 from ..engines import ENGINES, use_engine
+from ..errors import ConfigError
+from ..faces import DETECTORS
+
+if TYPE_CHECKING:
+    from ..pipeline import OSDFacePipeline
 
 # Passes before anything counts (cuDNN picks its kernels, the allocator fills); 1 elsewhere.
 WARM_UPS = {"cuda": 3}
@@ -51,6 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a checkout of the released inference code, timed beside ours",
     )
+    kind = parser.add_argument_group("whole photos, in place of the model alone")
+    what = kind.add_mutually_exclusive_group()
+    what.add_argument(
+        "--photos",
+        nargs="+",
+        metavar="INPUT",
+        help="seconds per stage of these photos, and how long the model waits",
+    )
+    what.add_argument("--memory", nargs="+", metavar="INPUT", help="memory of the process photo by photo")
+    what.add_argument("--cost", action="store_true", help="how seconds grow with faces, pixels and batch")
+    kind.add_argument("--plot", type=Path, metavar="PNG", help="a picture of --memory or --cost")
+    kind.add_argument("--max-faces", type=_count, metavar="N", help="at most so many of each photo")
+    kind.add_argument("--detector", choices=DETECTORS, default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, also each round")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -71,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     dtypes = {str(d).removeprefix("torch."): d for d in (pick_dtype(name, device) for name in args.dtype)}
     say(f"building the model on {device} …")
     parts = models.full_size(device) if args.full_size else models.from_file(args.model, args.base, device)
+    if args.photos or args.memory or args.cost:
+        return _photos(args, models.whole(parts, next(iter(dtypes.values()))), say)
     plain = models.plain(parts, args.reference)
     result: dict[str, Any] = {
         "about": report.machine(device),
@@ -103,6 +124,30 @@ def run(args: argparse.Namespace) -> int:
     print(report.table(result))
     if args.json:
         report.save(result, args.json)
+    return 0
+
+
+def _photos(args: argparse.Namespace, pipeline: OSDFacePipeline, say: Callable[[str], None]) -> int:
+    """`--photos`, `--memory` or `--cost`, with the first of the engines, precisions and batch sizes."""
+    from . import cost, photos, plots, report
+
+    if args.plot and args.photos:
+        raise ConfigError("--plot draws --memory or --cost; leave it out with --photos")
+    use_engine(pipeline, args.engine[0] if args.engine else "auto", say)
+    options = {"detector": args.detector, "max_faces": args.max_faces}
+    if args.photos:
+        result = photos.folder(pipeline, args.photos, options, args.runs, say)
+        print(photos.folder_table(result))
+    elif args.memory:
+        result = photos.memory(pipeline, args.memory, options, say)
+        print(photos.memory_table(result))
+    else:
+        result = cost.measure(pipeline, args.runs, say)
+        print(cost.table(result))
+    if args.plot:
+        (plots.memory if args.memory else plots.cost)(result, args.plot)
+    if args.json:
+        report.save({"about": report.machine(pipeline.device), **result}, args.json)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a pass: allocated bytes on CUDA, resident bytes of the process elsewhere."""
+"""Memory of a pass: allocated bytes on CUDA, resident bytes of the process elsewhere."""
 
 from __future__ import annotations
 
@@ -27,11 +27,22 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if STATUS.exists():
-        line = next((s for s in STATUS.read_text().splitlines() if s.startswith("VmHWM")), "VmHWM: 0 kB")
-        return int(line.split()[1]) * 1024
+        return _field("VmHWM")
     try:
         import resource
     except ImportError:  # Windows
         return 0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+def resident_bytes() -> int:
+    """What the process holds now; off Linux the most it ever held."""
+    if STATUS.exists():
+        return _field("VmRSS")
+    return peak_bytes(torch.device("cpu"))
+
+
+def _field(name: str) -> int:
+    line = next((s for s in STATUS.read_text().splitlines() if s.startswith(name)), f"{name}: 0 kB")
+    return int(line.split()[1]) * 1024

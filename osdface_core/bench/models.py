@@ -154,6 +154,13 @@ def plain_codes(vre: VRE, signed: Tensor) -> Tensor:
     return rows
 
 
+def whole(parts: Parts, dtype: torch.dtype) -> OSDFacePipeline:
+    """Our pipeline on these very weights, where nothing is compared with."""
+    return OSDFacePipeline(
+        parts.config, parts.vre, parts.projection, parts.backbone, device=parts.device, dtype=dtype
+    )
+
+
 def ours(parts: Parts, dtype: torch.dtype) -> tuple[OSDFacePipeline, int]:
     """Our pipeline on its own copy of the weights, and the bytes that the device held before it (CUDA)."""
     before = torch.cuda.memory_allocated(parts.device) if parts.device.type == "cuda" else 0
