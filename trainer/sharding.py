@@ -61,7 +61,7 @@ def prepare(
         blocks: parts that are gathered one after the other; the rest is gathered together.
         keep: leave that rest whole from the forward to the backward pass, for who asks for gradients there.
     """
-    if not (asked_for() and accelerator.use_distributed):
+    if not (asked_for() and torch.distributed.is_available() and torch.distributed.is_initialized()):
         return accelerator.prepare(module, optimizer(module))
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
