@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from osdface_core.engines import use_engine
+from osdface_core.engines import choose, fast, use_engine
 from osdface_core.engines.fast import KeptMemoryForward
 from osdface_core.errors import ConfigError
 from osdface_core.pipeline import OSDFacePipeline
@@ -25,13 +25,18 @@ def test_graphs_need_cuda(tiny_pipeline: OSDFacePipeline) -> None:
         use_engine(tiny_pipeline, "graphs")
 
 
-def test_auto_is_fast_on_the_cpu_in_float32_alone(tiny_checkpoint: Any) -> None:
-    found = {
-        dtype: OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype).forward
-        for dtype in ("fp32", "bf16")
-    }
-    assert isinstance(found["fp32"], KeptMemoryForward)
-    assert not isinstance(found["bf16"], KeptMemoryForward)
+def test_auto_is_fast_where_the_cpu_computes_in_float32(
+    tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computes_in(dtype: str, amx: bool) -> tuple[torch.dtype, bool]:
+        for module in (choose, fast):
+            monkeypatch.setattr(module, "cpu_has_bf16", lambda: amx)
+        pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype)
+        return pipeline.dtype, isinstance(pipeline.forward, KeptMemoryForward)
+
+    assert computes_in("fp32", amx=True) == (torch.float32, True)
+    assert computes_in("bf16", amx=False) == (torch.float32, False)
+    assert computes_in("bf16", amx=True) == (torch.bfloat16, False)
 
 
 @pytest.mark.cuda

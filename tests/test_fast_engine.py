@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from osdface_core.engines import fused, winograd
+from osdface_core.engines import fast, fused, stored, winograd
 from osdface_core.engines.arena import kept_memory
 from osdface_core.engines.fast import speed_up
 from osdface_core.engines.packed import WORTHWHILE, PackedConv
@@ -144,6 +144,35 @@ def test_the_pipelines_pixels_stay(tiny_checkpoint: Any, tiny_pipeline: OSDFaceP
     assert pipeline.tokens(faces).equal(tiny_pipeline.tokens(faces))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_compute_in_float32(
+    tiny_checkpoint: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(stored, "WORTHWHILE", 1)  # the small model's layers count as large
+    monkeypatch.setattr(winograd, "WORTHWHILE", 1)
+    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype, engine="fast")
+    rounded = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype, engine="eager")
+    for part in (rounded.backbone.codec, rounded.backbone.predictor):
+        part.float()  # type: ignore[attr-defined]
+    rounded.dtype = torch.float32
+    faces = torch.rand(2, 3, 128, 136)
+    assert (pipeline.restore(faces) - rounded.restore(faces)).abs().max() < 1e-3
+    assert pipeline.tokens(faces).equal(rounded.tokens(faces))
+    held = [b for b in _modules(pipeline).buffers() if b.ndim > 1]
+    assert held and {b.dtype for b in held} == {dtype}
+    assert {p.dtype for p in _modules(pipeline).parameters()} == {torch.float32}
+    assert not [m for m in _modules(pipeline).modules() if getattr(m, "_kernel", None) is not None]
+
+
+def test_the_cpus_own_half_precision_is_used_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "cpu_has_bf16", lambda: True)
+    layer = nn.Sequential(nn.Conv2d(512, 512, 3, padding=1)).bfloat16()
+    assert speed_up(layer, torch.bfloat16) == torch.bfloat16
+    assert type(layer[0]) is PackedConv
+    assert layer(picture(512, 4, 4).bfloat16()).dtype == torch.bfloat16
+
+
 def test_every_block_of_a_network_is_replaced_once() -> None:
     network = nn.ModuleDict(
         {
@@ -164,3 +193,7 @@ def test_kept_memory_nests_and_ends() -> None:
     with kept_memory(), kept_memory():
         assert arena._depth in (0, 2)  # 0 where there is no glibc
     assert arena._depth == 0
+
+
+def _modules(pipeline: OSDFacePipeline) -> nn.Module:
+    return nn.ModuleList([pipeline.backbone.codec, pipeline.backbone.predictor])  # type: ignore[list-item]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..devices import cpu_has_bf16
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,16 +22,16 @@ def use_engine(pipeline: OSDFacePipeline, engine: str, say: Say | None = None) -
     """Make `pipeline` run through `engine`, in place; the VRE, and so its tokens, stay as they are.
 
     Args:
-        engine: auto: fast on the CPU in float32, eager elsewhere. eager: PyTorch as it comes. fast: fewer
-            operations on the CPU. graphs: CUDA graphs, one launch per batch.
+        engine: auto: fast on CPUs that compute in float32, eager elsewhere. eager: PyTorch as it comes. fast:
+            fewer operations on the CPU. graphs: CUDA graphs, one launch per batch.
         say: told what is being waited for, a line at a time.
     Raises:
         ConfigError: an unknown name, or an engine that this device or installation lacks.
     """
     say = say or (lambda _: None)
     if engine == "auto":
-        plain = pipeline.device.type == "cpu" and pipeline.dtype == torch.float32
-        engine = "fast" if plain else "eager"
+        native = pipeline.dtype == torch.bfloat16 and cpu_has_bf16()
+        engine = "fast" if pipeline.device.type == "cpu" and not native else "eager"
     if engine == "eager":
         return
     if engine == "fast":
@@ -38,10 +39,12 @@ def use_engine(pipeline: OSDFacePipeline, engine: str, say: Say | None = None) -
 
         if pipeline.device.type != "cpu":
             raise ConfigError(f"--engine fast is for the CPU, not {pipeline.device}; use --engine eager")
+        weights = pipeline.dtype
         for part in (pipeline.backbone.codec, pipeline.backbone.predictor):
             if isinstance(part, nn.Module):
-                speed_up(part, pipeline.dtype)
-        pipeline.forward = KeptMemoryForward(pipeline.forward)
+                pipeline.dtype = speed_up(part, weights)
+        if weights == torch.float32:  # half precision is chosen to save memory
+            pipeline.forward = KeptMemoryForward(pipeline.forward)
         return
     if engine == "graphs":
         from .graphs import GraphedForward

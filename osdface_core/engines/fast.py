@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..devices import cpu_has_bf16
 from .arena import kept_memory
 from .fused import FusedResnet, FusedTinyBlock, FusedUpsample
 from .packed import WORTHWHILE, PackedConv
+from .stored import keep_stored
 from .winograd import Workspace
 
 
@@ -24,14 +26,24 @@ class KeptMemoryForward:
             return self.plain(*arguments)
 
 
-def speed_up(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace diffusers' blocks and convolutions below `module`, in place; unknown ones stay.
+def speed_up(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
+    """Replace diffusers' blocks and layers below `module`, in place; unknown ones stay.
 
-    Winograd's transforms need float32's digits: in half precision only the weights' layout changes.
+    Args:
+        dtype: of its weights.
+    Returns:
+        The precision that it now takes and computes in. Winograd's transforms need float32's digits, so half
+        precision remains that of the weights alone, unless the CPU multiplies it faster than float32.
     """
+    if dtype == torch.bfloat16 and cpu_has_bf16():
+        _replace_convs(module)
+        return dtype
+    _replace_blocks(module, Workspace())
     if dtype == torch.float32:
-        _replace_blocks(module, Workspace())
-    _replace_convs(module)
+        _replace_convs(module)
+    else:
+        keep_stored(module)
+    return torch.float32
 
 
 def _replace_blocks(module: nn.Module, workspace: Workspace) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .packed import PackedConv
+from .stored import held
 from .winograd import Before, WinogradConv, Workspace
 
 CELLS_AT_ONCE = 4096  # pixels of a picture whose sums are taken together: they fit the cache
@@ -39,7 +39,7 @@ class FusedResnet(nn.Module):
 
     def __init__(self, block: Any, workspace: Workspace) -> None:
         super().__init__()
-        block.conv1, block.conv2 = PackedConv(block.conv1), PackedConv(block.conv2)
+        block.conv1, block.conv2 = held(block.conv1), held(block.conv2)
         self.block = block
         self.conv1 = WinogradConv(block.conv1, workspace)
         self.conv2 = WinogradConv(block.conv2, workspace)
@@ -71,7 +71,7 @@ class FusedUpsample(nn.Module):
 
     def __init__(self, block: Any, workspace: Workspace) -> None:
         super().__init__()
-        block.conv = PackedConv(block.conv)
+        block.conv = held(block.conv)
         self.block = block
         self.conv = WinogradConv(block.conv, workspace)
 
@@ -94,7 +94,7 @@ class FusedTinyBlock(nn.Module):
     def __init__(self, block: Any, workspace: Workspace) -> None:
         super().__init__()
         for i in (0, 2, 4):
-            block.conv[i] = PackedConv(block.conv[i])
+            block.conv[i] = held(block.conv[i])
         self.block = block
         self.convs = nn.ModuleList(WinogradConv(block.conv[i], workspace) for i in (0, 2, 4))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .packed import PackedConv
+from .packed import WORTHWHILE, PackedConv
 
 TILE = 4  # side of an output block [px]
 WINDOW = 6  # side of the input window it needs
@@ -51,10 +51,9 @@ def _both_axes(rows: tuple[tuple[float, ...], ...]) -> Tensor:
 
 
 def transform_kernel(weight: Tensor) -> Tensor:
-    """(O, C, 3, 3) to (36, C, O), float32."""
-    outputs, channels = weight.shape[:2]
-    taps = weight.detach().float().permute(2, 3, 1, 0).reshape(9, channels * outputs)
-    return torch.mm(_both_axes(KERNEL), taps).view(WINDOW * WINDOW, channels, outputs)
+    """(O, C, 3, 3) to (36, O, C), float32."""
+    taps = weight.detach().permute(2, 3, 0, 1).flatten(2).reshape(9, -1).float()
+    return torch.mm(_both_axes(KERNEL), taps).view(WINDOW * WINDOW, *weight.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -113,16 +112,20 @@ class WinogradConv(nn.Module):
         self.direct = conv
         self._kernel: Tensor | None = None
         own = conv.conv.bias
-        self.bias = torch.zeros(conv.conv.out_channels) if own is None else own.detach().clone()
+        self.bias = torch.zeros(conv.conv.out_channels) if own is None else own.detach().float().clone()
         self.workspace = workspace
         self.input, self.output = _both_axes(INPUT), _both_axes(OUTPUT)
 
-    @property
     def kernel(self) -> Tensor:
-        """(36, C, O); made when first used, since it takes four times the weights' room."""
-        if self._kernel is None:
-            self._kernel = transform_kernel(self.direct.weight())
-        return self._kernel
+        """(36, O, C), four times the weights' room: kept from the first use on, unless those are in half
+        precision to save memory."""
+        if self._kernel is not None:
+            return self._kernel
+        weight = self.direct.weight()
+        kernel = transform_kernel(weight)
+        if weight.dtype == torch.float32 or weight.numel() < WORTHWHILE:
+            self._kernel = kernel
+        return kernel
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
@@ -153,7 +156,7 @@ class WinogradConv(nn.Module):
             residual: like the output, added to it.
             relu: ReLU at the very end.
         """
-        before = before or Before()
+        before, kernel = before or Before(), self.kernel()
         factor = 2 if before.double else 1
         size = (x.shape[2] * factor, x.shape[3] * factor)
         out = torch.empty(x.shape[0], *size, self.bias.numel())
@@ -162,10 +165,10 @@ class WinogradConv(nn.Module):
         for i in range(len(x)):
             own = self.bias if bias is None else bias[i]
             after = After(own, None if added is None else added[i], relu)
-            self._picture(rows[i], out[i], before.picture(i), after)
+            self._picture(rows[i], out[i], kernel, before.picture(i), after)
         return out.permute(0, 3, 1, 2)
 
-    def _picture(self, x: Tensor, out: Tensor, before: Before, after: After) -> None:
+    def _picture(self, x: Tensor, out: Tensor, kernel: Tensor, before: Before, after: After) -> None:
         """(H, W, C) into (H', W', O)."""
         height, width, _ = out.shape
         across = width // TILE
@@ -174,7 +177,7 @@ class WinogradConv(nn.Module):
             count = min(step, height // TILE - first)
             top, bottom = first * TILE, (first + count) * TILE
             stripe = self._stripe(x, top - 1, bottom + 1, height, width, before)
-            block = self._products(stripe, count, across)
+            block = self._products(stripe, kernel, count, across)
             target = out[top:bottom].view(count, TILE, across, TILE, -1)
             torch.add(block.permute(2, 0, 3, 1, 4), after.bias, out=target)
             if after.residual is not None:
@@ -210,10 +213,9 @@ class WinogradConv(nn.Module):
         wide = inner.unflatten(1, (-1, 2))
         wide.copy_(x[rows].unsqueeze(2).expand_as(wide))
 
-    def _products(self, stripe: Tensor, count: int, across: int) -> Tensor:
+    def _products(self, stripe: Tensor, kernel: Tensor, count: int, across: int) -> Tensor:
         """Windows, 36 matrix products, blocks: (4, 4, count, across, O)."""
-        kernel = self.kernel
-        channels, outputs = kernel.shape[1:]
+        outputs, channels = kernel.shape[1:]
         tiles, places = count * across, WINDOW * WINDOW
         row, column, _ = stripe.stride()
         windows = stripe.as_strided(
@@ -225,6 +227,6 @@ class WinogradConv(nn.Module):
         gathered.view(windows.shape).copy_(windows)
         spread = torch.mm(self.input, gathered, out=get("odd", places, tiles * channels))
         product = get("even", places, tiles, outputs)
-        torch.bmm(spread.view(places, tiles, channels), kernel, out=product)
+        torch.bmm(spread.view(places, tiles, channels), kernel.transpose(1, 2), out=product)
         block = torch.mm(self.output, product.view(places, -1), out=get("odd", TILE * TILE, tiles * outputs))
         return block.view(TILE, TILE, count, across, outputs)
