@@ -88,6 +88,7 @@ def test_a_residual_block(temb: int | None, channels: int, outputs: int) -> None
     stand_in = fused.FusedResnet(block, Workspace())
     assert torch.allclose(stand_in(x, embedding), expected, **CLOSE)
     assert stand_in.conv1._kernel is not None
+    assert torch.allclose(stand_in(x, embedding), expected, **CLOSE)  # its input is not overwritten
     small = picture(channels, 10, 14)
     assert torch.allclose(
         stand_in(small, embedding if embedding is None else embedding[:1]).mean(),
@@ -168,7 +169,7 @@ def test_half_precision_weights_compute_in_float32(
 def test_the_cpus_own_half_precision_is_used_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast, "cpu_has_bf16", lambda: True)
     layer = nn.Sequential(nn.Conv2d(512, 512, 3, padding=1)).bfloat16()
-    assert speed_up(layer, torch.bfloat16) == torch.bfloat16
+    assert speed_up(layer, torch.bfloat16, Workspace()) == torch.bfloat16
     assert type(layer[0]) is PackedConv
     assert layer(picture(512, 4, 4).bfloat16()).dtype == torch.bfloat16
 
@@ -182,7 +183,7 @@ def test_every_block_of_a_network_is_replaced_once() -> None:
     )
     x = picture(64, 32, 32)
     expected = network["b"](network["a"](x, None))
-    speed_up(network, torch.float32)
+    speed_up(network, torch.float32, Workspace())
     assert isinstance(network["a"], fused.FusedResnet)
     assert torch.allclose(network["b"](network["a"](x, None)), expected, atol=1e-3)
 

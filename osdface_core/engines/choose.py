@@ -36,13 +36,14 @@ def use_engine(pipeline: OSDFacePipeline, engine: str, say: Say | None = None) -
         return
     if engine == "fast":
         from .fast import KeptMemoryForward, speed_up
+        from .winograd import Workspace
 
         if pipeline.device.type != "cpu":
             raise ConfigError(f"--engine fast is for the CPU, not {pipeline.device}; use --engine eager")
-        weights = pipeline.dtype
+        weights, workspace = pipeline.dtype, Workspace()
         for part in (pipeline.backbone.codec, pipeline.backbone.predictor):
             if isinstance(part, nn.Module):
-                pipeline.dtype = speed_up(part, weights)
+                pipeline.dtype = speed_up(part, weights, workspace)
         if weights == torch.float32:  # half precision is chosen to save memory
             pipeline.forward = KeptMemoryForward(pipeline.forward)
         return

@@ -26,11 +26,12 @@ class KeptMemoryForward:
             return self.plain(*arguments)
 
 
-def speed_up(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
+def speed_up(module: nn.Module, dtype: torch.dtype, workspace: Workspace) -> torch.dtype:
     """Replace diffusers' blocks and layers below `module`, in place; unknown ones stay.
 
     Args:
         dtype: of its weights.
+        workspace: shared by modules that never run at the same time.
     Returns:
         The precision that it now takes and computes in. Winograd's transforms need float32's digits, so half
         precision remains that of the weights alone, unless the CPU multiplies it faster than float32.
@@ -38,7 +39,7 @@ def speed_up(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
     if dtype == torch.bfloat16 and cpu_has_bf16():
         _replace_convs(module)
         return dtype
-    _replace_blocks(module, Workspace())
+    _replace_blocks(module, workspace)
     if dtype == torch.float32:
         _replace_convs(module)
     else:

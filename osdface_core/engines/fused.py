@@ -62,8 +62,10 @@ class FusedResnet(nn.Module):
         if temb is not None and block.time_emb_proj is not None:
             bias = self.conv1.bias + block.time_emb_proj(block.nonlinearity(temb))
         h = self.conv1(x, normalising(x, block.norm1), bias)
-        shortcut = x if block.conv_shortcut is None else block.conv_shortcut(x)
-        return self.conv2(h, normalising(h, block.norm2), residual=shortcut)
+        before = normalising(h, block.norm2)
+        if block.conv_shortcut is None:
+            return self.conv2(h, before, residual=x)
+        return self.conv2(h, before, residual=block.conv_shortcut(x), onto=True)
 
 
 class FusedUpsample(nn.Module):

@@ -148,6 +148,7 @@ class WinogradConv(nn.Module):
         bias: Tensor | None = None,
         residual: Tensor | None = None,
         relu: bool = False,
+        onto: bool = False,
     ) -> Tensor:
         """(B, C, H, W) to (B, O, H, W), channels-last; twice the sides with `before.double`.
 
@@ -155,13 +156,16 @@ class WinogradConv(nn.Module):
             bias: (B, O) instead of the layer's own.
             residual: like the output, added to it.
             relu: ReLU at the very end.
+            onto: overwrite `residual` (channels-last) with the result instead of taking more memory.
         """
         before, kernel = before or Before(), self.kernel()
         factor = 2 if before.double else 1
         size = (x.shape[2] * factor, x.shape[3] * factor)
-        out = torch.empty(x.shape[0], *size, self.bias.numel())
         rows = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
         added = None if residual is None else residual.permute(0, 2, 3, 1)
+        out = added if onto and added is not None else torch.empty(x.shape[0], *size, self.bias.numel())
         for i in range(len(x)):
             own = self.bias if bias is None else bias[i]
             after = After(own, None if added is None else added[i], relu)
@@ -179,9 +183,12 @@ class WinogradConv(nn.Module):
             stripe = self._stripe(x, top - 1, bottom + 1, height, width, before)
             block = self._products(stripe, kernel, count, across)
             target = out[top:bottom].view(count, TILE, across, TILE, -1)
-            torch.add(block.permute(2, 0, 3, 1, 4), after.bias, out=target)
-            if after.residual is not None:
-                out[top:bottom].add_(after.residual[top:bottom])
+            own = block.permute(2, 0, 3, 1, 4)
+            if after.residual is None:
+                torch.add(own, after.bias, out=target)
+            else:
+                added = after.residual[top:bottom].view_as(target)
+                torch.add(added, own, out=target).add_(after.bias)
             if after.relu:
                 out[top:bottom].relu_()
 
