@@ -72,7 +72,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument("--dtype", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
     group.add_argument(
-        "--engine", choices=ENGINES, default="auto", help="how it runs; auto is fast on the CPU in fp32"
+        "--engine", choices=ENGINES, default="auto", help="how it runs; auto is fast on the CPU"
     )
 
 
