@@ -137,7 +137,7 @@ class TinyCodec(nn.Module):
 
 
 def taesd(folder: str | Path | None) -> TinyCodec:
-    """TAESD itself: Stable Diffusion's latents in a fortieth of the arithmetic, for previews.
+    """TAESD itself: Stable Diffusion's latents in a fourteenth of the arithmetic, for previews.
 
     Args:
         folder: with taesd_encoder.safetensors and taesd_decoder.safetensors; None is torch's cache.
