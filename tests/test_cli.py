@@ -518,7 +518,7 @@ def test_the_model_is_loaded_as_asked(
     seen: list[OSDFacePipeline] = []
     load = restore_command.load
     monkeypatch.setattr(restore_command, "load", lambda args: seen.append(load(args)) or seen[-1])
-    options = ["--model", str(tiny_checkpoint), "--device", "cpu", "--dtype", "bf16"]
+    options = ["--model", str(tiny_checkpoint), "--device", "cpu", "--dtype", "bf16", "--engine", "eager"]
     assert main(["restore", "a.png", "-o", "o.png", "--aligned", *options]) == 0
     assert (seen[0].device.type, seen[0].dtype) == ("cpu", torch.bfloat16)
     assert Image.open("o.png").size == (512, 512)

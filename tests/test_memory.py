@@ -28,7 +28,6 @@ MB, CPU = 1e6, torch.device("cpu")
 checkpoint, folder = sys.argv[1], Path(sys.argv[2])
 pipeline = OSDFacePipeline.from_pretrained(checkpoint, device="cpu", dtype="fp32")
 restore_command.load = lambda args: pipeline
-restore_command.runner_for = lambda *arguments: overlapped  # holds the most
 pair = Image.fromarray(demo_photo())
 
 def restore(*arguments):
@@ -59,6 +58,7 @@ for name in ("giant.jpg", "giant.png", "giant.tif"):
 """
 
 FOLDER = """
+restore_command.runner_for = lambda *arguments: overlapped  # holds the most
 (folder / "in").mkdir()
 for number in range(80):
     pair.crop((0, 0, 300 + number % 7, 300)).save(folder / "in" / f"{number:03}.jpg")
