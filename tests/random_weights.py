@@ -1,12 +1,14 @@
-"""Random ImageNet networks in torchvision's layout and under its file names."""
+"""Random weights in the layouts and under the file names of torchvision and TAESD."""
 
 from pathlib import Path
 
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from osdface_core.losses.features import BACKBONES
+from osdface_core.tiny_codec import TinyCodec
 
 
 def save_random_backbones(folder: Path, *names: str) -> Path:
@@ -24,3 +26,13 @@ def save_random_backbones(folder: Path, *names: str) -> Path:
         state = {f"features.{key}": value for key, value in features.state_dict().items()}
         torch.save(state, folder / spec.file)
     return folder
+
+
+def save_taesd(codec: TinyCodec, folder: Path) -> None:
+    """A codec's weights as TAESD's two files name them; layer 0 of its decoder is a clamp without weights."""
+    for name, part, shift in (("encoder", codec.encoder, 0), ("decoder", codec.decoder, 1)):
+        state = {}
+        for key, value in part.state_dict().items():
+            _, number, rest = key.split(".", 2)
+            state[f"{int(number) + shift}.{rest}"] = value.contiguous()
+        save_file(state, folder / f"taesd_{name}.safetensors")

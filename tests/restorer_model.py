@@ -11,7 +11,7 @@ from osdface_core.config import OSDFaceConfig, VREConfig
 from osdface_core.identity_nets import MobileFaceNet
 from osdface_core.tiny_codec import TinyCodec
 from osdface_core.vre import VRE
-from tests.random_weights import save_random_backbones
+from tests.random_weights import save_random_backbones, save_taesd
 from trainer import settings
 from trainer.config import Recipe
 from trainer.stage import Batch
@@ -53,7 +53,6 @@ VAE = {
 def write_files(folder: Path) -> Path:
     """base/, vre.safetensors, random judges and TAESD-like codec files that a recipe can name."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from safetensors.torch import save_file
 
     torch.manual_seed(0)
     unet: Any = UNet2DConditionModel(**UNET)
@@ -64,13 +63,7 @@ def write_files(folder: Path) -> Path:
     save_checkpoint(folder / "vre.safetensors", vre, OSDFaceConfig(vre=TINY_VRE))
     torch.save(MobileFaceNet().state_dict(), folder / "mobilefacenet.pt")
     save_random_backbones(folder, "squeezenet", "vgg16")
-    codec = TinyCodec(recipe_for(folder, "full").restorer.codec)
-    for name, part, shift in (("encoder", codec.encoder, 0), ("decoder", codec.decoder, 1)):
-        state = {}
-        for key, value in part.state_dict().items():
-            _, number, rest = key.split(".", 2)
-            state[f"{int(number) + shift}.{rest}"] = value.contiguous()
-        save_file(state, folder / f"taesd_{name}.safetensors")
+    save_taesd(TinyCodec(recipe_for(folder, "full").restorer.codec), folder)
     return folder
 
 

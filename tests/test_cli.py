@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from osdface_core import cli, loading, report, restore_command, restore_files
+from osdface_core import cli, report, restore_command, restore_files
 from osdface_core.cli import main
 from osdface_core.images import Photo, read_photo, write_photo
 from osdface_core.overlap import one_by_one, overlapped
@@ -704,8 +704,6 @@ def test_as_a_module() -> None:
 def test_the_readme_line_works_with_the_embedded_checkpoint(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not loading.MINI.is_file():
-        pytest.skip("no embedded checkpoint in this tree")
     monkeypatch.chdir(tmp_path)
     assert main(["restore", str(faces), "-o", "out.png"]) == 0
     assert Image.open("out.png").size == (300, 150)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osdface_core import demo, loading
+from osdface_core import demo
 from osdface_core.cli import main
 from osdface_core.demo import degrade
 
@@ -84,8 +84,6 @@ def detail(image: np.ndarray) -> float:
 @pytest.mark.usefixtures("offline")
 def test_the_embedded_checkpoint_restores_both_faces(tmp_path: Path, portraits: np.ndarray) -> None:
     """Nearer to the clean photo than the enlarged input, and with more of its detail."""
-    if not loading.MINI.is_file():
-        pytest.skip("no embedded checkpoint in this tree")
     assert main(["demo", "-o", str(tmp_path), "--dtype", "fp32", "--device", "cpu"]) == 0
     before, after = (
         np.asarray(Image.open(tmp_path / name).resize((600, 300), Image.Resampling.BICUBIC))

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from osdface_core import loading
 from osdface_core.checkpoint import save_checkpoint
@@ -19,6 +18,7 @@ from osdface_core.config import CodecConfig, OSDFaceConfig
 from osdface_core.errors import CheckpointError
 from osdface_core.loading import load_model, load_vre, read_model, resolve
 from osdface_core.tiny_codec import TinyCodec, taesd
+from tests.random_weights import save_taesd
 
 Tensors = dict[str, torch.Tensor]
 
@@ -55,8 +55,6 @@ def test_the_absent_embedded_checkpoint(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_embedded_checkpoint() -> None:
-    if not loading.MINI.is_file():
-        pytest.skip("no embedded checkpoint in this tree")
     assert loading.MINI.stat().st_size <= 40_000_000
     loaded = load_model("mini")
     backbone: Any = loaded.backbone
@@ -152,12 +150,7 @@ def test_a_lora_needs_its_base(tiny_config: OSDFaceConfig, tiny_tensors: Tensors
 def taesd_files(folder: Path) -> TinyCodec:
     """Random weights under the names of TAESD's two files, and the codec they make."""
     codec = TinyCodec(CodecConfig(kind="tiny"))
-    for name, part, shift in (("encoder", codec.encoder, 0), ("decoder", codec.decoder, 1)):
-        state = {}
-        for key, value in part.state_dict().items():
-            _, number, rest = key.split(".", 2)
-            state[f"{int(number) + shift}.{rest}"] = value.contiguous()
-        save_file(state, folder / f"taesd_{name}.safetensors")
+    save_taesd(codec, folder)
     return codec
 
 

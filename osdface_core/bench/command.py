@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     for (name, dtype), engine in itertools.product(dtypes.items(), engines):
         say(f"{name}, {engine}: warming up …")
         pipeline, before = models.ours(parts, dtype)
-        use_engine(pipeline, engine, say)
+        use_engine(pipeline, engine)
         checked = measure.compare(plain, pipeline, models.faces(1, args.size, device))
         rounds = measure.rounds(plain, pipeline, faces, args.runs, warm_ups, before, say)
         for record in report.summary(rounds, name, checked, result["gmacs"], result["peak_tflops"]):
@@ -133,7 +133,7 @@ def _photos(args: argparse.Namespace, pipeline: OSDFacePipeline, say: Callable[[
 
     if args.plot and args.photos:
         raise ConfigError("--plot draws --memory or --cost; leave it out with --photos")
-    use_engine(pipeline, args.engine[0] if args.engine else "auto", say)
+    use_engine(pipeline, args.engine[0] if args.engine else "auto")
     options = {"detector": args.detector, "max_faces": args.max_faces}
     if args.photos:
         result = photos.folder(pipeline, args.photos, options, args.runs, say)

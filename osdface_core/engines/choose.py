@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,20 +14,17 @@ if TYPE_CHECKING:
     from ..pipeline import OSDFacePipeline
 
 ENGINES = ("auto", "eager", "fast", "graphs")
-Say = Callable[[str], None]
 
 
-def use_engine(pipeline: OSDFacePipeline, engine: str, say: Say | None = None) -> None:
+def use_engine(pipeline: OSDFacePipeline, engine: str) -> None:
     """Make `pipeline` run through `engine`, in place; the VRE, and so its tokens, stay as they are.
 
     Args:
         engine: auto: fast on CPUs that compute in float32, eager elsewhere. eager: PyTorch as it comes. fast:
             fewer operations on the CPU. graphs: CUDA graphs, one launch per batch.
-        say: told what is being waited for, a line at a time.
     Raises:
         ConfigError: an unknown name, or an engine that this device or installation lacks.
     """
-    say = say or (lambda _: None)
     if engine == "auto":
         native = pipeline.dtype == torch.bfloat16 and cpu_has_bf16()
         engine = "fast" if pipeline.device.type == "cpu" and not native else "eager"
