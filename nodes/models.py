@@ -12,6 +12,7 @@ from ..osdface_core.backbone import Backbone
 from ..osdface_core.color import keep_grey
 from ..osdface_core.config import OSDFaceConfig
 from ..osdface_core.devices import pick_dtype
+from ..osdface_core.engines import use_engine
 from ..osdface_core.loading import Loaded, load_model, load_prompt_side, read_model, resolve
 from ..osdface_core.memory import FACE_BYTES, faces_at_once
 from ..osdface_core.pipeline import OSDFacePipeline
@@ -71,6 +72,8 @@ class Restorer:
             loaded.config, loaded.vre, loaded.projection, backbone,
             device=torch.device("cpu"), dtype=precision or pick_dtype(dtype, device),
         )  # fmt: skip
+        if device.type == "cpu":
+            use_engine(pipeline, "auto")
         modules = nn.ModuleList([cast(nn.Module, backbone.codec), cast(nn.Module, backbone.predictor)])
         return cls(pipeline, host.Managed(modules))
 
