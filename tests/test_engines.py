@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -37,6 +38,14 @@ def test_auto_is_fast_where_the_cpu_computes_in_float32(
     assert computes_in("fp32", amx=True) == (torch.float32, True)
     assert computes_in("bf16", amx=False) == (torch.float32, False)
     assert computes_in("bf16", amx=True) == (torch.bfloat16, False)
+
+
+@pytest.mark.parametrize("engine", ["fast", "native"])
+def test_engines_of_the_cpu_stay_there(engine: str, tiny_pipeline: OSDFacePipeline) -> None:
+    tiny_pipeline = copy.copy(tiny_pipeline)
+    tiny_pipeline.device = torch.device("cuda")
+    with pytest.raises(ConfigError, match="CPU"):
+        use_engine(tiny_pipeline, engine)
 
 
 @pytest.mark.cuda

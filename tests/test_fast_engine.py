@@ -1,7 +1,10 @@
-"""The engine `fast`: every stand-in gives what the layer gave, and steps aside where it gains nothing."""
+"""The engines `fast` and `native`: stand-ins give what layers gave, and step aside where they gain nothing."""
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +14,36 @@ from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from osdface_core.engines import fast, fused, stored, winograd
+from osdface_core.engines import fast, fused, native, stored, winograd
 from osdface_core.engines.arena import kept_memory
 from osdface_core.engines.fast import speed_up
+from osdface_core.engines.fused import MakeConv
+from osdface_core.engines.native import NativeConv
 from osdface_core.engines.packed import WORTHWHILE, PackedConv
 from osdface_core.engines.winograd import Before, WinogradConv, Workspace
+from osdface_core.errors import ConfigError
 from osdface_core.pipeline import OSDFacePipeline
 
 CLOSE = {"atol": 2e-4, "rtol": 0.0}
+
+
+def compiled() -> None:
+    """Skip where the engine `native` cannot be compiled."""
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+
+
+@pytest.fixture(params=["fast", "native"])
+def engine(request: pytest.FixtureRequest) -> str:
+    if request.param == "native":
+        compiled()
+    return request.param
+
+
+@pytest.fixture
+def make(engine: str) -> MakeConv:
+    stand_in = NativeConv.stand_in if engine == "native" else WinogradConv
+    return partial(stand_in, workspace=Workspace())
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +61,21 @@ def conv(channels: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(channels, outputs, 3, padding=1).to(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("channels", "outputs", "height", "width"), [(64, 64, 32, 32), (96, 64, 64, 24), (64, 128, 36, 200)]
+    ("channels", "outputs", "height", "width"),
+    [(64, 64, 32, 32), (96, 64, 64, 24), (64, 128, 36, 200), (288, 64, 84, 88), (72, 80, 32, 32)],
 )
-def test_winograd_is_the_convolution(channels: int, outputs: int, height: int, width: int) -> None:
+def test_winograd_is_the_convolution(
+    channels: int, outputs: int, height: int, width: int, threads: int, make: MakeConv
+) -> None:
     layer, x = conv(channels, outputs), picture(channels, height, width, 2)
     exact = nn.functional.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)  # type: ignore[union-attr]
-    got = WinogradConv(PackedConv(layer), Workspace())(x)
+    torch.set_num_threads(threads)
+    try:
+        got = make(PackedConv(layer))(x)
+    finally:
+        torch.set_num_threads(1)
     assert torch.allclose(got.double(), exact, **CLOSE)
     assert got.is_contiguous(memory_format=torch.channels_last)
 
@@ -54,24 +87,22 @@ def test_stripes_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(WinogradConv(layer, Workspace())(x), whole, atol=1e-5)
 
 
-def test_what_goes_before_and_after() -> None:
+def test_what_goes_before_and_after(make: MakeConv) -> None:
     layer, x = conv(64, 64), picture(64, 32, 32, 2)
     scale, shift, bias = torch.rand(2, 64), torch.rand(2, 64), torch.rand(2, 64)
     residual = picture(64, 32, 32, 2)
-    got = WinogradConv(PackedConv(layer), Workspace())(
-        x, Before(scale, shift, silu=True), bias, residual, relu=True
-    )
+    got = make(PackedConv(layer))(x, Before(scale, shift, silu=True), bias, residual, relu=True)
     inside = nn.functional.silu(x * scale[..., None, None] + shift[..., None, None])
     expected = nn.functional.conv2d(inside, layer.weight, padding=1) + bias[..., None, None] + residual
     assert torch.allclose(got, expected.relu(), **CLOSE)
 
 
-def test_group_norm_as_scale_and_shift() -> None:
+def test_group_norm_as_scale_and_shift(make: MakeConv) -> None:
     norm = nn.GroupNorm(8, 64)
     nn.init.uniform_(norm.weight)
     nn.init.normal_(norm.bias)
     x = picture(64, 70, 66, 2) * 3 + 20  # a mean far from zero costs the one-pass variance digits
-    before = fused.normalising(x, norm)
+    before = fused.normalising(x, norm, make(PackedConv(conv(64, 64))))
     assert before.scale is not None and before.shift is not None
     got = x * before.scale[..., None, None] + before.shift[..., None, None]
     assert torch.allclose(got, norm(x), atol=2e-4)
@@ -79,13 +110,13 @@ def test_group_norm_as_scale_and_shift() -> None:
 
 @pytest.mark.parametrize("temb", [None, 32])
 @pytest.mark.parametrize(("channels", "outputs"), [(64, 64), (64, 128)])
-def test_a_residual_block(temb: int | None, channels: int, outputs: int) -> None:
+def test_a_residual_block(temb: int | None, channels: int, outputs: int, make: MakeConv) -> None:
     block = ResnetBlock2D(in_channels=channels, out_channels=outputs, temb_channels=temb).eval()
     embedding = None if temb is None else torch.randn(2, temb)
     x = picture(channels, 32, 32, 2)
     expected = block(x, embedding)
     assert fused.FusedResnet.suits(block)
-    stand_in = fused.FusedResnet(block, Workspace())
+    stand_in = fused.FusedResnet(block, make)
     assert torch.allclose(stand_in(x, embedding), expected, **CLOSE)
     assert stand_in.conv1._kernel is not None
     assert torch.allclose(stand_in(x, embedding), expected, **CLOSE)  # its input is not overwritten
@@ -96,20 +127,20 @@ def test_a_residual_block(temb: int | None, channels: int, outputs: int) -> None
     )
 
 
-def test_an_upsampling_block_and_its_forced_size() -> None:
+def test_an_upsampling_block_and_its_forced_size(make: MakeConv) -> None:
     block = Upsample2D(64, use_conv=True, out_channels=64)
     x = picture(64, 16, 20)
     expected, forced = block(x), block(x, (31, 39))
-    stand_in = fused.FusedUpsample(block, Workspace())
+    stand_in = fused.FusedUpsample(block, make)
     assert torch.allclose(stand_in(x), expected, **CLOSE)
     assert torch.allclose(stand_in(x, (31, 39)), forced, **CLOSE)
 
 
-def test_a_tiny_block() -> None:
+def test_a_tiny_block(make: MakeConv) -> None:
     block = AutoencoderTinyBlock(64, 64, "relu")
     x = picture(64, 32, 32)
     expected = block(x)
-    assert torch.allclose(fused.FusedTinyBlock(block, Workspace())(x), expected, **CLOSE)
+    assert torch.allclose(fused.FusedTinyBlock(block, make)(x), expected, **CLOSE)
 
 
 def test_blocks_of_another_kind_are_left_alone() -> None:
@@ -138,8 +169,8 @@ def test_packed_weights_give_the_same(dtype: torch.dtype, stride: int) -> None:
     assert packed.weight().equal(kept)
 
 
-def test_the_pipelines_pixels_stay(tiny_checkpoint: Any, tiny_pipeline: OSDFacePipeline) -> None:
-    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", engine="fast")
+def test_the_pipelines_pixels_stay(tiny_checkpoint: Any, tiny_pipeline: OSDFacePipeline, engine: str) -> None:
+    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", engine=engine)
     faces = torch.rand(2, 3, 128, 136)
     assert (pipeline.restore(faces) - tiny_pipeline.restore(faces)).abs().max() < 2 / 255
     assert pipeline.tokens(faces).equal(tiny_pipeline.tokens(faces))
@@ -147,12 +178,12 @@ def test_the_pipelines_pixels_stay(tiny_checkpoint: Any, tiny_pipeline: OSDFaceP
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights_compute_in_float32(
-    tiny_checkpoint: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Any, dtype: torch.dtype, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fast, "cpu_has_bf16", lambda: False)
     monkeypatch.setattr(stored, "WORTHWHILE", 1)  # the small model's layers count as large
     monkeypatch.setattr(winograd, "WORTHWHILE", 1)
-    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype, engine="fast")
+    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype, engine=engine)
     rounded = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype, engine="eager")
     for part in (rounded.backbone.codec, rounded.backbone.predictor):
         part.float()  # type: ignore[attr-defined]
@@ -166,15 +197,17 @@ def test_half_precision_weights_compute_in_float32(
     assert not [m for m in _modules(pipeline).modules() if getattr(m, "_kernel", None) is not None]
 
 
-def test_the_cpus_own_half_precision_is_used_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpus_own_half_precision_is_used_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, make: MakeConv
+) -> None:
     monkeypatch.setattr(fast, "cpu_has_bf16", lambda: True)
     layer = nn.Sequential(nn.Conv2d(512, 512, 3, padding=1)).bfloat16()
-    assert speed_up(layer, torch.bfloat16, Workspace()) == torch.bfloat16
+    assert speed_up(layer, torch.bfloat16, make) == torch.bfloat16
     assert type(layer[0]) is PackedConv
     assert layer(picture(512, 4, 4).bfloat16()).dtype == torch.bfloat16
 
 
-def test_every_block_of_a_network_is_replaced_once() -> None:
+def test_every_block_of_a_network_is_replaced_once(make: MakeConv) -> None:
     network = nn.ModuleDict(
         {
             "a": ResnetBlock2D(in_channels=64, temb_channels=None),
@@ -183,9 +216,65 @@ def test_every_block_of_a_network_is_replaced_once() -> None:
     )
     x = picture(64, 32, 32)
     expected = network["b"](network["a"](x, None))
-    speed_up(network, torch.float32, Workspace())
+    speed_up(network, torch.float32, make)
     assert isinstance(network["a"], fused.FusedResnet)
     assert torch.allclose(network["b"](network["a"](x, None)), expected, atol=1e-3)
+
+
+def test_native_takes_the_layers_it_can() -> None:
+    compiled()
+    kinds = [type(NativeConv.stand_in(PackedConv(conv(c, 64)), Workspace())) for c in (64, 72)]
+    assert kinds == [NativeConv, WinogradConv]
+
+
+def test_silu_far_from_zero() -> None:
+    compiled()
+    layer, x = nn.Conv2d(64, 64, 3, padding=1, bias=False), picture(64, 32, 32)
+    x[0, :6, 5, 5] = torch.tensor([-1e4, 1e4, -88.5, 88.5, -103.0, 0.0])
+    got = NativeConv(PackedConv(layer), Workspace())(
+        x, Before(torch.ones(1, 64), torch.zeros(1, 64), silu=True)
+    )
+    inside = nn.functional.silu(x.double())
+    assert torch.allclose(
+        got.double(), nn.functional.conv2d(inside, layer.weight.double(), padding=1), atol=0.2
+    )
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As on a machine where nothing has been compiled."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.cache_clear()
+    yield tmp_path
+    native.library.cache_clear()
+
+
+def test_compiled_once(fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
+    compiled()
+    native.library()
+    native.library.cache_clear()
+    native.library()
+    assert len(caplog.messages) == len(list(fresh.rglob("*.so"))) == 1
+
+
+def test_no_compiler_is_one_line(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match="install one, or use --engine fast"):
+        native.library()
+    assert not list(fresh.rglob("*.so"))
+
+
+def test_a_compiler_that_fails_is_one_line(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled()
+    wrong = tmp_path / "wrong.cpp"
+    wrong.write_text("int f() { return nothing; }")
+    monkeypatch.setattr(native, "SOURCE", wrong)
+    with pytest.raises(ConfigError, match="nothing") as caught:
+        native.library()
+    assert "\n" not in str(caught.value)
+    assert not list(fresh.rglob("*.so"))
 
 
 def test_kept_memory_nests_and_ends() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from ..pipeline import OSDFacePipeline
 
-ENGINES = ("auto", "eager", "fast", "graphs")
+ENGINES = ("auto", "eager", "fast", "native", "graphs")
 
 
 def use_engine(pipeline: OSDFacePipeline, engine: str) -> None:
@@ -21,7 +22,8 @@ def use_engine(pipeline: OSDFacePipeline, engine: str) -> None:
 
     Args:
         engine: auto: fast on CPUs that compute in float32, eager elsewhere. eager: PyTorch as it comes. fast:
-            fewer operations on the CPU. graphs: CUDA graphs, one launch per batch.
+            fewer operations on the CPU. native: the same in C++, compiled at the first use. graphs: CUDA
+            graphs, one launch per batch.
     Raises:
         ConfigError: an unknown name, or an engine that this device or installation lacks.
     """
@@ -30,18 +32,10 @@ def use_engine(pipeline: OSDFacePipeline, engine: str) -> None:
         engine = "fast" if pipeline.device.type == "cpu" and not native else "eager"
     if engine == "eager":
         return
-    if engine == "fast":
-        from .fast import KeptMemoryForward, speed_up
-        from .winograd import Workspace
-
+    if engine in ("fast", "native"):
         if pipeline.device.type != "cpu":
-            raise ConfigError(f"--engine fast is for the CPU, not {pipeline.device}; use --engine eager")
-        weights, workspace = pipeline.dtype, Workspace()
-        for part in (pipeline.backbone.codec, pipeline.backbone.predictor):
-            if isinstance(part, nn.Module):
-                pipeline.dtype = speed_up(part, weights, workspace)
-        if weights == torch.float32:  # half precision is chosen to save memory
-            pipeline.forward = KeptMemoryForward(pipeline.forward)
+            raise ConfigError(f"--engine {engine} is for the CPU, not {pipeline.device}; use --engine eager")
+        _use_fast(pipeline, engine)
         return
     if engine == "graphs":
         from .graphs import GraphedForward
@@ -53,3 +47,20 @@ def use_engine(pipeline: OSDFacePipeline, engine: str) -> None:
         pipeline.forward = GraphedForward(pipeline.forward)
         return
     raise ConfigError(f"unknown engine {engine!r}; use one of {', '.join(ENGINES)}")
+
+
+def _use_fast(pipeline: OSDFacePipeline, engine: str) -> None:
+    from .fast import KeptMemoryForward, speed_up
+    from .native import NativeConv, library
+    from .winograd import WinogradConv, Workspace
+
+    stand_in = WinogradConv
+    if engine == "native":
+        library()  # what is missing shows here, not in the middle of a picture
+        stand_in = NativeConv.stand_in
+    weights, make = pipeline.dtype, partial(stand_in, workspace=Workspace())
+    for part in (pipeline.backbone.codec, pipeline.backbone.predictor):
+        if isinstance(part, nn.Module):
+            pipeline.dtype = speed_up(part, weights, make)
+    if weights == torch.float32:  # half precision is chosen to save memory
+        pipeline.forward = KeptMemoryForward(pipeline.forward)

@@ -9,10 +9,9 @@ from torch import nn
 
 from ..devices import cpu_has_bf16
 from .arena import kept_memory
-from .fused import FusedResnet, FusedTinyBlock, FusedUpsample
+from .fused import FusedResnet, FusedTinyBlock, FusedUpsample, MakeConv
 from .packed import WORTHWHILE, PackedConv
 from .stored import keep_stored
-from .winograd import Workspace
 
 
 class KeptMemoryForward:
@@ -26,12 +25,12 @@ class KeptMemoryForward:
             return self.plain(*arguments)
 
 
-def speed_up(module: nn.Module, dtype: torch.dtype, workspace: Workspace) -> torch.dtype:
+def speed_up(module: nn.Module, dtype: torch.dtype, make: MakeConv) -> torch.dtype:
     """Replace diffusers' blocks and layers below `module`, in place; unknown ones stay.
 
     Args:
         dtype: of its weights.
-        workspace: shared by modules that never run at the same time.
+        make: the Winograd convolution in a layer's place.
     Returns:
         The precision that it now takes and computes in. Winograd's transforms need float32's digits, so half
         precision remains that of the weights alone, unless the CPU multiplies it faster than float32.
@@ -39,7 +38,7 @@ def speed_up(module: nn.Module, dtype: torch.dtype, workspace: Workspace) -> tor
     if dtype == torch.bfloat16 and cpu_has_bf16():
         _replace_convs(module)
         return dtype
-    _replace_blocks(module, workspace)
+    _replace_blocks(module, make)
     if dtype == torch.float32:
         _replace_convs(module)
     else:
@@ -47,7 +46,7 @@ def speed_up(module: nn.Module, dtype: torch.dtype, workspace: Workspace) -> tor
     return torch.float32
 
 
-def _replace_blocks(module: nn.Module, workspace: Workspace) -> None:
+def _replace_blocks(module: nn.Module, make: MakeConv) -> None:
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
     from diffusers.models.upsampling import Upsample2D
@@ -56,9 +55,9 @@ def _replace_blocks(module: nn.Module, workspace: Workspace) -> None:
     for name, child in list(module.named_children()):
         kind: Any = stand_ins.get(type(child))  # type: ignore[call-overload]
         if kind is not None and kind.suits(child):
-            setattr(module, name, kind(child, workspace))
+            setattr(module, name, kind(child, make))
         else:
-            _replace_blocks(child, workspace)
+            _replace_blocks(child, make)
 
 
 def _replace_convs(module: nn.Module) -> None:

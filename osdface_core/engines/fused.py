@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .packed import PackedConv
 from .stored import held
-from .winograd import Before, WinogradConv, Workspace
+from .winograd import Before, WinogradConv
 
-CELLS_AT_ONCE = 4096  # pixels of a picture whose sums are taken together: they fit the cache
+MakeConv = Callable[[PackedConv], WinogradConv]
 
 
-def normalising(x: Tensor, norm: nn.GroupNorm) -> Before:
+def normalising(x: Tensor, norm: nn.GroupNorm, conv: WinogradConv) -> Before:
     """Group normalisation as one scale and shift per channel, followed by SiLU.
 
     Args:
         x: (B, C, H, W), float32, channels-last.
+        conv: for which it is; it knows a way to sum.
     """
-    count, channels = len(x), x.shape[1]
-    sums = torch.zeros(count, 2, channels, dtype=torch.float64)
-    for sum_, picture in zip(sums, x.permute(0, 2, 3, 1).flatten(1, 2), strict=True):
-        for part in picture.split(CELLS_AT_ONCE):
-            ones = part.new_ones(1, len(part))
-            sum_[0] += torch.mm(ones, part)[0]
-            sum_[1] += torch.mm(ones, part * part)[0]
+    channels = x.shape[1]
+    sums = torch.stack([conv.sums(picture) for picture in x.permute(0, 2, 3, 1).flatten(1, 2)])
     cells = x.shape[2] * x.shape[3] * (channels // norm.num_groups)
     mean, square = (sums.unflatten(2, (norm.num_groups, -1)).sum(-1) / cells).unbind(1)
     scale = (square - mean * mean).clamp_min(0.0).add(norm.eps).rsqrt()
@@ -37,12 +35,12 @@ def normalising(x: Tensor, norm: nn.GroupNorm) -> Before:
 class FusedResnet(nn.Module):
     """Stands in for diffusers' ResnetBlock2D: two passes over the picture instead of eight."""
 
-    def __init__(self, block: Any, workspace: Workspace) -> None:
+    def __init__(self, block: Any, make: MakeConv) -> None:
         super().__init__()
         block.conv1, block.conv2 = held(block.conv1), held(block.conv2)
         self.block = block
-        self.conv1 = WinogradConv(block.conv1, workspace)
-        self.conv2 = WinogradConv(block.conv2, workspace)
+        self.conv1 = make(block.conv1)
+        self.conv2 = make(block.conv2)
 
     @staticmethod
     def suits(block: Any) -> bool:
@@ -61,8 +59,8 @@ class FusedResnet(nn.Module):
         bias = None
         if temb is not None and block.time_emb_proj is not None:
             bias = self.conv1.bias + block.time_emb_proj(block.nonlinearity(temb))
-        h = self.conv1(x, normalising(x, block.norm1), bias)
-        before = normalising(h, block.norm2)
+        h = self.conv1(x, normalising(x, block.norm1, self.conv1), bias)
+        before = normalising(h, block.norm2, self.conv2)
         if block.conv_shortcut is None:
             return self.conv2(h, before, residual=x)
         return self.conv2(h, before, residual=block.conv_shortcut(x), onto=True)
@@ -71,11 +69,11 @@ class FusedResnet(nn.Module):
 class FusedUpsample(nn.Module):
     """Stands in for diffusers' Upsample2D: the enlarged picture never exists whole."""
 
-    def __init__(self, block: Any, workspace: Workspace) -> None:
+    def __init__(self, block: Any, make: MakeConv) -> None:
         super().__init__()
         block.conv = held(block.conv)
         self.block = block
-        self.conv = WinogradConv(block.conv, workspace)
+        self.conv = make(block.conv)
 
     @staticmethod
     def suits(block: Any) -> bool:
@@ -93,12 +91,12 @@ class FusedUpsample(nn.Module):
 class FusedTinyBlock(nn.Module):
     """Stands in for diffusers' AutoencoderTinyBlock: convolution and ReLU, thrice, plus the input."""
 
-    def __init__(self, block: Any, workspace: Workspace) -> None:
+    def __init__(self, block: Any, make: MakeConv) -> None:
         super().__init__()
         for i in (0, 2, 4):
             block.conv[i] = held(block.conv[i])
         self.block = block
-        self.convs = nn.ModuleList(WinogradConv(block.conv[i], workspace) for i in (0, 2, 4))
+        self.convs = nn.ModuleList(make(block.conv[i]) for i in (0, 2, 4))
 
     @staticmethod
     def suits(block: Any) -> bool:

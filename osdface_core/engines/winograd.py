@@ -19,6 +19,7 @@ from .packed import WORTHWHILE, PackedConv
 TILE = 4  # side of an output block [px]
 WINDOW = 6  # side of the input window it needs
 TILES_AT_ONCE = 128  # rows of each matrix product: fewer starve it, more leave the cache
+CELLS_AT_ONCE = 4096  # pixels of a picture whose sums are taken together: they fit the cache
 
 # Transforms for the points 0, 1, -1, 2, -2, infinity (same source, §4.3).
 INPUT = (
@@ -117,15 +118,29 @@ class WinogradConv(nn.Module):
         self.input, self.output = _both_axes(INPUT), _both_axes(OUTPUT)
 
     def kernel(self) -> Tensor:
-        """(36, O, C), four times the weights' room: kept from the first use on, unless those are in half
-        precision to save memory."""
+        """The transformed weights, four times their room or more: kept from the first use on, unless those
+        are in half precision to save memory."""
         if self._kernel is not None:
             return self._kernel
         weight = self.direct.weight()
-        kernel = transform_kernel(weight)
+        kernel = self.transform(weight)
         if weight.dtype == torch.float32 or weight.numel() < WORTHWHILE:
             self._kernel = kernel
         return kernel
+
+    @staticmethod
+    def sums(picture: Tensor) -> Tensor:
+        """Sums and sums of squares of each channel: (pixels, C) to (2, C), float64."""
+        found = torch.zeros(2, picture.shape[1], dtype=torch.float64)
+        for part in picture.split(CELLS_AT_ONCE):
+            ones = part.new_ones(1, len(part))
+            found[0] += torch.mm(ones, part)[0]
+            found[1] += torch.mm(ones, part * part)[0]
+        return found
+
+    def transform(self, weight: Tensor) -> Tensor:
+        """(O, C, 3, 3) to (36, O, C), float32."""
+        return transform_kernel(weight)
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
