@@ -1,4 +1,4 @@
-"""The engines `fast` and `native`: stand-ins give what layers gave, and step aside where they gain nothing."""
+"""The engines `fast` and `native`: stand-ins give what layers gave, and step aside otherwise."""
 
 from __future__ import annotations
 
