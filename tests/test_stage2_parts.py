@@ -52,6 +52,14 @@ def test_average_follows_its_formula_and_steps_aside() -> None:
     assert other.updates == 12 and torch.allclose(other.average["w"], expected)
 
 
+def test_a_fresh_prompt_is_as_loud_as_a_text_encoders(files: Path) -> None:
+    prompt = build_initial(recipe_for(files, "full")).generator.prompt
+    of_dictionary = prompt.projection(prompt.vre.quantize.embedding.weight[None]).detach()
+    assert 0.95 < float(of_dictionary.square().mean().sqrt()) < 1.05
+    learned = build_initial(recipe_for(files, "full", prompt="learned", vre="")).generator.prompt
+    assert 0.8 < float(learned(faces().lq).detach().square().mean().sqrt()) < 1.2
+
+
 def test_average_with_decay_zero_is_the_weights() -> None:
     weight = nn.Parameter(torch.ones(2))
     ema = EMA({"w": weight}, 0.0)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import nn
 
 from osdface_core.backbone import Backbone, UNetPredictor, build_full
@@ -24,6 +25,7 @@ from .restorer_config import RestorerTraining
 UNUSED_VRE = VREConfig(
     base_channels=32, channel_multipliers=(1,) * 6, res_blocks=1, z_channels=32, codebook_size=77
 )
+SETTLING = 10  # divisions: SiLU bends the scale, so one is not enough
 
 
 class Initial(NamedTuple):
@@ -186,6 +188,22 @@ def _prompt(cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Check
     projection = Projection(config.vre.z_channels, config.projection).requires_grad_(learns)
     if cfg.prompt == "none":
         nn.init.zeros_(projection.vectors)
+    elif cfg.prompt == "vre":
+        start_at_text_scale(projection, vre)
     if start is not None and not start.missing_parts and start.config.projection == config.projection:
         load_strict(projection, start.part("projection"), f"{cfg.init}: projection")
     return VisualPrompt(vre, projection)
+
+
+@torch.no_grad()
+def start_at_text_scale(projection: Projection, vre: VRE) -> None:
+    """Scale the last layer until the prompts of the whole dictionary have a root mean square of 1.
+
+    That is about the size of a text encoder's output, which is what cross-attention expects. PyTorch's own
+    start gives a tenth of it: a UNet that began there never listened to its prompt (docs/mini.md).
+    """
+    codes = vre.quantize.embedding.weight[None]
+    for _ in range(SETTLING):
+        size = projection(codes).square().mean().sqrt()
+        for parameter in projection.conv2.parameters():
+            parameter /= size

@@ -92,7 +92,7 @@ class Projection(nn.Module):
         super().__init__()
         self.learned = cfg.learned > 0
         if self.learned:
-            self.vectors = nn.Parameter(0.1 * torch.randn(cfg.learned, cfg.out))
+            self.vectors = nn.Parameter(torch.randn(cfg.learned, cfg.out))
             return
         self.conv1 = nn.Conv1d(codes, cfg.hidden, 1)
         self.conv2 = nn.Conv1d(cfg.hidden, cfg.out, 1)
