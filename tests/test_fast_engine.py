@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from diffusers.models.upsampling import Upsample2D
@@ -20,6 +21,7 @@ from osdface_core.engines.fast import speed_up
 from osdface_core.engines.fused import MakeConv
 from osdface_core.engines.native import NativeConv
 from osdface_core.engines.packed import WORTHWHILE, PackedConv
+from osdface_core.engines.stored import held
 from osdface_core.engines.winograd import Before, WinogradConv, Workspace
 from osdface_core.errors import ConfigError
 from osdface_core.pipeline import OSDFacePipeline
@@ -127,6 +129,26 @@ def test_a_residual_block(temb: int | None, channels: int, outputs: int, make: M
     )
 
 
+def test_a_residual_block_in_its_inputs_memory(make: MakeConv) -> None:
+    block = ResnetBlock2D(in_channels=64, temb_channels=None).eval()
+    x = picture(64, 36, 40)
+    expected = block(x, None)
+    got = fused.FusedResnet(block, make, last_use=True)(x)
+    assert torch.allclose(got, expected, **CLOSE)
+    assert got.data_ptr() == x.data_ptr()
+
+
+def test_only_chains_of_blocks_give_up_their_inputs(make: MakeConv) -> None:
+    autoencoder = AutoencoderKL(
+        block_out_channels=(64,), norm_num_groups=8, layers_per_block=1, latent_channels=4
+    )
+    other = nn.Sequential(ResnetBlock2D(in_channels=64, temb_channels=None))
+    for module, expected in ((autoencoder, True), (other, False)):
+        speed_up(module, torch.float32, make)
+        blocks = [m for m in module.modules() if isinstance(m, fused.FusedResnet)]
+        assert blocks and {b.last_use for b in blocks} == {expected}
+
+
 def test_an_upsampling_block_and_its_forced_size(make: MakeConv) -> None:
     block = Upsample2D(64, use_conv=True, out_channels=64)
     x = picture(64, 16, 20)
@@ -151,7 +173,7 @@ def test_blocks_of_another_kind_are_left_alone() -> None:
     assert not fused.FusedResnet.suits(ResnetBlock2D(in_channels=32, temb_channels=None))
     assert not fused.FusedUpsample.suits(Upsample2D(64, use_conv=False))
     assert not WinogradConv.suits(nn.Conv2d(64, 64, 3, stride=2, padding=1))
-    assert not WinogradConv.fits(30, 64)
+    assert not WinogradConv(PackedConv(conv(64, 64)), Workspace()).fits(30, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -225,6 +247,15 @@ def test_native_takes_the_layers_it_can() -> None:
     compiled()
     kinds = [type(NativeConv.stand_in(PackedConv(conv(c, 64)), Workspace())) for c in (64, 72)]
     assert kinds == [NativeConv, WinogradConv]
+
+
+def test_native_transforms_half_precision_weights_where_it_pays() -> None:
+    compiled()
+    small, large = (64, 64), (64, 60)
+    wide = NativeConv(held(conv(256, 256).bfloat16()), Workspace())
+    assert wide.fits(*small) and not wide.fits(*large)
+    kept = NativeConv(held(conv(256, 256)), Workspace())
+    assert kept.fits(*large)
 
 
 def test_silu_far_from_zero() -> None:

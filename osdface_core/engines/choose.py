@@ -58,9 +58,13 @@ def _use_fast(pipeline: OSDFacePipeline, engine: str) -> None:
     if engine == "native":
         library()  # what is missing shows here, not in the middle of a picture
         stand_in = NativeConv.stand_in
-    weights, make = pipeline.dtype, partial(stand_in, workspace=Workspace())
+    weights, workspace = pipeline.dtype, Workspace()
+    make = partial(stand_in, workspace=workspace)
     for part in (pipeline.backbone.codec, pipeline.backbone.predictor):
         if isinstance(part, nn.Module):
             pipeline.dtype = speed_up(part, weights, make)
-    if weights == torch.float32:  # half precision is chosen to save memory
+    if weights == torch.float32:
         pipeline.forward = KeptMemoryForward(pipeline.forward)
+    elif isinstance(pipeline.backbone.predictor, nn.Module):
+        # Half precision is chosen to save memory, and the decoder, which comes next, takes the most.
+        pipeline.backbone.predictor.register_forward_hook(lambda *_: workspace.release())

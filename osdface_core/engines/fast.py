@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..devices import cpu_has_bf16
-from .arena import kept_memory
+from .arena import give_back, kept_memory
 from .fused import FusedResnet, FusedTinyBlock, FusedUpsample, MakeConv
 from .packed import WORTHWHILE, PackedConv
 from .stored import keep_stored
 
 
 class KeptMemoryForward:
-    """`OSDFacePipeline.forward` with freed memory kept until it ends."""
+    """`OSDFacePipeline.forward` with freed memory kept for the next pass, until the pipeline is no more."""
 
     def __init__(self, forward: Any) -> None:
         self.plain = forward
+        weakref.finalize(self, give_back)
 
     def __call__(self, *arguments: Any) -> Any:
         with kept_memory():
@@ -46,18 +48,22 @@ def speed_up(module: nn.Module, dtype: torch.dtype, make: MakeConv) -> torch.dty
     return torch.float32
 
 
-def _replace_blocks(module: nn.Module, make: MakeConv) -> None:
+def _replace_blocks(module: nn.Module, make: MakeConv, chain: bool = False) -> None:
+    """`chain`: the module's blocks follow one another, without connections around them."""
+    from diffusers.models.autoencoders.vae import Decoder, Encoder
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
     from diffusers.models.upsampling import Upsample2D
 
-    stand_ins = {ResnetBlock2D: FusedResnet, Upsample2D: FusedUpsample, AutoencoderTinyBlock: FusedTinyBlock}
+    others = {Upsample2D: FusedUpsample, AutoencoderTinyBlock: FusedTinyBlock}
     for name, child in list(module.named_children()):
-        kind: Any = stand_ins.get(type(child))  # type: ignore[call-overload]
-        if kind is not None and kind.suits(child):
-            setattr(module, name, kind(child, make))
+        other: Any = others.get(type(child))  # type: ignore[call-overload]
+        if type(child) is ResnetBlock2D and FusedResnet.suits(child):
+            setattr(module, name, FusedResnet(child, make, last_use=chain))
+        elif other is not None and other.suits(child):
+            setattr(module, name, other(child, make))
         else:
-            _replace_blocks(child, make)
+            _replace_blocks(child, make, chain or isinstance(child, (Encoder, Decoder)))
 
 
 def _replace_convs(module: nn.Module) -> None:

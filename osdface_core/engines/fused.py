@@ -35,8 +35,10 @@ def normalising(x: Tensor, norm: nn.GroupNorm, conv: WinogradConv) -> Before:
 class FusedResnet(nn.Module):
     """Stands in for diffusers' ResnetBlock2D: two passes over the picture instead of eight."""
 
-    def __init__(self, block: Any, make: MakeConv) -> None:
+    def __init__(self, block: Any, make: MakeConv, last_use: bool = False) -> None:
+        """`last_use`: nobody needs the block's input after it, so the result may take its memory."""
         super().__init__()
+        self.last_use = last_use
         block.conv1, block.conv2 = held(block.conv1), held(block.conv2)
         self.block = block
         self.conv1 = make(block.conv1)
@@ -53,7 +55,7 @@ class FusedResnet(nn.Module):
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         """(B, C, H, W) to (B, O, H, W); `temb` (B, T) is the time embedding."""
         x, block = input_tensor, self.block
-        if not WinogradConv.fits(*x.shape[-2:]):
+        if not self.conv1.fits(*x.shape[-2:]):
             return block(x, temb)
         x = x.contiguous(memory_format=torch.channels_last)
         bias = None
@@ -62,7 +64,7 @@ class FusedResnet(nn.Module):
         h = self.conv1(x, normalising(x, block.norm1, self.conv1), bias)
         before = normalising(h, block.norm2, self.conv2)
         if block.conv_shortcut is None:
-            return self.conv2(h, before, residual=x)
+            return self.conv2(h, before, residual=x, onto=self.last_use)
         return self.conv2(h, before, residual=block.conv_shortcut(x), onto=True)
 
 
@@ -83,7 +85,7 @@ class FusedUpsample(nn.Module):
     def forward(self, hidden_states: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
         """(B, C, H, W) to (B, O, 2H, 2W)."""
         height, width = (2 * side for side in hidden_states.shape[-2:])
-        if output_size is not None or not WinogradConv.fits(height, width):
+        if output_size is not None or not self.conv.fits(height, width):
             return self.block(hidden_states, output_size)
         return self.conv(hidden_states, Before(double=True))
 
@@ -96,7 +98,7 @@ class FusedTinyBlock(nn.Module):
         for i in (0, 2, 4):
             block.conv[i] = held(block.conv[i])
         self.block = block
-        self.convs = nn.ModuleList(make(block.conv[i]) for i in (0, 2, 4))
+        self.first, self.second, self.third = (make(block.conv[i]) for i in (0, 2, 4))
 
     @staticmethod
     def suits(block: Any) -> bool:
@@ -107,8 +109,8 @@ class FusedTinyBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W)."""
-        if not WinogradConv.fits(*x.shape[-2:]):
+        if not self.first.fits(*x.shape[-2:]):
             return self.block(x)
         x = x.contiguous(memory_format=torch.channels_last)
-        h = self.convs[1](self.convs[0](x, relu=True), relu=True)
-        return self.convs[2](h, residual=self.block.skip(x), relu=True)
+        h = self.second(self.first(x, relu=True), relu=True)
+        return self.third(h, residual=self.block.skip(x), relu=True)

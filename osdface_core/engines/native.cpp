@@ -140,9 +140,9 @@ struct Convolution {
 
   int64_t down() const { return parts_of(height, TILE); }
   int64_t across() const { return parts_of(width, TILE); }
-  // Narrow layers keep all they touch in the cache; wide ones read their weights as seldom as possible.
-  int64_t rows() const { return parts_of(down(), inputs <= 128 ? 4 : inputs <= 256 ? 7 : 11); }
-  int64_t columns() const { return parts_of(across(), inputs <= 128 ? 7 : inputs <= 256 ? 8 : 11); }
+  // Narrow layers keep all they touch in the cache; wide ones read their weights less often.
+  int64_t rows() const { return parts_of(down(), inputs <= 128 ? 4 : 7); }
+  int64_t columns() const { return parts_of(across(), inputs <= 128 ? 7 : 8); }
   int64_t parts() const { return rows() * columns(); }
   bool shared() const { return parts() < 2 * at::get_num_threads(); }
 

@@ -28,6 +28,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 CHANNELS = 32  # widths must be multiples of it
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp")
 CELLS_AT_ONCE = 256  # pixels whose sums are taken in float32: few enough for its digits and the cache
+MANY = 4096  # pixels for which transforming half-precision weights at every pass pays
 INSTEAD = "or use --engine fast"
 
 
@@ -102,6 +103,9 @@ class NativeConv(WinogradConv):
         whole = layer.in_channels % CHANNELS == 0 and layer.out_channels % CHANNELS == 0
         return (cls if whole else WinogradConv)(conv, workspace)
 
+    def fits(self, height: int, width: int) -> bool:
+        return super().fits(height, width) and (height * width >= MANY or not self.saves_memory())
+
     @staticmethod
     def sums(picture: Tensor) -> Tensor:
         (pixels, channels), cells = picture.shape, CELLS_AT_ONCE
@@ -114,7 +118,8 @@ class NativeConv(WinogradConv):
         """(O, C, 3, 3) to the compiled code's own order, float32."""
         outputs, inputs = weight.shape[:2]
         taps = weight.detach().permute(2, 3, 1, 0).contiguous().float()
-        kernel = torch.empty(library().osdface_places() * inputs * outputs)
+        count = library().osdface_places() * inputs * outputs
+        kernel = self.workspace.get("kernel", count) if self.saves_memory() else torch.empty(count)
         library().osdface_kernel(_at(taps), _at(kernel), ctypes.c_int64(inputs), ctypes.c_int64(outputs))
         return kernel
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .arena import give_back
 from .packed import WORTHWHILE, PackedConv
 
 TILE = 4  # side of an output block [px]
@@ -89,7 +90,7 @@ class After:
 
 
 class Workspace:
-    """Buffers that one convolution after the other uses; grown, never given back before the engine ends."""
+    """Buffers that one convolution after the other uses; they grow as needed."""
 
     def __init__(self) -> None:
         self.parts: dict[str, Tensor] = {}
@@ -103,6 +104,11 @@ class Workspace:
         if held is None or held.numel() < count:
             held = self.parts[name] = torch.empty(count)
         return held[:count].view(shape)
+
+    def release(self) -> None:
+        """Give all of it back to the system, with what else is free."""
+        self.parts.clear()
+        give_back()
 
 
 class WinogradConv(nn.Module):
@@ -124,9 +130,14 @@ class WinogradConv(nn.Module):
             return self._kernel
         weight = self.direct.weight()
         kernel = self.transform(weight)
-        if weight.dtype == torch.float32 or weight.numel() < WORTHWHILE:
+        if not self.saves_memory():
             self._kernel = kernel
         return kernel
+
+    def saves_memory(self) -> bool:
+        """Whether the transformed weights are made anew at every pass."""
+        weight = self.direct.weight()
+        return weight.dtype != torch.float32 and weight.numel() >= WORTHWHILE
 
     @staticmethod
     def sums(picture: Tensor) -> Tensor:
@@ -151,8 +162,7 @@ class WinogradConv(nn.Module):
         plain = plain and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
         return plain and min(conv.in_channels, conv.out_channels) >= 64
 
-    @staticmethod
-    def fits(height: int, width: int) -> bool:
+    def fits(self, height: int, width: int) -> bool:
         """Whether an output of that size is whole blocks, and enough of them to gain."""
         return height % TILE == 0 and width % TILE == 0 and height * width >= 1024
 
