@@ -27,9 +27,7 @@ def result(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 def test_every_combination_is_measured(result: dict[str, Any]) -> None:
     found = [(r["dtype"], r["engine"], r["batch_size"]) for r in result["results"]]
-    assert found == [
-        (d, e, b) for d in ("float32", "bfloat16") for e in ("eager", "fast") for b in (1, 2)
-    ]
+    assert found == [(d, e, b) for d in ("float32", "bfloat16") for e in ("eager", "fast") for b in (1, 2)]
     for record in result["results"]:
         assert set(record["ms_per_face"]) == {*models.STAGES, "total"}
         assert len(record["ratio_rounds"]) == len(record["rounds"]["total"]) == 3
@@ -116,3 +114,19 @@ def _parts(pipeline: Any) -> models.Parts:
     return models.Parts(
         pipeline.config, pipeline.vre, pipeline.projection, pipeline.backbone, torch.device("cpu")
     )
+
+
+def test_the_peak_of_one_process(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"bench --peak --device cpu --dtype bf16 --size 128 --runs 2 --quiet --model {tiny_checkpoint}"
+    assert main(command.split()) == 0
+    line = capsys.readouterr().out
+    figures = [float(v.strip(",")) for v in line.split() if v.strip(",").replace(".", "").isdigit()]
+    assert len(figures) == 3 and 0 < figures[0] <= figures[1] <= figures[2]
+
+
+def test_weights_in_half_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "to_empty", lambda self, **_: self)  # shapes are enough
+    parts = models.full_size(torch.device("meta"), torch.bfloat16)
+    kinds = {p.dtype for part in (parts.backbone.codec, parts.backbone.predictor) for p in part.parameters()}  # type: ignore[attr-defined]
+    assert kinds == {torch.bfloat16}
+    assert {p.dtype for p in parts.vre.parameters()} == {torch.float32}

@@ -16,6 +16,8 @@ from ..errors import ConfigError
 from ..faces import DETECTORS
 
 if TYPE_CHECKING:
+    import torch
+
     from ..pipeline import OSDFacePipeline
 
 # Passes before anything counts (cuDNN picks its kernels, the allocator fills); 1 elsewhere.
@@ -67,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--memory", nargs="+", metavar="INPUT", help="memory of the process photo by photo")
     what.add_argument("--cost", action="store_true", help="how seconds grow with faces, pixels and batch")
+    what.add_argument(
+        "--peak", action="store_true", help="most memory that a process takes which only restores a face"
+    )
     kind.add_argument("--plot", type=Path, metavar="PNG", help="a picture of --memory or --cost")
     kind.add_argument("--max-faces", type=_count, metavar="N", help="at most so many of each photo")
     kind.add_argument("--detector", choices=DETECTORS, default="auto")
@@ -89,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     dtypes = {str(d).removeprefix("torch."): d for d in (pick_dtype(name, device) for name in args.dtype)}
     say(f"building the model on {device} …")
+    if args.peak:
+        return _peak(args, device, next(iter(dtypes.values())))
     parts = models.full_size(device) if args.full_size else models.from_file(args.model, args.base, device)
     if args.photos or args.memory or args.cost:
         return _photos(args, models.whole(parts, next(iter(dtypes.values()))), say)
@@ -124,6 +131,24 @@ def run(args: argparse.Namespace) -> int:
     print(report.table(result))
     if args.json:
         report.save(result, args.json)
+    return 0
+
+
+def _peak(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> int:
+    """`--peak`, with the first of the engines and precisions: no baseline, no second copy of the weights."""
+    from . import measure, memory, models
+
+    parts = (
+        models.full_size(device, dtype) if args.full_size else models.from_file(args.model, args.base, device)
+    )
+    pipeline = models.whole(parts, dtype)
+    use_engine(pipeline, args.engine[0] if args.engine else "auto")
+    marks = [memory.peak_bytes(device)]
+    for _ in range(args.runs):
+        measure.total(pipeline, models.faces(1, args.size, device))
+        marks.append(memory.peak_bytes(device))
+    gib = [f"{mark / 1024**3:.2f}" for mark in marks]
+    print(f"peak GiB: {gib[0]} before the first face, then face by face {', '.join(gib[1:])}")
     return 0
 
 

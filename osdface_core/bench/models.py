@@ -73,8 +73,12 @@ class Plain:
         return out
 
 
-def full_size(device: torch.device) -> Parts:
-    """The released sizes with random weights, made on the device itself: no file, no copy, finite results."""
+def full_size(device: torch.device, dtype: torch.dtype = torch.float32) -> Parts:
+    """The released sizes with random weights, made on the device itself: no file, no copy, finite results.
+
+    Args:
+        dtype: of codec and UNet.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     config = OSDFaceConfig(name="full-size, random weights")
@@ -96,13 +100,15 @@ def full_size(device: torch.device) -> Parts:
             up_block_types=("UpDecoderBlock2D",) * 4,  # type: ignore[arg-type]
             scaling_factor=config.codec.scaling_factor,
         )
+    for part in (unet, vae):
+        nn.Module.to(cast(nn.Module, part), dtype)
     for seed, module in enumerate((vre, projection, unet, vae)):
         cast(nn.Module, module).to_empty(device=device)
         fill(cast(nn.Module, module), seed)
     backbone = Backbone(
         KLCodec(cast(nn.Module, vae), config.codec.scaling_factor), UNetPredictor(cast(nn.Module, unet))
     )
-    return Parts(config, vre.eval(), projection.eval(), _ready(backbone, device), device)
+    return Parts(config, vre.eval(), projection.eval(), _ready(backbone, device, dtype), device)
 
 
 @torch.no_grad()
@@ -126,9 +132,9 @@ def from_file(source: str | Path, base: str | None, device: torch.device) -> Par
     return Parts(loaded.config, vre, projection, _ready(loaded.backbone, device), device)
 
 
-def _ready(backbone: Backbone, device: torch.device) -> Backbone:
+def _ready(backbone: Backbone, device: torch.device, dtype: torch.dtype = torch.float32) -> Backbone:
     for part in (backbone.codec, backbone.predictor):
-        cast(nn.Module, part).to(device=device, dtype=torch.float32).eval()
+        cast(nn.Module, part).to(device=device, dtype=dtype).eval()
     return backbone
 
 
