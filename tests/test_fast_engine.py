@@ -219,6 +219,23 @@ def test_half_precision_weights_compute_in_float32(
     assert not [m for m in _modules(pipeline).modules() if getattr(m, "_kernel", None) is not None]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_large_half_precision_weights_in_parts(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "LARGE", 1)
+    monkeypatch.setattr(stored, "PART", 1 << 10)
+    linear = nn.Linear(64, 72, bias=bias).bfloat16()
+    layer = nn.Conv2d(32, 40, 3, stride=2, padding=1, bias=bias).bfloat16()
+    x, image = torch.randn(2, 5, 64), picture(32, 12, 10)
+    expected = linear.float()(x), layer.float()(image)
+    parts = list(stored.in_float32(layer.weight, layer.bias))
+    assert [len(weight) for weight, _ in parts] == [16, 16, 8]
+    got = nn.Sequential(linear.bfloat16(), layer.bfloat16())
+    monkeypatch.setattr(stored, "WORTHWHILE", 1)
+    stored.keep_stored(got)
+    assert torch.allclose(got[0](x), expected[0], **CLOSE)
+    assert torch.allclose(got[1](image), expected[1], **CLOSE)
+
+
 def test_the_cpus_own_half_precision_is_used_where_it_is_faster(
     monkeypatch: pytest.MonkeyPatch, make: MakeConv
 ) -> None:

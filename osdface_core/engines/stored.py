@@ -6,10 +6,24 @@ float32 than half-precision arithmetic is, as only the weights are rounded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from .packed import WORTHWHILE, PackedConv
+
+LARGE = 1 << 23  # weights of a layer that are worth taking in parts
+PART = 1 << 20  # weights of a part: still in the cache when they are multiplied
+
+
+def in_float32(weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weights (O, ...) and bias of all outputs, or of a few after the other where all at once is slow."""
+    outputs = len(weight)
+    step = outputs if weight.numel() < LARGE else max(16, outputs * PART // weight.numel() // 16 * 16)
+    for first in range(0, outputs, step):
+        part = slice(first, first + step)
+        yield weight[part].float(), None if bias is None else bias[part]
 
 
 class StoredLinear(nn.Module):
@@ -24,7 +38,8 @@ class StoredLinear(nn.Module):
         self.bias = None if layer.bias is None else layer.bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.stored.to(x.dtype), self.bias)
+        parts = [nn.functional.linear(x, *part) for part in in_float32(self.stored, self.bias)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 class StoredConv(PackedConv):
@@ -41,7 +56,8 @@ class StoredConv(PackedConv):
         return self.stored
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv._conv_forward(x, self.stored.to(x.dtype), self.conv.bias)
+        parts = [self.conv._conv_forward(x, *part) for part in in_float32(self.stored, self.conv.bias)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def held(conv: nn.Conv2d) -> PackedConv:
