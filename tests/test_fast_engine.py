@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from osdface_core.engines import fast, fused, native, stored, winograd
+from osdface_core.engines import choose, compiled, fast, fused, stored, winograd
 from osdface_core.engines.arena import kept_memory
 from osdface_core.engines.fast import speed_up
-from osdface_core.engines.fused import MakeConv
-from osdface_core.engines.native import NativeConv
+from osdface_core.engines.layers import Layers
+from osdface_core.engines.native import NativeConv, NativeLayers
 from osdface_core.engines.packed import WORTHWHILE, PackedConv
-from osdface_core.engines.stored import held
 from osdface_core.engines.winograd import Before, WinogradConv, Workspace
 from osdface_core.errors import ConfigError
 from osdface_core.pipeline import OSDFacePipeline
@@ -29,7 +27,7 @@ from osdface_core.pipeline import OSDFacePipeline
 CLOSE = {"atol": 2e-4, "rtol": 0.0}
 
 
-def compiled() -> None:
+def needs_compiler() -> None:
     """Skip where the engine `native` cannot be compiled."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
@@ -38,14 +36,13 @@ def compiled() -> None:
 @pytest.fixture(params=["fast", "native"])
 def engine(request: pytest.FixtureRequest) -> str:
     if request.param == "native":
-        compiled()
+        needs_compiler()
     return request.param
 
 
 @pytest.fixture
-def make(engine: str) -> MakeConv:
-    stand_in = NativeConv.stand_in if engine == "native" else WinogradConv
-    return partial(stand_in, workspace=Workspace())
+def layers(engine: str) -> Layers:
+    return NativeLayers() if engine == "native" else Layers()
 
 
 @pytest.fixture(autouse=True)
@@ -69,13 +66,13 @@ def conv(channels: int, outputs: int) -> nn.Conv2d:
     [(64, 64, 32, 32), (96, 64, 64, 24), (64, 128, 36, 200), (288, 64, 84, 88), (72, 80, 32, 32)],
 )
 def test_winograd_is_the_convolution(
-    channels: int, outputs: int, height: int, width: int, threads: int, make: MakeConv
+    channels: int, outputs: int, height: int, width: int, threads: int, layers: Layers
 ) -> None:
     layer, x = conv(channels, outputs), picture(channels, height, width, 2)
     exact = nn.functional.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)  # type: ignore[union-attr]
     torch.set_num_threads(threads)
     try:
-        got = make(PackedConv(layer))(x)
+        got = layers.winograd(PackedConv(layer))(x)
     finally:
         torch.set_num_threads(1)
     assert torch.allclose(got.double(), exact, **CLOSE)
@@ -89,22 +86,22 @@ def test_stripes_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(WinogradConv(layer, Workspace())(x), whole, atol=1e-5)
 
 
-def test_what_goes_before_and_after(make: MakeConv) -> None:
+def test_what_goes_before_and_after(layers: Layers) -> None:
     layer, x = conv(64, 64), picture(64, 32, 32, 2)
     scale, shift, bias = torch.rand(2, 64), torch.rand(2, 64), torch.rand(2, 64)
     residual = picture(64, 32, 32, 2)
-    got = make(PackedConv(layer))(x, Before(scale, shift, silu=True), bias, residual, relu=True)
+    got = layers.winograd(PackedConv(layer))(x, Before(scale, shift, silu=True), bias, residual, relu=True)
     inside = nn.functional.silu(x * scale[..., None, None] + shift[..., None, None])
     expected = nn.functional.conv2d(inside, layer.weight, padding=1) + bias[..., None, None] + residual
     assert torch.allclose(got, expected.relu(), **CLOSE)
 
 
-def test_group_norm_as_scale_and_shift(make: MakeConv) -> None:
+def test_group_norm_as_scale_and_shift(layers: Layers) -> None:
     norm = nn.GroupNorm(8, 64)
     nn.init.uniform_(norm.weight)
     nn.init.normal_(norm.bias)
     x = picture(64, 70, 66, 2) * 3 + 20  # a mean far from zero costs the one-pass variance digits
-    before = fused.normalising(x, norm, make(PackedConv(conv(64, 64))))
+    before = fused.normalising(x, norm, layers.winograd(PackedConv(conv(64, 64))))
     assert before.scale is not None and before.shift is not None
     got = x * before.scale[..., None, None] + before.shift[..., None, None]
     assert torch.allclose(got, norm(x), atol=2e-4)
@@ -112,13 +109,13 @@ def test_group_norm_as_scale_and_shift(make: MakeConv) -> None:
 
 @pytest.mark.parametrize("temb", [None, 32])
 @pytest.mark.parametrize(("channels", "outputs"), [(64, 64), (64, 128)])
-def test_a_residual_block(temb: int | None, channels: int, outputs: int, make: MakeConv) -> None:
+def test_a_residual_block(temb: int | None, channels: int, outputs: int, layers: Layers) -> None:
     block = ResnetBlock2D(in_channels=channels, out_channels=outputs, temb_channels=temb).eval()
     embedding = None if temb is None else torch.randn(2, temb)
     x = picture(channels, 32, 32, 2)
     expected = block(x, embedding)
     assert fused.FusedResnet.suits(block)
-    stand_in = fused.FusedResnet(block, make)
+    stand_in = fused.FusedResnet(block, layers)
     assert torch.allclose(stand_in(x, embedding), expected, **CLOSE)
     assert stand_in.conv1._kernel is not None
     assert torch.allclose(stand_in(x, embedding), expected, **CLOSE)  # its input is not overwritten
@@ -129,40 +126,40 @@ def test_a_residual_block(temb: int | None, channels: int, outputs: int, make: M
     )
 
 
-def test_a_residual_block_in_its_inputs_memory(make: MakeConv) -> None:
+def test_a_residual_block_in_its_inputs_memory(layers: Layers) -> None:
     block = ResnetBlock2D(in_channels=64, temb_channels=None).eval()
     x = picture(64, 36, 40)
     expected = block(x, None)
-    got = fused.FusedResnet(block, make, last_use=True)(x)
+    got = fused.FusedResnet(block, layers, last_use=True)(x)
     assert torch.allclose(got, expected, **CLOSE)
     assert got.data_ptr() == x.data_ptr()
 
 
-def test_only_chains_of_blocks_give_up_their_inputs(make: MakeConv) -> None:
+def test_only_chains_of_blocks_give_up_their_inputs(layers: Layers) -> None:
     autoencoder = AutoencoderKL(
         block_out_channels=(64,), norm_num_groups=8, layers_per_block=1, latent_channels=4
     )
     other = nn.Sequential(ResnetBlock2D(in_channels=64, temb_channels=None))
     for module, expected in ((autoencoder, True), (other, False)):
-        speed_up(module, torch.float32, make)
+        speed_up(module, torch.float32, layers)
         blocks = [m for m in module.modules() if isinstance(m, fused.FusedResnet)]
         assert blocks and {b.last_use for b in blocks} == {expected}
 
 
-def test_an_upsampling_block_and_its_forced_size(make: MakeConv) -> None:
+def test_an_upsampling_block_and_its_forced_size(layers: Layers) -> None:
     block = Upsample2D(64, use_conv=True, out_channels=64)
     x = picture(64, 16, 20)
     expected, forced = block(x), block(x, (31, 39))
-    stand_in = fused.FusedUpsample(block, make)
+    stand_in = fused.FusedUpsample(block, layers)
     assert torch.allclose(stand_in(x), expected, **CLOSE)
     assert torch.allclose(stand_in(x, (31, 39)), forced, **CLOSE)
 
 
-def test_a_tiny_block(make: MakeConv) -> None:
+def test_a_tiny_block(layers: Layers) -> None:
     block = AutoencoderTinyBlock(64, 64, "relu")
     x = picture(64, 32, 32)
     expected = block(x)
-    assert torch.allclose(fused.FusedTinyBlock(block, make)(x), expected, **CLOSE)
+    assert torch.allclose(fused.FusedTinyBlock(block, layers)(x), expected, **CLOSE)
 
 
 def test_blocks_of_another_kind_are_left_alone() -> None:
@@ -204,7 +201,8 @@ def test_half_precision_weights_compute_in_float32(
 ) -> None:
     monkeypatch.setattr(fast, "cpu_has_bf16", lambda: False)
     monkeypatch.setattr(stored, "WORTHWHILE", 1)  # the small model's layers count as large
-    monkeypatch.setattr(winograd, "WORTHWHILE", 1)
+    monkeypatch.setattr(Layers, "worthwhile", 1)
+    monkeypatch.setattr(choose, "halves", lambda: False)
     pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype, engine=engine)
     rounded = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype, engine="eager")
     for part in (rounded.backbone.codec, rounded.backbone.predictor):
@@ -230,23 +228,23 @@ def test_large_half_precision_weights_in_parts(bias: bool, monkeypatch: pytest.M
     parts = list(stored.in_float32(layer.weight, layer.bias))
     assert [len(weight) for weight, _ in parts] == [16, 16, 8]
     got = nn.Sequential(linear.bfloat16(), layer.bfloat16())
-    monkeypatch.setattr(stored, "WORTHWHILE", 1)
-    stored.keep_stored(got)
+    monkeypatch.setattr(Layers, "worthwhile", 1)
+    speed_up(got, torch.bfloat16, Layers())
     assert torch.allclose(got[0](x), expected[0], **CLOSE)
     assert torch.allclose(got[1](image), expected[1], **CLOSE)
 
 
 def test_the_cpus_own_half_precision_is_used_where_it_is_faster(
-    monkeypatch: pytest.MonkeyPatch, make: MakeConv
+    monkeypatch: pytest.MonkeyPatch, layers: Layers
 ) -> None:
     monkeypatch.setattr(fast, "cpu_has_bf16", lambda: True)
     layer = nn.Sequential(nn.Conv2d(512, 512, 3, padding=1)).bfloat16()
-    assert speed_up(layer, torch.bfloat16, make) == torch.bfloat16
+    assert speed_up(layer, torch.bfloat16, layers) == torch.bfloat16
     assert type(layer[0]) is PackedConv
     assert layer(picture(512, 4, 4).bfloat16()).dtype == torch.bfloat16
 
 
-def test_every_block_of_a_network_is_replaced_once(make: MakeConv) -> None:
+def test_every_block_of_a_network_is_replaced_once(layers: Layers) -> None:
     network = nn.ModuleDict(
         {
             "a": ResnetBlock2D(in_channels=64, temb_channels=None),
@@ -255,28 +253,28 @@ def test_every_block_of_a_network_is_replaced_once(make: MakeConv) -> None:
     )
     x = picture(64, 32, 32)
     expected = network["b"](network["a"](x, None))
-    speed_up(network, torch.float32, make)
+    speed_up(network, torch.float32, layers)
     assert isinstance(network["a"], fused.FusedResnet)
     assert torch.allclose(network["b"](network["a"](x, None)), expected, atol=1e-3)
 
 
 def test_native_takes_the_layers_it_can() -> None:
-    compiled()
-    kinds = [type(NativeConv.stand_in(PackedConv(conv(c, 64)), Workspace())) for c in (64, 72)]
+    needs_compiler()
+    kinds = [type(NativeLayers().winograd(PackedConv(conv(c, 64)))) for c in (64, 72)]
     assert kinds == [NativeConv, WinogradConv]
 
 
 def test_native_transforms_half_precision_weights_where_it_pays() -> None:
-    compiled()
+    needs_compiler()
     small, large = (64, 64), (64, 60)
-    wide = NativeConv(held(conv(256, 256).bfloat16()), Workspace())
+    wide = NativeConv(Layers().conv(conv(256, 256).bfloat16()), Workspace())
     assert wide.fits(*small) and not wide.fits(*large)
-    kept = NativeConv(held(conv(256, 256)), Workspace())
+    kept = NativeConv(Layers().conv(conv(256, 256)), Workspace())
     assert kept.fits(*large)
 
 
 def test_silu_far_from_zero() -> None:
-    compiled()
+    needs_compiler()
     layer, x = nn.Conv2d(64, 64, 3, padding=1, bias=False), picture(64, 32, 32)
     x[0, :6, 5, 5] = torch.tensor([-1e4, 1e4, -88.5, 88.5, -103.0, 0.0])
     got = NativeConv(PackedConv(layer), Workspace())(
@@ -292,35 +290,36 @@ def test_silu_far_from_zero() -> None:
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """As on a machine where nothing has been compiled."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.library.cache_clear()
+    compiled.library.cache_clear()
     yield tmp_path
-    native.library.cache_clear()
+    compiled.library.cache_clear()
 
 
 def test_compiled_once(fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
-    compiled()
-    native.library()
-    native.library.cache_clear()
-    native.library()
+    needs_compiler()
+    compiled.library()
+    compiled.library.cache_clear()
+    compiled.library()
     assert len(caplog.messages) == len(list(fresh.rglob("*.so"))) == 1
 
 
 def test_no_compiler_is_one_line(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match="install one, or use --engine fast"):
-        native.library()
+        compiled.library()
     assert not list(fresh.rglob("*.so"))
 
 
 def test_a_compiler_that_fails_is_one_line(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled()
-    wrong = tmp_path / "wrong.cpp"
-    wrong.write_text("int f() { return nothing; }")
-    monkeypatch.setattr(native, "SOURCE", wrong)
+    needs_compiler()
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / compiled.MAIN).write_text("int f() { return nothing; }")
+    monkeypatch.setattr(compiled, "SOURCES", wrong)
     with pytest.raises(ConfigError, match="nothing") as caught:
-        native.library()
+        compiled.library()
     assert "\n" not in str(caught.value)
     assert not list(fresh.rglob("*.so"))
 

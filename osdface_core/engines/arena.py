@@ -17,6 +17,8 @@ from typing import Any
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt(3)
 USUAL_TRIM, USUAL_MMAP = 128 * 1024, 32 * 1024 * 1024
 KEPT = 2**31 - 1
+KEPT_OF_HALF = 96 * 1024 * 1024  # the largest maps go back at once: kept, they leave holes
+SMALL = 64 * 1024
 
 _depth = 0
 
@@ -30,8 +32,8 @@ def _glibc() -> Any:
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
-    """Inside, freed blocks are used again, and kept for the next time. Nothing off glibc.
+def kept_memory(largest: int = KEPT) -> Iterator[None]:
+    """Inside, freed blocks below that size are used again, and kept for the next time. Nothing off glibc.
 
     What is allocated outside goes back as ever when it is freed.
     """
@@ -42,7 +44,7 @@ def kept_memory() -> Iterator[None]:
         return
     _depth += 1
     if _depth == 1:
-        library.mallopt(MMAP_THRESHOLD, KEPT)
+        library.mallopt(MMAP_THRESHOLD, largest)
         library.mallopt(TRIM_THRESHOLD, KEPT)
     try:
         yield
@@ -50,6 +52,21 @@ def kept_memory() -> Iterator[None]:
         _depth -= 1
         if _depth == 0:
             library.mallopt(MMAP_THRESHOLD, USUAL_MMAP)
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Inside, blocks go back when they are freed: for work that replaces a model's weights one by one."""
+    library = _glibc()
+    if library is None:
+        yield
+        return
+    library.mallopt(MMAP_THRESHOLD, SMALL)
+    try:
+        yield
+    finally:
+        library.mallopt(MMAP_THRESHOLD, USUAL_MMAP)
+        give_back()
 
 
 def give_back() -> None:

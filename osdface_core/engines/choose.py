@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +9,10 @@ from torch import nn
 
 from ..devices import cpu_has_bf16
 from ..errors import ConfigError
+from .compiled import halves
+from .half import HalfLayers
+from .layers import Layers
+from .native import NativeLayers
 
 if TYPE_CHECKING:
     from ..pipeline import OSDFacePipeline
@@ -50,21 +53,23 @@ def use_engine(pipeline: OSDFacePipeline, engine: str) -> None:
 
 
 def _use_fast(pipeline: OSDFacePipeline, engine: str) -> None:
+    from .arena import KEPT, KEPT_OF_HALF, nothing_kept
     from .fast import KeptMemoryForward, speed_up
-    from .native import NativeConv, library
-    from .winograd import WinogradConv, Workspace
 
-    stand_in = WinogradConv
-    if engine == "native":
-        library()  # what is missing shows here, not in the middle of a picture
-        stand_in = NativeConv.stand_in
-    weights, workspace = pipeline.dtype, Workspace()
-    make = partial(stand_in, workspace=workspace)
-    for part in (pipeline.backbone.codec, pipeline.backbone.predictor):
-        if isinstance(part, nn.Module):
-            pipeline.dtype = speed_up(part, weights, make)
-    if weights == torch.float32:
-        pipeline.forward = KeptMemoryForward(pipeline.forward)
-    elif isinstance(pipeline.backbone.predictor, nn.Module):
+    weights = pipeline.dtype
+    layers = _layers(engine, weights)
+    with nothing_kept():
+        for part in (pipeline.backbone.codec, pipeline.backbone.predictor):
+            if isinstance(part, nn.Module):
+                pipeline.dtype = speed_up(part, weights, layers)
+    pipeline.forward = KeptMemoryForward(pipeline.forward, KEPT if weights == torch.float32 else KEPT_OF_HALF)
+    if weights != torch.float32 and isinstance(pipeline.backbone.predictor, nn.Module):
         # Half precision is chosen to save memory, and the decoder, which comes next, takes the most.
-        pipeline.backbone.predictor.register_forward_hook(lambda *_: workspace.release())
+        pipeline.backbone.predictor.register_forward_hook(lambda *_: layers.workspace.release())
+
+
+def _layers(engine: str, weights: torch.dtype) -> Layers:
+    """Raises ConfigError where native cannot be compiled: here, not in the middle of a picture."""
+    if engine == "fast":
+        return Layers()
+    return HalfLayers() if halves() and weights != torch.float32 else NativeLayers()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .packed import PackedConv
-from .stored import held
+from .layers import Layers
 from .winograd import Before, WinogradConv
-
-MakeConv = Callable[[PackedConv], WinogradConv]
 
 
 def normalising(x: Tensor, norm: nn.GroupNorm, conv: WinogradConv) -> Before:
@@ -35,14 +31,14 @@ def normalising(x: Tensor, norm: nn.GroupNorm, conv: WinogradConv) -> Before:
 class FusedResnet(nn.Module):
     """Stands in for diffusers' ResnetBlock2D: two passes over the picture instead of eight."""
 
-    def __init__(self, block: Any, make: MakeConv, last_use: bool = False) -> None:
+    def __init__(self, block: Any, layers: Layers, last_use: bool = False) -> None:
         """`last_use`: nobody needs the block's input after it, so the result may take its memory."""
         super().__init__()
         self.last_use = last_use
-        block.conv1, block.conv2 = held(block.conv1), held(block.conv2)
+        block.conv1, block.conv2 = layers.conv(block.conv1), layers.conv(block.conv2)
         self.block = block
-        self.conv1 = make(block.conv1)
-        self.conv2 = make(block.conv2)
+        self.conv1 = layers.winograd(block.conv1)
+        self.conv2 = layers.winograd(block.conv2)
 
     @staticmethod
     def suits(block: Any) -> bool:
@@ -71,11 +67,11 @@ class FusedResnet(nn.Module):
 class FusedUpsample(nn.Module):
     """Stands in for diffusers' Upsample2D: the enlarged picture never exists whole."""
 
-    def __init__(self, block: Any, make: MakeConv) -> None:
+    def __init__(self, block: Any, layers: Layers) -> None:
         super().__init__()
-        block.conv = held(block.conv)
+        block.conv = layers.conv(block.conv)
         self.block = block
-        self.conv = make(block.conv)
+        self.conv = layers.winograd(block.conv)
 
     @staticmethod
     def suits(block: Any) -> bool:
@@ -93,12 +89,12 @@ class FusedUpsample(nn.Module):
 class FusedTinyBlock(nn.Module):
     """Stands in for diffusers' AutoencoderTinyBlock: convolution and ReLU, thrice, plus the input."""
 
-    def __init__(self, block: Any, make: MakeConv) -> None:
+    def __init__(self, block: Any, layers: Layers) -> None:
         super().__init__()
         for i in (0, 2, 4):
-            block.conv[i] = held(block.conv[i])
+            block.conv[i] = layers.conv(block.conv[i])
         self.block = block
-        self.first, self.second, self.third = (make(block.conv[i]) for i in (0, 2, 4))
+        self.first, self.second, self.third = (layers.winograd(block.conv[i]) for i in (0, 2, 4))
 
     @staticmethod
     def suits(block: Any) -> bool:

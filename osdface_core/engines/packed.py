@@ -36,6 +36,11 @@ class PackedConv(nn.Module):
     def suits(conv: nn.Conv2d) -> bool:
         return conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and conv.groups == 1
 
+    @property
+    def saves_memory(self) -> bool:
+        """Whether what is made of the weights should not be kept."""
+        return False
+
     def weight(self) -> Tensor:
         """(O, C, kh, kw), whatever layout it is kept in."""
         return self.conv.weight.detach() if self.packed is None else self.packed.to_dense()

@@ -52,31 +52,13 @@ class StoredConv(PackedConv):
         self.register_buffer("stored", conv.weight.detach(), persistent=False)
         conv.weight = nn.Parameter(conv.weight.new_empty(0, dtype=torch.float32), requires_grad=False)
 
+    @property
+    def saves_memory(self) -> bool:
+        return self.stored.numel() >= WORTHWHILE
+
     def weight(self) -> Tensor:
         return self.stored
 
     def forward(self, x: Tensor) -> Tensor:
         parts = [self.conv._conv_forward(x, *part) for part in in_float32(self.stored, self.conv.bias)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def held(conv: nn.Conv2d) -> PackedConv:
-    """A stand-in for `conv` with float32 arithmetic, whatever its weights are in."""
-    return PackedConv(conv) if conv.weight.dtype == torch.float32 else StoredConv(conv)
-
-
-def keep_stored(module: nn.Module) -> None:
-    """Replace the large layers below `module` by those above, in place; all other weights become float32."""
-    _replace(module)
-    for parameter in module.parameters():
-        parameter.data = parameter.data.float()
-
-
-def _replace(module: nn.Module) -> None:
-    for name, child in list(module.named_children()):
-        if type(child) is nn.Linear and child.weight.numel() >= WORTHWHILE:
-            setattr(module, name, StoredLinear(child))
-        elif type(child) is nn.Conv2d and PackedConv.suits(child) and child.weight.numel() >= WORTHWHILE:
-            setattr(module, name, StoredConv(child))
-        else:
-            _replace(child)

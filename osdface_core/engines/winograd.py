@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .arena import give_back
-from .packed import WORTHWHILE, PackedConv
+from .packed import PackedConv
 
 TILE = 4  # side of an output block [px]
 WINDOW = 6  # side of the input window it needs
@@ -128,16 +128,10 @@ class WinogradConv(nn.Module):
         are in half precision to save memory."""
         if self._kernel is not None:
             return self._kernel
-        weight = self.direct.weight()
-        kernel = self.transform(weight)
-        if not self.saves_memory():
+        kernel = self.transform(self.direct.weight())
+        if not self.direct.saves_memory:
             self._kernel = kernel
         return kernel
-
-    def saves_memory(self) -> bool:
-        """Whether the transformed weights are made anew at every pass."""
-        weight = self.direct.weight()
-        return weight.dtype != torch.float32 and weight.numel() >= WORTHWHILE
 
     @staticmethod
     def sums(picture: Tensor) -> Tensor:

@@ -1,0 +1,167 @@
+"""The engine `native` in half precision: near the exact layers, in the memory of the weights."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from osdface_core.engines import choose, fused
+from osdface_core.engines.compiled import halves
+from osdface_core.engines.fast import speed_up
+from osdface_core.engines.half import HalfConv, HalfLayers, HalfLinear, HalfWinograd, in_range, pack, unpack
+from osdface_core.engines.native import NativeLayers
+from osdface_core.engines.stored import StoredConv, StoredLinear
+from osdface_core.engines.winograd import Before, Workspace
+from osdface_core.pipeline import OSDFacePipeline
+
+NEAR = 2e-3  # of the output's spread, root mean square
+WINOGRAD = 6e-3  # the same where the transforms enlarge the rounding (white noise, the worst case)
+
+
+@pytest.fixture(autouse=True)
+def half_precision() -> Any:
+    if shutil.which("c++") is None or not halves():
+        pytest.skip("no C++ compiler, or a CPU that does not multiply half precision")
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def off(got: Tensor, exact: Tensor) -> float:
+    return float((got.double() - exact.double()).square().mean().sqrt() / exact.double().std())
+
+
+def picture(channels: int, height: int, width: int, count: int = 1) -> Tensor:
+    return torch.randn(count, channels, height, width).to(memory_format=torch.channels_last)
+
+
+def test_packing_is_undone() -> None:
+    weight = torch.randn(64, 96, 3, 3).half()
+    assert unpack(pack(weight)).equal(weight.flatten(2))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [(1,), (2, 77), (3000,)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 64), (320, 96), (4640, 32)])
+def test_a_linear_layer(rows: tuple[int, ...], inputs: int, outputs: int, threads: int) -> None:
+    layer, x = nn.Linear(inputs, outputs).bfloat16(), torch.randn(*rows, inputs)
+    exact = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    torch.set_num_threads(threads)
+    try:
+        got = HalfLinear(layer, Workspace())(x)
+    finally:
+        torch.set_num_threads(1)
+    assert got.shape == exact.shape and off(got, exact) < NEAR
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "padding"), [(1, 1, 0), (3, 1, 1), (3, 2, 0), (3, 2, 1), (1, 2, 0)]
+)
+def test_a_convolution(side: int, stride: int, padding: int) -> None:
+    layer = nn.Conv2d(96, 64, side, stride, padding, bias=side == 1).half()
+    x = picture(96, 21, 34, 2)
+    exact = nn.functional.conv2d(x, layer.weight.float(), None, stride, padding)
+    if layer.bias is not None:
+        exact += layer.bias.float().view(-1, 1, 1)
+    got = HalfConv(layer, Workspace())(x)
+    assert off(got, exact) < NEAR and got.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "height", "width"), [(64, 96, 64, 64), (160, 64, 64, 100), (64, 64, 68, 200)]
+)
+def test_winograd(inputs: int, outputs: int, height: int, width: int, threads: int) -> None:
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1).bfloat16()
+    x, residual = picture(inputs, height, width, 2), picture(outputs, height, width, 2)
+    scale, shift = torch.rand(2, inputs), torch.rand(2, inputs)
+    inside = nn.functional.silu(x * scale[..., None, None] + shift[..., None, None])
+    exact = nn.functional.conv2d(inside, layer.weight.float(), layer.bias.float(), padding=1) + residual  # type: ignore[union-attr]
+    layers = HalfLayers()
+    conv = layers.winograd(layers.conv(layer))
+    assert isinstance(conv, HalfWinograd) and conv.fits(height, width) and not conv.fits(32, 32)
+    torch.set_num_threads(threads)
+    try:
+        got = conv(x, Before(scale, shift, silu=True), residual=residual)
+    finally:
+        torch.set_num_threads(1)
+    assert off(got, exact) < WINOGRAD
+
+
+def test_winograd_on_an_enlarged_picture() -> None:
+    layer, x = nn.Conv2d(64, 64, 3, padding=1).half(), picture(64, 40, 36)
+    large = nn.functional.interpolate(x, scale_factor=2.0)
+    exact = nn.functional.conv2d(large, layer.weight.float(), layer.bias.float(), padding=1)  # type: ignore[union-attr]
+    layers = HalfLayers()
+    assert off(layers.winograd(layers.conv(layer))(x, Before(double=True)), exact) < WINOGRAD
+
+
+def test_large_activations_stay_finite() -> None:
+    layer = nn.Conv2d(64, 64, 3, padding=1).half()
+    x = picture(64, 64, 64) * 3e4  # above float16's range in places
+    exact = nn.functional.conv2d(x, layer.weight.float(), layer.bias.float(), padding=1)  # type: ignore[union-attr]
+    layers = HalfLayers()
+    conv = layers.conv(layer)
+    assert off(conv(x), exact) < NEAR and off(layers.winograd(conv)(x), exact) < WINOGRAD
+
+
+def test_a_residual_block_large_and_small() -> None:
+    block = ResnetBlock2D(in_channels=64, out_channels=96, temb_channels=32).eval().bfloat16()
+    exact = ResnetBlock2D(in_channels=64, out_channels=96, temb_channels=32).eval()
+    exact.load_state_dict(block.state_dict())
+    embedding, layers = torch.randn(1, 32), HalfLayers()
+    network = nn.ModuleList([block])
+    assert speed_up(network, torch.bfloat16, layers) == torch.float32
+    assert isinstance(network[0], fused.FusedResnet) and isinstance(network[0].conv1, HalfWinograd)
+    for side in (64, 20):
+        x = picture(64, side, side)
+        assert off(network[0](x, embedding), exact(x, embedding)) < WINOGRAD
+
+
+def test_weights_stay_where_they_lay() -> None:
+    linear, conv = nn.Linear(64, 64).bfloat16(), nn.Conv2d(64, 64, 3).half()
+    places = linear.weight.data_ptr(), conv.weight.data_ptr()
+    first, second = HalfLinear(linear, Workspace()), HalfConv(conv, Workspace())
+    assert (first.packed.data_ptr(), second.taps.data_ptr()) == places
+    assert linear.weight.numel() == conv.weight.numel() == 0
+
+
+def test_what_float16_cannot_hold_stays_as_it_is() -> None:
+    layers, linear, conv = HalfLayers(), nn.Linear(64, 64).bfloat16(), nn.Conv2d(64, 64, 3).bfloat16()
+    odd = nn.Linear(40, 64).bfloat16()
+    assert in_range(linear.weight) and not in_range(odd.weight)
+    linear.weight[0, 0] = conv.weight[0, 0, 0, 0] = 1e6
+    assert isinstance(layers.linear(linear), StoredLinear) and isinstance(layers.conv(conv), StoredConv)
+    assert isinstance(layers.linear(odd), StoredLinear)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(64, 64, 3, dilation=2), nn.Conv2d(64, 64, (1, 3)), nn.Conv2d(64, 64, 3, padding=(0, 1))],
+)
+def test_other_convolutions_stay_as_they_are(conv: nn.Conv2d) -> None:
+    assert isinstance(HalfLayers().conv(conv.bfloat16()), StoredConv)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_the_embedded_model_is_as_near_as_its_weights_are(dtype: str) -> None:
+    def pipeline(engine: str, dtype: str) -> OSDFacePipeline:
+        return OSDFacePipeline.from_pretrained("mini", device="cpu", dtype=dtype, engine=engine)
+
+    faces = nn.functional.interpolate(torch.rand(2, 3, 32, 33), scale_factor=8.0, mode="bilinear")
+    exact, ours, rounded = (pipeline(*k) for k in (("eager", "fp32"), ("native", dtype), ("eager", dtype)))
+    wanted = exact.restore(faces)
+    assert off(ours.restore(faces), wanted) < off(rounded.restore(faces), wanted) + 1e-3
+    assert ours.tokens(faces).equal(exact.tokens(faces))
+    kinds = {type(m) for p in (ours.backbone.codec, ours.backbone.predictor) for m in p.modules()}  # type: ignore[attr-defined]
+    assert {HalfLinear, HalfConv, HalfWinograd} <= kinds
+
+
+def test_float32_stays_exact() -> None:
+    assert type(choose._layers("native", torch.float32)) is NativeLayers
+    assert type(choose._layers("native", torch.float16)) is HalfLayers
