@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from osdface_core.engines import choose, fused
+from osdface_core.engines.attention import HalfAttention, attend
 from osdface_core.engines.compiled import halves
 from osdface_core.engines.fast import speed_up
 from osdface_core.engines.half import HalfConv, HalfLayers, HalfLinear, HalfWinograd, in_range, pack, unpack
@@ -121,6 +123,49 @@ def test_a_residual_block_large_and_small() -> None:
     for side in (64, 20):
         x = picture(64, side, side)
         assert off(network[0](x, embedding), exact(x, embedding)) < WINOGRAD
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "width"),
+    [(5, 300, 300, 64), (2, 64, 77, 32), (1, 33, 40, 512), (3, 1, 1, 32)],
+)
+def test_attention(heads: int, queries: int, keys: int, width: int, threads: int) -> None:
+    def split(rows: Tensor) -> Tensor:
+        return rows.double().unflatten(2, (heads, width)).transpose(1, 2)
+
+    q, k, v = (torch.randn(2, n, heads * width) for n in (queries, keys, keys))
+    q[0, 0] *= 40  # one query far from the others: its softmax must not overflow
+    exact = (
+        nn.functional.scaled_dot_product_attention(split(q), split(k), split(v)).transpose(1, 2).flatten(2)
+    )
+    torch.set_num_threads(threads)
+    try:
+        got = attend(q, k, v, heads, Workspace())
+    finally:
+        torch.set_num_threads(1)
+    assert off(got, exact) < 4e-3
+
+
+@pytest.mark.parametrize(
+    "options", [{"cross_attention_dim": 96}, {"norm_num_groups": 8, "residual_connection": True}]
+)
+def test_diffusers_attention(options: dict[str, Any]) -> None:
+    module = Attention(64, heads=2, dim_head=32, bias=True, rescale_output_factor=2.0, **options).eval()
+    prompt = torch.randn(2, 77, 96) if "cross_attention_dim" in options else None
+    x = torch.randn(2, 80, 64) if prompt is not None else picture(64, 8, 10, 2)
+    exact, mask = module(x, prompt), torch.zeros(2, 1, 77)
+    masked = None if prompt is None else module(x, prompt, attention_mask=mask)
+    HalfLayers().attention(module)
+    assert isinstance(module.processor, HalfAttention) and off(module(x, prompt), exact) < 4e-3
+    if masked is not None:
+        assert module(x, prompt, attention_mask=mask).equal(masked)  # as diffusers does it
+
+
+def test_other_attention_stays_as_it_is() -> None:
+    module = Attention(48, heads=2, dim_head=24)
+    HalfLayers().attention(module)
+    assert not isinstance(module.processor, HalfAttention)
 
 
 def test_weights_stay_where_they_lay() -> None:

@@ -33,6 +33,7 @@ SIZES = (  # functions that return one
     "osdface_half_places",
     "osdface_half_room",
     "osdface_half_multiply_room",
+    "osdface_half_attend_room",
 )
 INSTEAD = "or use --engine fast"
 

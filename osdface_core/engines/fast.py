@@ -38,9 +38,14 @@ def speed_up(module: nn.Module, dtype: torch.dtype, layers: Layers) -> torch.dty
         The precision that it now takes and computes in. Winograd's transforms need float32's digits, so half
         precision remains that of the weights alone, unless the CPU multiplies it faster than float32.
     """
+    from diffusers.models.attention_processor import Attention
+
     if dtype == torch.bfloat16 and cpu_has_bf16():
         _replace_layers(module, WORTHWHILE, PackedConv, lambda layer: layer)
         return dtype
+    for child in module.modules():
+        if type(child) is Attention:
+            layers.attention(child)
     _replace_blocks(module, layers)
     _replace_layers(module, layers.worthwhile, layers.conv, layers.linear)
     for parameter in module.parameters():

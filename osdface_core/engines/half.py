@@ -8,10 +8,12 @@ numbers below 6e-5 lose digits, and layers with numbers above float16's range st
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .attention import HalfAttention
 from .compiled import at, library, sizes
 from .native import CHANNELS, MANY, Convolution, NativeConv, NativeLayers
 from .packed import PackedConv
@@ -155,3 +157,7 @@ class HalfLayers(NativeLayers):
 
     def winograd(self, conv: PackedConv) -> WinogradConv:
         return HalfWinograd(conv, self.workspace) if isinstance(conv, HalfConv) else super().winograd(conv)
+
+    def attention(self, attention: Any) -> None:
+        if HalfAttention.suits(attention):
+            attention.set_processor(HalfAttention(attention.processor, self.workspace))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -34,3 +36,6 @@ class Layers:
     def winograd(self, conv: PackedConv) -> WinogradConv:
         """For a layer that `WinogradConv.suits`."""
         return WinogradConv(conv, self.workspace)
+
+    def attention(self, attention: Any) -> None:
+        """Change how diffusers' Attention computes, in place; here it stays as it is."""

@@ -1,5 +1,6 @@
 // What the engine `native` calls. Float32 unless it says Half; channels last.
 
+#include "attend.h"
 #include "multiply.h"
 #include "winograd.h"
 
@@ -95,5 +96,10 @@ void osdface_half_kernel(const Half* taps, Half* kernel, int64_t inputs, int64_t
 int64_t osdface_half_multiply_room(const Multiplication* m) { return m->room_size(); }
 
 void osdface_half_multiply(const Multiplication* m, Half* workspace) { m->run(workspace); }
+
+// Floats that osdface_half_attend needs as workspace.
+int64_t osdface_half_attend_room(const Attention* a) { return a->room_size(); }
+
+void osdface_half_attend(const Attention* a, float* workspace) { a->run(workspace); }
 #endif
 }
