@@ -35,6 +35,7 @@ class OSDFacePipeline:
         config: every number of the model.
         vre, projection: prompt side; the VRE is float32 whatever `dtype` is.
         backbone: `.codec` and `.predictor`, the two protocols of `backbone.py`.
+        engine: how it runs; set by `engines.use_engine`.
         forward: one batch through all of them; `engines.use_engine` may put another in its place.
         training: provenance from the checkpoint's header.
     """
@@ -59,6 +60,7 @@ class OSDFacePipeline:
         self.vre = vre.to(device).to(memory_format=layout).eval()  # type: ignore[call-overload]
         self.projection = projection.to(device).eval()
         self.backbone = backbone
+        self.engine = "eager"
         self.forward: Forward = self._forward
         for part in (backbone.codec, backbone.predictor):
             if isinstance(part, nn.Module):

@@ -243,11 +243,19 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(restore_command, "runner_for", lambda *arguments: request.param)
 
 
-def test_the_steps_overlap_beside_a_gpu_only() -> None:
+@pytest.mark.parametrize(
+    ("device", "engine", "count", "expected"),
+    [
+        ("cpu", "fast", 2, one_by_one),
+        ("cpu", "native", 2, overlapped),
+        ("cuda", "eager", 2, overlapped),
+        ("mps", "eager", 1, one_by_one),
+    ],
+)
+def test_the_steps_overlap_where_it_pays(device: str, engine: str, count: int, expected: Any) -> None:
+    pipeline: Any = types.SimpleNamespace(device=torch.device(device), engine=engine)
     jobs: Any = [1, 2]
-    for kind, count, expected in (("cpu", 2, one_by_one), ("cuda", 2, overlapped), ("mps", 1, one_by_one)):
-        pipeline: Any = types.SimpleNamespace(device=torch.device(kind))
-        assert restore_command.runner_for(pipeline, jobs[:count]) is expected
+    assert restore_command.runner_for(pipeline, jobs[:count]) is expected
 
 
 @pytest.mark.usefixtures("runner")

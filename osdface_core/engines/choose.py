@@ -17,6 +17,7 @@ from .native import NativeLayers
 if TYPE_CHECKING:
     from ..pipeline import OSDFacePipeline
 
+MANY = 1 << 28  # weights of a large model
 ENGINES = ("auto", "eager", "fast", "native", "graphs")
 
 
@@ -25,21 +26,20 @@ def use_engine(pipeline: OSDFacePipeline, engine: str) -> None:
 
     Args:
         engine: auto: fast on CPUs that compute in float32, eager elsewhere. eager: PyTorch as it comes. fast:
-            fewer operations on the CPU. native: the same in C++, compiled at the first use. graphs: CUDA
-            graphs, one launch per batch.
+            fewer operations on the CPU. native: the same in C++, compiled at the first use, and half precision
+            as such where the CPU multiplies it faster. graphs: CUDA graphs, one launch per batch.
     Raises:
         ConfigError: an unknown name, or an engine that this device or installation lacks.
     """
     if engine == "auto":
         native = pipeline.dtype == torch.bfloat16 and cpu_has_bf16()
         engine = "fast" if pipeline.device.type == "cpu" and not native else "eager"
-    if engine == "eager":
-        return
+    if engine not in ENGINES:
+        raise ConfigError(f"unknown engine {engine!r}; use one of {', '.join(ENGINES)}")
     if engine in ("fast", "native"):
         if pipeline.device.type != "cpu":
             raise ConfigError(f"--engine {engine} is for the CPU, not {pipeline.device}; use --engine eager")
         _use_fast(pipeline, engine)
-        return
     if engine == "graphs":
         from .graphs import GraphedForward
 
@@ -48,8 +48,7 @@ def use_engine(pipeline: OSDFacePipeline, engine: str) -> None:
                 f"--engine graphs needs a CUDA device, not {pipeline.device}; use --engine eager"
             )
         pipeline.forward = GraphedForward(pipeline.forward)
-        return
-    raise ConfigError(f"unknown engine {engine!r}; use one of {', '.join(ENGINES)}")
+    pipeline.engine = engine
 
 
 def _use_fast(pipeline: OSDFacePipeline, engine: str) -> None:
@@ -57,15 +56,25 @@ def _use_fast(pipeline: OSDFacePipeline, engine: str) -> None:
     from .fast import KeptMemoryForward, speed_up
 
     weights = pipeline.dtype
-    layers = _layers(engine, weights)
+    layers, saving = _layers(engine, weights), _saves_memory(pipeline)
     with nothing_kept():
-        for part in (pipeline.backbone.codec, pipeline.backbone.predictor):
-            if isinstance(part, nn.Module):
-                pipeline.dtype = speed_up(part, weights, layers)
-    pipeline.forward = KeptMemoryForward(pipeline.forward, KEPT if weights == torch.float32 else KEPT_OF_HALF)
-    if weights != torch.float32 and isinstance(pipeline.backbone.predictor, nn.Module):
-        # Half precision is chosen to save memory, and the decoder, which comes next, takes the most.
+        for part in _modules(pipeline):
+            pipeline.dtype = speed_up(part, weights, layers)
+    pipeline.forward = KeptMemoryForward(pipeline.forward, KEPT_OF_HALF if saving else KEPT)
+    if saving and isinstance(pipeline.backbone.predictor, nn.Module):
+        # The decoder, which comes next, takes the most.
         pipeline.backbone.predictor.register_forward_hook(lambda *_: layers.workspace.release())
+
+
+def _modules(pipeline: OSDFacePipeline) -> list[nn.Module]:
+    parts = (pipeline.backbone.codec, pipeline.backbone.predictor)
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
+def _saves_memory(pipeline: OSDFacePipeline) -> bool:
+    """Whether half precision was chosen for that, which costs a little time: not with small models."""
+    weights = sum(parameter.numel() for part in _modules(pipeline) for parameter in part.parameters())
+    return pipeline.dtype != torch.float32 and weights >= MANY
 
 
 def _layers(engine: str, weights: torch.dtype) -> Layers:
