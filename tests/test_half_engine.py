@@ -135,7 +135,7 @@ def test_attention(heads: int, queries: int, keys: int, width: int, threads: int
         return rows.double().unflatten(2, (heads, width)).transpose(1, 2)
 
     q, k, v = (torch.randn(2, n, heads * width) for n in (queries, keys, keys))
-    q[0, 0] *= 40  # one query far from the others: its softmax must not overflow
+    q[0, 0] *= 4000  # its scores pass float16's range before they are divided by sqrt D
     exact = (
         nn.functional.scaled_dot_product_attention(split(q), split(k), split(v)).transpose(1, 2).flatten(2)
     )
@@ -144,7 +144,7 @@ def test_attention(heads: int, queries: int, keys: int, width: int, threads: int
         got = attend(q, k, v, heads, Workspace())
     finally:
         torch.set_num_threads(1)
-    assert off(got, exact) < 4e-3
+    assert got.isfinite().all() and off(got[1], exact[1]) < 4e-3
 
 
 @pytest.mark.parametrize(

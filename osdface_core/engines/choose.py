@@ -26,8 +26,9 @@ def use_engine(pipeline: OSDFacePipeline, engine: str) -> None:
 
     Args:
         engine: auto: fast on CPUs that compute in float32, eager elsewhere. eager: PyTorch as it comes. fast:
-            fewer operations on the CPU. native: the same in C++, compiled at the first use, and half precision
-            as such where the CPU multiplies it faster. graphs: CUDA graphs, one launch per batch.
+            fewer operations on the CPU. native: the same in C++, compiled at the first use; weights in half
+            precision are multiplied as such where the CPU does so faster. graphs: CUDA graphs, one launch per
+            batch.
     Raises:
         ConfigError: an unknown name, or an engine that this device or installation lacks.
     """

@@ -11,7 +11,8 @@
 
 #ifdef OSDFACE_HALF
 
-// Rows of q (queries, heads * width), k and v (keys, heads * width) to out, like q. `scale` is of the scores.
+// Rows of q (queries, heads * width), k and v (keys, heads * width) to out, like q. `scale` goes to the
+// queries, so that large scores stay finite.
 struct Attention {
   const float *q, *k, *v;
   float* out;
@@ -33,9 +34,10 @@ struct Attention {
   void pack(int64_t head, int64_t key, Half* packed_k, Half* packed_v) const {
     const int64_t row = (key * heads + head) * width;
     for (int64_t c = 0; c < width; ++c) {
-      packed_k[((key / PANEL * width + c / 2 * 2) * PANEL) + key % PANEL * 2 + c % 2] = key < keys ? k[row + c] : 0.0f;
+      const bool there = key < keys;
+      packed_k[(key / PANEL * width + c / 2 * 2) * PANEL + key % PANEL * 2 + c % 2] = there ? k[row + c] : 0.0f;
       packed_v[(c / PANEL * filled() + key / 2 * 2) * PANEL + c % PANEL * 2 + key % 2] =
-          key < keys ? v[row + c] * SMALLER : 0.0f;
+          there ? v[row + c] * SMALLER : 0.0f;
     }
   }
 
@@ -50,7 +52,7 @@ struct Attention {
     float top = NEVER, total = 0;
     for (int i = 0; i < LANES; ++i) top = std::max(top, most[i]);
     for (int64_t i = 0; i < filled(); i += LANES) {
-      const Vec weight = exponential((load(scores + i) - top) * scale);
+      const Vec weight = exponential(load(scores + i) - top);
       sum += weight;
       store(weights + i / BLOCK * step + i % BLOCK, weight);
     }
@@ -65,7 +67,8 @@ struct Attention {
     const int64_t step = count * BLOCK;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < width; c += LANES)
-        store(rows + c / BLOCK * step + i * BLOCK + c % BLOCK, load(q + ((first + i) * heads + head) * width + c));
+        store(rows + c / BLOCK * step + i * BLOCK + c % BLOCK,
+              load(q + ((first + i) * heads + head) * width + c) * scale);
     const Panel<Half> product = panel_of<Half>(count);
     for (int64_t key = 0; key < filled(); key += PANEL)
       product(rows, width / BLOCK, step, packed_k + key * width, scores + key, filled());

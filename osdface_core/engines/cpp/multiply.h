@@ -41,7 +41,8 @@ struct Multiplication {
   // Some rows of a chunk, from its first one counted.
   void fill(int64_t chunk, Half* room, int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = first(chunk) + i, top = row / across * stride - padding, left = row % across * stride - padding;
+      const int64_t row = first(chunk) + i;
+      const int64_t top = row / across * stride - padding, left = row % across * stride - padding;
       Half* to = room + i * BLOCK;
       for (int64_t tap = 0; tap < side * side; ++tap) {
         const int64_t y = top + tap / side, z = left + tap % side;
@@ -55,7 +56,8 @@ struct Multiplication {
 
   // A chunk by PANEL outputs from `o` on, over a section of the depth.
   void product(int64_t chunk, const Half* a, int64_t section, int64_t o) const {
-    const int64_t blocks = depth() / BLOCK, from = section * blocks / sections(), to = (section + 1) * blocks / sections();
+    const int64_t blocks = depth() / BLOCK;
+    const int64_t from = section * blocks / sections(), to = (section + 1) * blocks / sections();
     const int64_t groups = parts_of(count(chunk), ROWS);
     const Half* b = weights + o * depth() + from * BLOCK * PANEL;
     a += from * line(chunk);

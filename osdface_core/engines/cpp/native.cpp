@@ -6,7 +6,7 @@
 
 namespace {
 
-// Weights (9, inputs, outputs) of `lanes` neighbouring outputs to PLACES of them.
+// The nine weights of some neighbouring outputs to PLACES of them.
 template <class Scheme>
 void transform(const Vec (&w)[9], Vec (&k)[(Scheme::TILE + 2) * (Scheme::TILE + 2)]) {
   constexpr int WINDOW = Scheme::TILE + 2;
@@ -87,7 +87,8 @@ void osdface_half_kernel(const Half* taps, Half* kernel, int64_t inputs, int64_t
       Vec w[9], k[Winograd<Four>::PLACES];
       for (int tap = 0; tap < 9; ++tap) w[tap] = load(taps + (i / size * 9 + tap) * size + i % size);
       transform<Four>(w, k);
-      for (int place = 0; place < Winograd<Four>::PLACES; ++place) store(kernel + place * inputs * outputs + i, k[place]);
+      for (int place = 0; place < Winograd<Four>::PLACES; ++place)
+        store(kernel + place * inputs * outputs + i, k[place]);
     }
   });
 }

@@ -1,4 +1,5 @@
-// Products of a few rows and PANEL columns, held in registers. Rows lie in blocks of BLOCK inputs, `step` apart.
+// Products of a few rows and PANEL columns, held in registers. Rows lie in blocks of BLOCK inputs, the blocks
+// `step` apart.
 
 #pragma once
 
@@ -6,9 +7,9 @@
 
 #include "vectors.h"
 
-constexpr int BLOCK = 32;         // inputs lying together
-constexpr int AHEAD = 16;         // steps by which weights are fetched early
-constexpr int64_t SKEW = 16;      // floats between planes: without them all planes share a few lines of the cache
+constexpr int BLOCK = 32;     // inputs lying together
+constexpr int AHEAD = 16;     // steps by which weights are fetched early
+constexpr int64_t SKEW = 16;  // floats between planes: without them all planes share a few lines of the cache
 
 // (R, inputs) by (inputs, PANEL) to (R, PANEL), rows of the result `line` apart.
 template <int R>

@@ -65,7 +65,7 @@ struct Six {
 struct Four {
   using Value = Half;
   static constexpr int TILE = 4;
-  static constexpr float SCALE = 1.0f / 64;  // windows enlarge by at most 32.4: inputs up to 129,000 stay finite
+  static constexpr float SCALE = 1.0f / 64;  // windows enlarge by 32.4 at most: up to 129,000 stays finite
 
   static constexpr float A = 0.75f, B = 1.5f, AA = A * A, BB = B * B;
 
