@@ -15,6 +15,8 @@ from .fused import FusedResnet, FusedTinyBlock, FusedUpsample
 from .layers import Layers
 from .packed import WORTHWHILE, PackedConv
 
+LIVE = ("lora_A", "lora_B")  # of a live LoRA: peft looks at their weights
+
 
 class KeptMemoryForward:
     """`OSDFacePipeline.forward` with freed memory kept for the next pass, until the pipeline is no more."""
@@ -83,5 +85,5 @@ def _replace_layers(
             setattr(module, name, linear(child))
         elif type(child) is nn.Conv2d and PackedConv.suits(child) and child.weight.numel() >= least:
             setattr(module, name, conv(child))
-        elif not isinstance(child, PackedConv):
+        elif not isinstance(child, PackedConv) and name not in LIVE:
             _replace_layers(child, least, conv, linear)
