@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from osdface_core.backbone import Backbone, KLCodec
 from osdface_core.bench import measure, models, report
 from osdface_core.cli import main
-from osdface_core.config import VREConfig
+from osdface_core.config import CodecConfig, VREConfig
+from osdface_core.errors import ConfigError
+from osdface_core.tiny_codec import TinyCodec
+from tests.random_weights import save_taesd
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +77,18 @@ def test_our_copy_leaves_the_baselines_weights_alone(tiny_pipeline: Any) -> None
     pipeline, _ = models.ours(parts, torch.bfloat16)
     assert {p.dtype for p in pipeline.backbone.codec.parameters()} == {torch.bfloat16}  # type: ignore[attr-defined]
     assert all(torch.equal(v, kept[k]) for k, v in parts.backbone.codec.state_dict().items())
+
+
+def test_taesd_in_the_autoencoders_place(tiny_pipeline: Any, tmp_path: Path) -> None:
+    codec = TinyCodec(CodecConfig(kind="tiny"))
+    save_taesd(codec, tmp_path)
+    own = _parts(tiny_pipeline)
+    with pytest.raises(ConfigError, match="leave it out"):
+        models.with_taesd(own, str(tmp_path))
+    large = replace(own, backbone=Backbone(KLCodec(nn.Identity(), 0.18215), own.backbone.predictor))
+    ours = models.with_taesd(large, str(tmp_path))
+    assert isinstance(ours.backbone.codec, TinyCodec) and ours.backbone.predictor is own.backbone.predictor
+    assert not isinstance(large.backbone.codec, TinyCodec)
 
 
 def test_random_weights_keep_activations_finite() -> None:

@@ -59,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a checkout of the released inference code, timed beside ours",
     )
+    parser.add_argument(
+        "--codec-dir",
+        metavar="DIR",
+        help="ours with TAESD from there (`restore --codec taesd`), the baseline without",
+    )
     kind = parser.add_argument_group("whole photos, in place of the model alone")
     what = kind.add_mutually_exclusive_group()
     what.add_argument(
@@ -83,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON, return 0.
 
     Raises:
-        ConfigError: the reference is no checkout, or does not fit the model.
-        CheckpointError: the model cannot be loaded.
+        ConfigError: the reference is no checkout, or does not fit the model; TAESD does not.
+        CheckpointError: the model or TAESD cannot be loaded.
     """
     # Here, so that `osdface bench --help` answers at once.
     from . import measure, models, report
@@ -100,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     if args.photos or args.memory or args.cost:
         return _photos(args, models.whole(parts, next(iter(dtypes.values()))), say)
     plain = models.plain(parts, args.reference)
+    parts = models.with_taesd(parts, args.codec_dir) if args.codec_dir else parts
     result: dict[str, Any] = {
         "about": report.machine(device),
         "options": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone, KLCodec, UNetPredictor
 from ..config import OSDFaceConfig
+from ..errors import ConfigError
 from ..loading import load_model
 from ..one_step import alpha_bar
 from ..pipeline import OSDFacePipeline
@@ -130,6 +131,21 @@ def from_file(source: str | Path, base: str | None, device: torch.device) -> Par
     loaded = load_model(source, base=base)
     vre, projection = loaded.vre.to(device).eval(), loaded.projection.to(device).eval()
     return Parts(loaded.config, vre, projection, _ready(loaded.backbone, device), device)
+
+
+def with_taesd(parts: Parts, folder: str) -> Parts:
+    """The same model with TAESD from `folder` as its codec.
+
+    Raises:
+        ConfigError: the model has an autoencoder of its own.
+        CheckpointError: a file is missing or does not fit.
+    """
+    from ..tiny_codec import taesd
+
+    if not isinstance(parts.backbone.codec, KLCodec):
+        raise ConfigError("--codec-dir is for models on Stable Diffusion's autoencoder; leave it out")
+    codec = taesd(folder).to(parts.device).eval()
+    return replace(parts, backbone=Backbone(codec, parts.backbone.predictor))
 
 
 def _ready(backbone: Backbone, device: torch.device, dtype: torch.dtype = torch.float32) -> Backbone:
