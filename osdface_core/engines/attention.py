@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from .compiled import at, library
+from .native import CHANNELS
 from .winograd import Workspace
-
-WIDTHS = 32  # heads are multiples of it wide
 
 
 class _Attention(ctypes.Structure):
@@ -58,7 +57,7 @@ class HalfAttention:
             getattr(attention, e) for e in extras
         )
         width = attention.inner_dim // attention.heads
-        return plain and attention.inner_kv_dim == attention.inner_dim and width % WIDTHS == 0
+        return plain and attention.inner_kv_dim == attention.inner_dim and width % CHANNELS == 0
 
     def __call__(
         self,

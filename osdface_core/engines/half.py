@@ -15,18 +15,16 @@ from torch import Tensor, nn
 
 from .attention import HalfAttention
 from .compiled import at, library, sizes
-from .native import CHANNELS, MANY, Convolution, NativeConv, NativeLayers
+from .native import CHANNELS, Convolution, NativeConv, NativeLayers
 from .packed import PackedConv
 from .winograd import WinogradConv, Workspace
-
-PANEL = 32  # `PANEL` of cpp/vectors.h
 
 
 class _Multiplication(ctypes.Structure):
     """`struct Multiplication` of cpp/multiply.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weights", "bias", "residual", "out")),
+        *((name, ctypes.c_void_p) for name in ("x", "weights", "bias", "out")),
         *((name, ctypes.c_int64) for name in ("height", "width", "inputs", "down", "across", "outputs")),
         *((name, ctypes.c_int64) for name in ("side", "stride", "padding")),
     )
@@ -35,7 +33,7 @@ class _Multiplication(ctypes.Structure):
 def pack(weight: Tensor) -> Tensor:
     """(O, C, ...) to float16 (O / 32, taps, C / 2, 32, 2): pairs of inputs beside each other."""
     outputs, inputs = weight.shape[:2]
-    pairs = weight.detach().half().reshape(outputs // PANEL, PANEL, inputs // 2, 2, -1)
+    pairs = weight.detach().half().reshape(outputs // CHANNELS, CHANNELS, inputs // 2, 2, -1)
     return pairs.permute(0, 4, 2, 1, 3).contiguous()
 
 
@@ -81,7 +79,7 @@ class HalfLinear(nn.Module):
         x = x.contiguous()
         rows = x.numel() // self.inputs
         out = torch.empty(*x.shape[:-1], self.outputs)
-        pointers = (at(v) for v in (x, self.packed, self.bias, None, out))
+        pointers = (at(v) for v in (x, self.packed, self.bias, out))
         shape = (1, rows, self.inputs, 1, rows, self.outputs, 1, 1, 0)
         _multiply(_Multiplication(*pointers, *shape), self.workspace)
         return out
@@ -118,7 +116,7 @@ class HalfConv(PackedConv):
         out = torch.empty(len(x), down, across, self.conv.out_channels)
         shape = (height, width, x.shape[1], down, across, self.conv.out_channels, side, stride, padding)
         for picture, result in zip(pictures, out, strict=True):
-            pointers = (at(v) for v in (picture, self.taps, self.bias, None, result))
+            pointers = (at(v) for v in (picture, self.taps, self.bias, result))
             _multiply(_Multiplication(*pointers, *shape), self.workspace)
         return out.permute(0, 3, 1, 2)
 
@@ -127,9 +125,6 @@ class HalfWinograd(NativeConv):
     """Winograd's F(4x4, 3x3) on a HalfConv's weights; its points keep the rounding small."""
 
     direct: HalfConv
-
-    def fits(self, height: int, width: int) -> bool:
-        return super().fits(height, width) and height * width >= MANY
 
     def kernel(self) -> Tensor:
         """Made anew at every pass: twice the weights' room in float32, and soon made."""

@@ -16,8 +16,8 @@
 // A picture (height, width, inputs) to (down, across, outputs); a linear layer has one line of pixels.
 struct Multiplication {
   const float* x;
-  const Half* weights;           // (outputs / PANEL, side * side, inputs / 2, PANEL, 2)
-  const float *bias, *residual;  // may be null
+  const Half* weights;  // (outputs / PANEL, side * side, inputs / 2, PANEL, 2)
+  const float* bias;    // may be null
   float* out;
   int64_t height, width, inputs, down, across, outputs;
   int64_t side, stride, padding;  // of the window; padding above and on the left
@@ -71,7 +71,6 @@ struct Multiplication {
           Vec v = load(sums + (row - begin) * PANEL + c) * (1 / SCALE);
           if (section) v += load(out + at);
           if (!section && bias) v += load(bias + o + c);
-          if (!section && residual) v += load(residual + at);
           store(out + at, v);
         }
     }
