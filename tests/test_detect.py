@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from osdface_core.errors import DetectorError, ImageError
-from osdface_core.faces import detect, mtcnn_nets
+from osdface_core.faces import detect
 from osdface_core.faces import mtcnn as mtcnn_module
 from osdface_core.faces.detect import load_detector
 from osdface_core.faces.merge import drop_shadowed, merge_rows
 from osdface_core.faces.mtcnn import Mtcnn, cut_patches, patch_levels, square
-from osdface_core.faces.mtcnn_nets import load_stage, proposal_net
 from osdface_core.faces.views import spans, tiles, whole
 
 EYES = ((200.5, 98.5), (245.0, 101.5))
@@ -120,7 +120,7 @@ def test_nothing_in_noise():
     assert find(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)) == []
 
 
-def test_refuses_nonsense(monkeypatch, tmp_path):
+def test_refuses_nonsense():
     photo = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(DetectorError, match="choose one of auto"):
         detect(photo, "yolo")
@@ -128,19 +128,21 @@ def test_refuses_nonsense(monkeypatch, tmp_path):
         detect(photo, "mtcnn", effort="most")
     with pytest.raises(ImageError, match="expected a"):
         find(np.zeros((20, 20), np.uint8))
-    monkeypatch.setattr(mtcnn_nets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DetectorError, match="pip install mtcnn"):
-        Mtcnn.from_wheel()
-    with pytest.raises(DetectorError, match="expected 13"):
-        load_stage(proposal_net(), [])
 
 
-def test_damaged_weights_are_named(monkeypatch, tmp_path):
-    for name in ("pnet", "rnet", "onet"):
-        (tmp_path / f"{name}.lz4").write_bytes(b"broken")
-    monkeypatch.setattr(mtcnn_module, "weight_folder", lambda: tmp_path)
-    with pytest.raises(DetectorError, match="cannot be read"):
-        Mtcnn.from_wheel()
+def test_missing_and_damaged_weights_are_named(monkeypatch, tmp_path):
+    whole = mtcnn_module.WEIGHTS.read_bytes()
+    path = tmp_path / "mtcnn.safetensors"
+    monkeypatch.setattr(mtcnn_module, "WEIGHTS", path)
+    save_file({"pnet.features.0.bias": torch.zeros(10)}, tmp_path / "other.safetensors")
+    for data in (None, b"broken", whole[: len(whole) // 2], (tmp_path / "other.safetensors").read_bytes()):
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(
+            DetectorError, match=r"mtcnn\.safetensors cannot be read.*install OSDFace"
+        ) as caught:
+            Mtcnn.load()
+        assert "\n" not in str(caught.value)
 
 
 def test_auto_without_retinaface_weights_is_mtcnn(monkeypatch, tmp_path):

@@ -106,7 +106,7 @@ def load_detector(name: str, detector_dir: str | Path | None, device: torch.devi
 @lru_cache(maxsize=4)
 def _load(name: str, detector_dir: str, device: str) -> Detector:
     if name == "mtcnn":
-        return Mtcnn.from_wheel(device)
+        return Mtcnn.load(device)
     return retinaface.load(name, detector_dir or None, torch.device(device))
 
 

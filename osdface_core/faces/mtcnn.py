@@ -8,16 +8,21 @@ landmarks on 48 px patches.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, roi_align
 
 from ..errors import DetectorError
-from .mtcnn_nets import Stage, load_stage, output_net, proposal_net, refinement_net, weight_folder
+from .mtcnn_nets import Stage, output_net, proposal_net, refinement_net
 
+WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "mtcnn.safetensors"
+"""Made from the wheel of `mtcnn` 1.0.0 (MIT) by `tools/convert_mtcnn.py`."""
 STEP = 0.709
 """Ratio of neighbouring pyramid levels: halves the area."""
 CELL = 12
@@ -46,24 +51,20 @@ class Mtcnn(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def from_wheel(cls, device: torch.device | str = "cpu") -> Mtcnn:
-        """Load the weights of the installed `mtcnn` wheel.
+    def load(cls, device: torch.device | str = "cpu") -> Mtcnn:
+        """Build the cascade with the weights that lie in the package.
 
         Raises:
-            DetectorError: if the wheel, joblib or lz4 is missing, or the files do not fit.
+            DetectorError: if their file is missing or damaged.
         """
-        folder = weight_folder()
-        try:
-            import joblib
-
-            arrays = {name: joblib.load(folder / f"{name}.lz4") for name in ("pnet", "rnet", "onet")}
-        except Exception as error:  # pickle and lz4 raise many kinds for damaged files
-            raise DetectorError(
-                f"MTCNN weights in {folder} cannot be read ({error}); run `pip install mtcnn joblib lz4`"
-            ) from error
         net = cls()
-        for name, stage in (("pnet", net.pnet), ("rnet", net.rnet), ("onet", net.onet)):
-            load_stage(stage, arrays[name])
+        try:
+            net.load_state_dict(load_file(WEIGHTS))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[0][:160]
+            raise DetectorError(
+                f"MTCNN weights {WEIGHTS} cannot be read ({reason}): install OSDFace again"
+            ) from error
         return net.to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -1,21 +1,15 @@
-"""The three MTCNN networks in plain PyTorch, and their weights from the `mtcnn` wheel.
+"""The three MTCNN networks in plain PyTorch.
 
-The weight files are read in place; the package itself is never imported, because that would import
-TensorFlow. Layer sizes: Zhang et al. 2016, figure 2, as the wheel's weights have them.
+Layer sizes: Zhang et al. 2016, figure 2, as the weights of the package `mtcnn` have them.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ..errors import DetectorError
 
 
 class Halve(nn.Module):
@@ -82,45 +76,3 @@ def output_net() -> Stage:
     """O-Net on 48 px patches: box offsets, five landmarks (x1..x5, y1..y5 in the box) and probability."""
     convs = [(3, 32, 3, (3, True)), (32, 64, 3, (3, False)), (64, 64, 3, (2, True)), (64, 128, 2, None)]
     return Stage(convs, (1152, 256), (4, 10, 2))
-
-
-def load_stage(stage: Stage, arrays: list[np.ndarray]) -> Stage:
-    """Copy a weight list (kernels HWIO, PReLU (1,1,C), dense (in, out), in layer order) into `stage`.
-
-    Raises:
-        DetectorError: if number or shapes of the arrays do not fit.
-    """
-    owners = [m for m in stage.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.PReLU)]
-    targets = [p for m in owners for p in m.parameters(recurse=False)]
-    if len(targets) != len(arrays):
-        raise DetectorError(
-            f"MTCNN weights: got {len(arrays)} arrays, expected {len(targets)}; "
-            "reinstall the package mtcnn>=1.0.0"
-        )
-    for target, array in zip(targets, arrays, strict=True):
-        value = torch.from_numpy(np.array(array, dtype=np.float32))
-        value = value.permute(3, 2, 0, 1) if value.dim() == 4 else value.squeeze()
-        value = value.T if value.dim() == 2 else value
-        if value.shape != target.shape:
-            raise DetectorError(
-                f"MTCNN weights: got shape {tuple(value.shape)}, expected {tuple(target.shape)}; "
-                "reinstall the package mtcnn>=1.0.0"
-            )
-        target.data.copy_(value)
-    return stage
-
-
-def weight_folder() -> Path:
-    """The folder of the `mtcnn` wheel that holds pnet.lz4, rnet.lz4 and onet.lz4.
-
-    Raises:
-        DetectorError: if the package is not installed or carries no weights.
-    """
-    spec = importlib.util.find_spec("mtcnn")
-    for root in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(root) / "assets" / "weights"
-        if (folder / "onet.lz4").is_file():
-            return folder
-    raise DetectorError(
-        "MTCNN weights not found: got no package mtcnn>=1.0.0; run `pip install mtcnn joblib lz4`"
-    )
