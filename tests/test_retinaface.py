@@ -1,4 +1,4 @@
-"""RetinaFace: anchors and decoding against facexlib, weights found, fetched once, checked."""
+"""RetinaFace: network, anchors and decoding against facexlib; weights found, fetched once, checked."""
 
 import hashlib
 import io
@@ -10,15 +10,16 @@ import torch
 
 from osdface_core.errors import DetectorError
 from osdface_core.faces import detect, retinaface
-from osdface_core.faces.detect import load_detector
+from osdface_core.faces.detect import choose_detector, load_detector
+from osdface_core.faces.retinaface_nets import VARIANTS, Network
 
-pytest.importorskip("facexlib")
 CPU = torch.device("cpu")
 RELEASE = retinaface.RELEASES["retinaface_mobile0.25"]
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 33), (8, 8)])
 def test_anchors_equal_facexlibs(size):
+    pytest.importorskip("facexlib")
     from facexlib.detection.retinaface import generate_config
     from facexlib.detection.retinaface_utils import PriorBox
 
@@ -28,6 +29,7 @@ def test_anchors_equal_facexlibs(size):
 
 
 def test_decoding_equals_facexlibs():
+    pytest.importorskip("facexlib")
     from facexlib.detection.retinaface_utils import decode, decode_landm
 
     priors = retinaface.make_priors(64, 64, CPU)
@@ -41,10 +43,8 @@ def test_decoding_equals_facexlibs():
 @pytest.fixture
 def random_weights(tmp_path):
     """A file of the released layout: every key begins with `module.`."""
-    from facexlib.detection.retinaface import RetinaFace
-
     torch.manual_seed(0)
-    state = RetinaFace("mobile0.25", device="cpu").state_dict()
+    state = Network("mobile0.25").state_dict()
     path = tmp_path / RELEASE.file
     torch.save({f"module.{key}": value for key, value in state.items()}, path)
     return path
@@ -62,9 +62,7 @@ def test_loads_the_released_layout_and_runs(random_weights):
 
 
 def test_resnet50_is_built_and_named_weights_are_preferred(tmp_path):
-    from facexlib.detection.retinaface import RetinaFace
-
-    net = retinaface.RetinaFace(RetinaFace("resnet50", device="cpu"))
+    net = retinaface.RetinaFace(Network("resnet50"))
     assert len(net(torch.rand(1, 3, 64, 64), 12)) == 1
     for release in retinaface.RELEASES.values():
         (tmp_path / release.file).write_bytes(b"x")
@@ -136,26 +134,57 @@ def test_auto_never_fetches(monkeypatch, tmp_path):
     assert calls == []
 
 
-def test_named_without_facexlib(monkeypatch):
-    monkeypatch.setattr(retinaface, "available", lambda: False)
-    with pytest.raises(DetectorError, match="pip install facexlib"):
-        retinaface.load("retinaface_resnet50", None, CPU)
+def test_the_detector_and_the_reason_are_named(monkeypatch, tmp_path, random_weights, caplog):
+    monkeypatch.setenv("OSDFACE_HOME", str(tmp_path / "home"))
+    empty = tmp_path / "empty"
+    name, reason = choose_detector("auto", empty)
+    assert name == "mtcnn" and str(empty) in reason and str(tmp_path / "home") in reason
+    assert choose_detector("mtcnn", random_weights.parent) == ("mtcnn", "asked for")
+    with caplog.at_level("INFO", logger="osdface_core"):
+        for _ in range(2):
+            load_detector("auto", random_weights.parent, CPU)
+    assert caplog.messages == [f"face detector: retinaface_mobile0.25 (its weights are {random_weights})"]
 
 
+@pytest.mark.parametrize("name", list(VARIANTS))
+@pytest.mark.filterwarnings("ignore")  # facexlib calls torchvision in an outdated way
+def test_the_network_is_facexlibs(name):
+    """The weight files' names and shapes, and the same numbers, with every statistic drawn at random."""
+    theirs = pytest.importorskip("facexlib.detection.retinaface").RetinaFace(name, device="cpu")
+    torch.manual_seed(0)
+    state = {
+        key: torch.rand_like(v) * 0.05 if v.is_floating_point() else v
+        for key, v in theirs.state_dict().items()
+    }
+    state |= {key: value * 10 + 0.5 for key, value in state.items() if key.endswith("running_var")}
+    theirs.load_state_dict(state)
+    ours = Network(name).eval()
+    ours.load_state_dict(state)
+    image = torch.rand(2, 3, 75, 101) * 255 - 110  # odd sizes: the pyramid's levels do not double exactly
+    with torch.inference_mode():
+        for got, expected in zip(ours(image), theirs(image), strict=True):
+            assert expected[..., -1].std() > 1e-3  # not a constant
+            assert got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_real_weights_agree_with_facexlibs_own_detection(shared):
     from PIL import Image
 
+    theirs = pytest.importorskip("facexlib.detection.retinaface").RetinaFace("mobile0.25", device="cpu")
     folder = shared / "weights"
     assert hashlib.sha256((folder / RELEASE.file).read_bytes()).hexdigest() == RELEASE.sha256
     net = retinaface.load("retinaface_mobile0.25", folder, CPU)
-    photo = np.array(
-        Image.open(shared / "faces/group/group_10_highlight-fellows-homecoming2--cropped.jpg").convert("RGB")
-    )
-    theirs = net.network.detect_faces(photo[..., ::-1].astype(np.float32), conf_threshold=0.9)
-    ours = net(torch.from_numpy(photo).permute(2, 0, 1)[None] / 255)[0]
-    ours = ours[ours[:, 4] > 0.9]
-    assert len(ours) == len(theirs) >= 3
-    assert (
-        np.abs(ours[:, :4] + 0.5 - theirs[:, :4]).max() < 0.05
-        and np.abs(ours[:, 5:] + 0.5 - theirs[:, 5:]).max() < 0.05
-    )
+    theirs.requires_grad_(False).load_state_dict(net.network.state_dict())
+    for path in sorted((shared / "faces/group").glob("*.jpg"))[-2:]:
+        photo = np.array(Image.open(path).convert("RGB"))
+        image = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
+        bgr = image.flip(1) * 255 - torch.tensor(retinaface.MEAN_BGR).view(1, 3, 1, 1)
+        with torch.inference_mode():
+            assert all(map(torch.equal, net.network(bgr), theirs(bgr)))
+        rows = theirs.detect_faces(photo[..., ::-1].astype(np.float32), conf_threshold=0.9)
+        ours = net(image)[0]
+        ours = ours[ours[:, 4] > 0.9]
+        assert len(ours) == len(rows) >= 3
+        assert np.abs(ours[:, :4] + 0.5 - rows[:, :4]).max() < 0.05
+        assert np.abs(ours[:, 5:] + 0.5 - rows[:, 5:]).max() < 0.05

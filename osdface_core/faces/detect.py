@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from .mtcnn import Mtcnn
 from .recheck import recheck
 from .regions import Photo, photo_device, photo_shape
 from .views import View, drop_cut, padded, rows_to_photo, tiles, turned, whole
+
+log = logging.getLogger(__name__)
 
 DETECTORS = ("auto", *retinaface.RELEASES, "mtcnn")
 """Names that `detect` takes."""
@@ -95,16 +98,32 @@ def load_detector(name: str, detector_dir: str | Path | None, device: torch.devi
     Raises:
         DetectorError: if the name is unknown, or weights are missing or damaged.
     """
+    chosen, reason = choose_detector(name, detector_dir)
+    return _load(chosen, reason, str(detector_dir or ""), str(device))
+
+
+def choose_detector(name: str, detector_dir: str | Path | None) -> tuple[str, str]:
+    """Resolve `auto`.
+
+    Returns:
+        The name of the detector that `detect` runs, and why it is that one.
+    Raises:
+        DetectorError: if the name is unknown.
+    """
     if name not in DETECTORS:
         raise DetectorError(f"detector {name!r} is unknown: choose one of {', '.join(DETECTORS)}")
-    if name == "auto":
-        local = (key for key in retinaface.RELEASES if retinaface.find_local(key, detector_dir))
-        name = next(local, "mtcnn") if retinaface.available() else "mtcnn"
-    return _load(name, str(detector_dir or ""), str(device))
+    if name != "auto":
+        return name, "asked for"
+    for key in retinaface.RELEASES:
+        if path := retinaface.find_local(key, detector_dir):
+            return key, f"its weights are {path}"
+    folders = ", ".join(map(str, retinaface.weight_folders(detector_dir)))
+    return "mtcnn", f"no RetinaFace weights in {folders}"
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, detector_dir: str, device: str) -> Detector:
+def _load(name: str, reason: str, detector_dir: str, device: str) -> Detector:
+    log.info("face detector: %s (%s)", name, reason)
     if name == "mtcnn":
         return Mtcnn.load(device)
     return retinaface.load(name, detector_dir or None, torch.device(device))

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, roi_align
 
 from ..errors import DetectorError
 from .mtcnn_nets import Stage, output_net, proposal_net, refinement_net
@@ -103,7 +102,7 @@ class Mtcnn(nn.Module):
         if not found:
             return torch.zeros(0, dtype=torch.long, device=images.device), images.new_zeros(0, 4)
         index, boxes, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
-        keep = batched_nms(boxes, scores, index, 0.7)
+        keep = _suppress(boxes, scores, index, 0.7)
         return index[keep], square(boxes[keep])
 
     def _refine(self, levels: list[Tensor], index: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +110,7 @@ class Mtcnn(nn.Module):
         offsets, probability = self._run(self.rnet, levels, index, boxes, 24)
         good = probability[:, 1] > self.thresholds[1]
         index, boxes, scores = index[good], _shift(boxes[good], offsets[good]), probability[good, 1]
-        keep = batched_nms(boxes, scores, index, 0.7)
+        keep = _suppress(boxes, scores, index, 0.7)
         return index[keep], square(boxes[keep])
 
     def _output(self, levels: list[Tensor], index: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +123,7 @@ class Mtcnn(nn.Module):
         xy = torch.stack((points[:, :5], points[:, 5:]), dim=-1) * sides[:, None] + boxes[:, None, :2]
         # Boxes and patches live on pixel edges; the rows promise pixel centres at whole numbers.
         rows = torch.cat((_shift(boxes, offsets) - 0.5, scores[:, None], (xy - 0.5).flatten(1)), dim=1)
-        keep = batched_nms(rows[:, :4], scores, index, 0.5)
+        keep = _suppress(rows[:, :4], scores, index, 0.5)
         index, rows = index[keep], rows[keep]
         keep = drop_nested(index, rows)
         return index[keep], rows[keep]
@@ -154,6 +153,8 @@ def patch_levels(images: Tensor) -> list[Tensor]:
 
 def cut_patches(levels: list[Tensor], index: Tensor, boxes: Tensor, size: int) -> Tensor:
     """(n, 3, size, size) patches of `boxes` [px edges], each from the level where it spans 1 to 2 sizes."""
+    from torchvision.ops import roi_align
+
     sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
     choice = (sides / size).clamp(min=1).log2().floor().long().clamp(max=len(levels) - 1)
     patches = boxes.new_zeros(len(boxes), 3, size, size)
@@ -191,6 +192,13 @@ def drop_nested(index: Tensor, rows: Tensor, limit: float = 0.7) -> Tensor:
     return torch.tensor(kept, dtype=torch.long, device=rows.device)
 
 
+def _suppress(boxes: Tensor, scores: Tensor, index: Tensor, overlap: float) -> Tensor:
+    """Rows to keep, best first, after non-maximum suppression within each image."""
+    from torchvision.ops import batched_nms  # late: a second of start-up
+
+    return batched_nms(boxes, scores, index, overlap)
+
+
 def _windows(
     offsets: Tensor, probability: Tensor, threshold: float, ratio: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,7 +209,7 @@ def _windows(
     cells = torch.cat((corner, corner + CELL), dim=1)
     boxes = cells + offsets[index, :, row, column] * CELL
     boxes = boxes * boxes.new_tensor([ratio[0], ratio[1]] * 2)
-    keep = batched_nms(boxes, scores, index, 0.5)
+    keep = _suppress(boxes, scores, index, 0.5)
     return index[keep], boxes[keep], scores[keep]
 
 

@@ -1,4 +1,4 @@
-"""RetinaFace through facexlib's network class, with weights found locally or fetched once and checked.
+"""RetinaFace with the weights that facexlib publishes, found locally or fetched once and checked.
 
 Source: Deng et al., "RetinaFace: Single-shot Multi-level Face Localisation in the Wild" (CVPR 2020);
 anchors and decoding as in the PyTorch release that facexlib's weights come from.
@@ -11,17 +11,16 @@ import importlib.util
 import logging
 import os
 import urllib.request
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from ..errors import DetectorError
 from ..files import replacing
+from .retinaface_nets import Network
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ VARIANCE = (0.1, 0.2)
 
 @dataclass(frozen=True)
 class Release:
-    """One published weight file: facexlib's name of the network, file, address and checksum."""
+    """One published weight file: its network in `retinaface_nets.VARIANTS`, file, address and checksum."""
 
     network: str
     file: str
@@ -67,7 +66,7 @@ class RetinaFace(nn.Module):
     """The network plus anchors, decoding and non-maximum suppression. Call it on a batch of equal images.
 
     Args:
-        network: facexlib's `RetinaFace` module, in evaluation mode.
+        network: with the weights of one of the `RELEASES`.
         threshold: least face probability; low, because doubtful faces get a second look.
     """
 
@@ -76,7 +75,7 @@ class RetinaFace(nn.Module):
     sure = 0.99
     """Score below which a face deserves a second look."""
 
-    def __init__(self, network: nn.Module, threshold: float = 0.5) -> None:
+    def __init__(self, network: Network, threshold: float = 0.5) -> None:
         super().__init__()
         self.network, self.threshold = network, threshold
         self.requires_grad_(False).eval()
@@ -92,6 +91,8 @@ class RetinaFace(nn.Module):
             Per image an (n, 15) float32 array: box x0 y0 x1 y1, score, five landmarks x y [px, pixel centres
             at whole numbers], best first.
         """
+        from torchvision.ops import batched_nms  # late: a second of start-up
+
         mean = images.new_tensor(MEAN_BGR).view(1, 3, 1, 1)
         shifts, classes, points = self.network(images.flip(1).float() * 255 - mean)
         priors = make_priors(images.shape[-2], images.shape[-1], images.device)
@@ -125,24 +126,24 @@ def decode(shifts: Tensor, points: Tensor, priors: Tensor, scores: Tensor) -> tu
     return torch.cat((middle - half, middle + half), dim=1) - 0.5, scores[:, None], marks.flatten(1) - 0.5
 
 
-def available() -> bool:
-    """Whether facexlib is installed (nothing is imported)."""
-    return importlib.util.find_spec("facexlib") is not None
-
-
 def cache_folder() -> Path:
     """Where fetched weights are kept: $OSDFACE_HOME, or ~/.cache/osdface."""
     return Path(os.environ.get("OSDFACE_HOME") or Path.home() / ".cache" / "osdface")
 
 
-def find_local(name: str, detector_dir: str | Path | None = None) -> Path | None:
-    """The weight file of `name` if it is on this machine: given folder, cache, facexlib's own folder."""
+def weight_folders(detector_dir: str | Path | None = None) -> list[Path]:
+    """List where weights are looked for: the given folder, the cache, facexlib's own where installed."""
     folders = [Path(detector_dir).expanduser()] if detector_dir else []
     folders.append(cache_folder())
     spec = importlib.util.find_spec("facexlib")
     if spec and spec.submodule_search_locations:
         folders += [Path(root) / "weights" for root in spec.submodule_search_locations]
-    paths = [folder / RELEASES[name].file for folder in folders]
+    return folders
+
+
+def find_local(name: str, detector_dir: str | Path | None = None) -> Path | None:
+    """Find the weight file of `name` on this machine."""
+    paths = [folder / RELEASES[name].file for folder in weight_folders(detector_dir)]
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -150,10 +151,8 @@ def load(name: str, detector_dir: str | Path | None, device: torch.device) -> Re
     """Build a detector: weights from `detector_dir`, the cache, or fetched once into one of them.
 
     Raises:
-        DetectorError: if facexlib is missing, or the weights cannot be fetched or read.
+        DetectorError: if the weights cannot be fetched or read.
     """
-    if not available():
-        raise DetectorError(f"detector {name} needs facexlib: run `pip install facexlib`, or choose mtcnn")
     path = find_local(name, detector_dir)
     if path is None:
         folder = Path(detector_dir).expanduser() if detector_dir else cache_folder()
@@ -161,16 +160,9 @@ def load(name: str, detector_dir: str | Path | None, device: torch.device) -> Re
     return RetinaFace(load_network(RELEASES[name], path)).to(device)
 
 
-def load_network(release: Release, path: Path) -> nn.Module:
-    """facexlib's network with the weights of `path`; only tensors are unpickled."""
-    try:
-        with warnings.catch_warnings():  # facexlib calls torchvision in an outdated way
-            warnings.simplefilter("ignore")
-            from facexlib.detection.retinaface import RetinaFace as Network
-
-            network = Network(network_name=release.network, device="cpu")
-    except ImportError as error:
-        raise DetectorError(f"facexlib cannot be imported ({error}): run `pip install facexlib`") from error
+def load_network(release: Release, path: Path) -> Network:
+    """Build the network with the weights of `path`; only tensors are unpickled."""
+    network = Network(release.network)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
