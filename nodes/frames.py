@@ -13,7 +13,7 @@ from torch import Tensor
 from ..osdface_core.faces import align, detect, paste
 from ..osdface_core.faces.face import Face
 from ..osdface_core.faces.select import select
-from ..osdface_core.faces.smooth import smooth
+from ..osdface_core.faces.track import smooth
 from . import host
 from .sockets import FaceSet
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..osdface_core.errors import CheckpointError
-from ..osdface_core.identity import MOBILEFACENET_FILE, embed, load_identity
+from ..osdface_core.models.identity import MOBILEFACENET_FILE, embed, load_identity
 from . import host
 
 STEPS = 6  # of bisection: strength to 1/64

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..osdface_core.checkpoint import load_checkpoint
 from ..osdface_core.config import LoRAConfig
 from ..osdface_core.errors import CheckpointError
-from ..osdface_core.lora import Factors, parse_lora
+from ..osdface_core.models.lora import Factors, parse_lora
 
 
 def read_lora(path: str) -> tuple[dict[str, Factors], float]:

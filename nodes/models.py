@@ -8,15 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..osdface_core.backbone import Backbone
 from ..osdface_core.color import keep_grey
 from ..osdface_core.config import OSDFaceConfig
-from ..osdface_core.devices import pick_dtype
+from ..osdface_core.devices import FACE_BYTES, faces_at_once, pick_dtype
 from ..osdface_core.engines import use_engine
 from ..osdface_core.loading import Loaded, load_model, load_prompt_side, read_model, resolve
-from ..osdface_core.memory import FACE_BYTES, faces_at_once
+from ..osdface_core.models.backbone import Backbone
+from ..osdface_core.models.vre import VRE, Projection
 from ..osdface_core.pipeline import OSDFacePipeline
-from ..osdface_core.vre import VRE, Projection
 from . import host
 from .native import SocketCodec, SocketPredictor, check_model, warn_partial_lora
 

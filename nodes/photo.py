@@ -11,15 +11,7 @@ from torch import Tensor
 
 from ..osdface_core.upscale import enlarge
 from . import draw, host
-from .detect import (
-    COUNT_TIP,
-    DETECTOR_TIP,
-    FRAMES_TIP,
-    INDICES_TIP,
-    MIN_TIP,
-    ORDER_TIP,
-    SELECTION_TIP,
-)
+from .detect import COUNT_TIP, DETECTOR_TIP, FRAMES_TIP, INDICES_TIP, MIN_TIP, ORDER_TIP, SELECTION_TIP
 from .frames import DETECTORS, FRAMES, ORDERS, SELECTIONS, Choice, choose, cut, find_faces, put_back
 from .identity import guard, load_scorer, scores
 from .load import BASE_TIP, CHECKPOINT_TIP, DTYPES

@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import nn
 
-from .backbone import Backbone, UNetPredictor, build_full
-from .base import load_base
 from .checkpoint import Checkpoint, load_checkpoint, load_strict
 from .config import CodecConfig, OSDFaceConfig
 from .errors import CheckpointError
-from .lora import attach_lora, merge_lora, parse_lora
-from .vre import VRE, Projection
+from .models.backbone import Backbone, UNetPredictor, build_full
+from .models.lora import attach_lora, merge_lora, parse_lora
+from .models.sd21 import load_base
+from .models.vre import VRE, Projection
 
 CODECS = ("own", "taesd")
 MINI = Path(__file__).parent / "assets" / "mini.safetensors"
@@ -53,7 +53,7 @@ def read_model(source: str | Path) -> Checkpoint:
                 f"{path.name} is one of the released files; give its folder, or run osdface convert"
             )
         return load_checkpoint(path)
-    from .convert import read_released  # the one module that opens pickles: only for released folders
+    from .released import read_released  # the one module that opens pickles: only for released folders
 
     return read_released(path)
 
@@ -98,7 +98,7 @@ def _with_codec(
         raise CheckpointError(f"codec is {codec!r}, expected one of {', '.join(CODECS)}")
     if config.codec.kind == "tiny":
         raise CheckpointError(f"{name} was trained with a small codec of its own; leave --codec {codec} out")
-    from .tiny_codec import taesd
+    from .models.tiny_codec import taesd
 
     codec_config = CodecConfig(kind="tiny")
     return Backbone(taesd(folder), backbone.predictor), replace(config, codec=codec_config)

@@ -14,8 +14,8 @@ from torch import Tensor
 from .color import keep_grey
 from .faces import Face, align, detect, paste, select
 from .faces.regions import Photo, photo_shape
-from .identity import load_identity, similarity
 from .images import read_photo
+from .models.identity import load_identity, similarity
 from .upscale import enlarge
 
 if TYPE_CHECKING:

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone, Posterior
 from .config import OSDFaceConfig
-from .devices import pick_device, pick_dtype
+from .devices import faces_at_once, is_out_of_memory, pick_device, pick_dtype
 from .engines import use_engine
 from .errors import ImageError
 from .loading import Loaded, load_model
-from .memory import faces_at_once, is_out_of_memory
+from .models.backbone import Backbone, Posterior
+from .models.vre import VRE, Projection
 from .one_step import alpha_bar, predict_x0
-from .vre import VRE, Projection
 
 if TYPE_CHECKING:
     from .photo import PhotoInput, PhotoResult
@@ -114,7 +113,7 @@ class OSDFacePipeline:
 
     def set_lora_scale(self, strength: float) -> None:
         """Turn a live LoRA (`from_pretrained(lora="live")`): 0 the bare base, 1 as trained."""
-        from .lora import set_strength
+        from .models.lora import set_strength
 
         set_strength(self.backbone.predictor, strength)  # type: ignore[arg-type]
 

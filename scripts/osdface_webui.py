@@ -16,7 +16,7 @@ from modules.ui_components import InputAccordion
 from PIL import Image
 
 import osdface_core
-from osdface_core.convert import is_released_folder
+from osdface_core.released import is_released_folder
 
 NAME = "OSDFace"
 MODELS = Path(paths.models_path) / NAME

@@ -68,8 +68,8 @@ def tiny_config() -> OSDFaceConfig:
 @pytest.fixture(scope="session")
 def tiny_tensors(tiny_config: OSDFaceConfig) -> dict[str, torch.Tensor]:
     """Random weights for `tiny_config`, under the names of a checkpoint; results depend on every part."""
-    from osdface_core.backbone import build_full
-    from osdface_core.vre import VRE, Projection
+    from osdface_core.models.backbone import build_full
+    from osdface_core.models.vre import VRE, Projection
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -119,6 +119,6 @@ def portraits() -> np.ndarray:
     """A photo of two people, (300, 600, 3) uint8, from packages of the `demo` extra."""
     pytest.importorskip("skimage")
     pytest.importorskip("matplotlib")
-    from osdface_core.demo import demo_photo
+    from osdface_core.cli.demo import demo_photo
 
     return demo_photo()

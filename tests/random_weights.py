@@ -7,8 +7,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from osdface_core.losses.features import BACKBONES
-from osdface_core.tiny_codec import TinyCodec
+from osdface_core.models.tiny_codec import TinyCodec
+from osdface_trainer.losses.features import BACKBONES
 
 
 def save_random_backbones(folder: Path, *names: str) -> Path:

@@ -8,14 +8,14 @@ from accelerate import Accelerator
 
 from osdface_core.checkpoint import save_checkpoint
 from osdface_core.config import OSDFaceConfig, VREConfig
-from osdface_core.identity_nets import MobileFaceNet
-from osdface_core.tiny_codec import TinyCodec
-from osdface_core.vre import VRE
+from osdface_core.models.identity_nets import MobileFaceNet
+from osdface_core.models.tiny_codec import TinyCodec
+from osdface_core.models.vre import VRE
+from osdface_trainer.recipe import settings
+from osdface_trainer.recipe.config import Recipe
+from osdface_trainer.restorer.stage import RestorerStage, build
+from osdface_trainer.stage import Batch
 from tests.random_weights import save_random_backbones, save_taesd
-from trainer import settings
-from trainer.config import Recipe
-from trainer.stage import Batch
-from trainer.stage2 import RestorerStage, build
 
 SIDE = 64
 TINY_VRE = VREConfig(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import ablation
-from trainer.config import load_recipe
+from osdface_trainer import ablation
+from osdface_trainer.recipe.config import load_recipe
 
 
 def test_variants_take_one_part_away() -> None:

@@ -14,11 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CORE = sorted((ROOT / "osdface_core").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
-TRAINER = sorted((ROOT / "trainer").rglob("*.py"))
+TRAINER = sorted((ROOT / "osdface_trainer").rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 HOST = {"folder_paths", "execution", "server", "comfy", "comfy_extras", "comfy_api", "comfy_execution"}
 HEAVY = {"facexlib", "spandrel", "diffusers", "kornia", "torchmetrics", "peft", "skimage", "matplotlib"}
 # Parts of the core that know nothing of each other.
-APART = ("vre", "one_step", "faces", "losses", "color")
+APART = ("models", "one_step", "faces", "color")
 
 
 class Import(NamedTuple):
@@ -83,13 +84,13 @@ def test_there_is_something_to_check() -> None:
 
 
 def test_the_core_knows_neither_comfyui_nor_trainer_nor_nodes() -> None:
-    outside = HOST | {"accelerate", "trainer", "nodes"}
+    outside = HOST | {"accelerate", "osdface_trainer", "benchmarks", "nodes"}
     bad = [i for i in all_imports(CORE) if i.top in outside or (i.level and i.target[0] != "osdface_core")]
     assert not bad, named(bad)
 
 
 def test_only_the_command_line_names_the_trainer() -> None:
-    """`cli.py` imports it by name when one of its commands runs; nobody else mentions it in a string."""
+    """`cli/main.py` imports it by name when one of its commands runs; nobody else mentions it in a string."""
     found = {
         file.relative_to(ROOT).as_posix()
         for file in CORE
@@ -97,7 +98,7 @@ def test_only_the_command_line_names_the_trainer() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
         if any("trainer" in ast.unparse(argument) for argument in node.args)
     }
-    assert found == {"osdface_core/cli.py"}
+    assert found == {"osdface_core/cli/main.py"}
 
 
 def test_relative_imports_inside_the_pack() -> None:
@@ -110,7 +111,8 @@ def test_nodes_use_the_core_alone() -> None:
     bad = [
         i
         for i in all_imports(NODES)
-        if i.top == "trainer" or (i.level and i.target[0] not in ("nodes", "osdface_core"))
+        if i.top in {"osdface_trainer", "benchmarks"}
+        or (i.level and i.target[0] not in ("nodes", "osdface_core"))
     ]
     assert not bad, named(bad)
 
@@ -122,7 +124,9 @@ def test_comfyui_is_imported_in_host_only_and_late() -> None:
 
 def test_the_trainer_uses_the_core_alone() -> None:
     bad = [
-        i for i in all_imports(TRAINER) if i.top in HOST | {"nodes"} or (i.level and i.target[0] != "trainer")
+        i
+        for i in all_imports(TRAINER)
+        if i.top in HOST | {"nodes", "benchmarks"} or (i.level and i.target[0] != "osdface_trainer")
     ]
     assert not bad, named(bad)
 
@@ -140,14 +144,12 @@ def test_parts_of_the_core_that_never_meet() -> None:
     assert not bad, named(bad)
 
 
-def test_inference_leaves_conversion_and_losses_alone() -> None:
-    """Losses belong to the trainer; conversion opens only for released folders, inside functions."""
+def test_inference_leaves_conversion_alone() -> None:
+    """Conversion opens only for released folders, inside functions."""
     own = [i for i in all_imports(CORE) if i.level]
-    losses = [i for i in own if "losses" in i.target and "losses" not in i.file.parts]
-    assert not losses, named(losses)
-    convert = [i for i in own if i.target[:2] == ("osdface_core", "convert")]
+    convert = [i for i in own if i.target[:2] == ("osdface_core", "released")]
     late = [i for i in convert if not i.inside]
-    assert {i.file.name for i in late} <= {"convert_command.py"}, named(late)
+    assert {i.file.relative_to(ROOT).as_posix() for i in late} <= {"osdface_core/cli/convert.py"}, named(late)
 
 
 def test_heavy_libraries_load_where_they_are_needed() -> None:
@@ -188,7 +190,7 @@ def test_import_costs_nothing() -> None:
     assert not loaded & {"torch", "numpy", "PIL"}
 
 
-def test_a_restored_photo_needs_neither_conversion_nor_losses(tiny_checkpoint: Path) -> None:
+def test_a_restored_photo_needs_neither_conversion_nor_trainer(tiny_checkpoint: Path) -> None:
     loaded = loaded_after(
         "import numpy as np, osdface_core\n"
         f"pipe = osdface_core.OSDFacePipeline.from_pretrained({str(tiny_checkpoint)!r}, device='cpu')\n"
@@ -196,7 +198,7 @@ def test_a_restored_photo_needs_neither_conversion_nor_losses(tiny_checkpoint: P
     )
     assert "osdface_core.pipeline" in loaded
     bad = {
-        m for m in loaded if m.startswith(("osdface_core.convert", "osdface_core.losses", "trainer", "nodes"))
+        m for m in loaded if m.startswith(("osdface_core.released", "osdface_trainer", "benchmarks", "nodes"))
     }
     assert not bad
     assert not loaded & {"kornia", "torchmetrics", "spandrel"}  # diffusers brings others of its own

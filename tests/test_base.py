@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osdface_core.backbone import Backbone
-from osdface_core.base import V_PREDICTION_PROBE, load_base
 from osdface_core.errors import CheckpointError
+from osdface_core.models.backbone import Backbone
+from osdface_core.models.sd21 import V_PREDICTION_PROBE, load_base
 
 WIDTHS = (64, 128)
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from osdface_core.backbone import Backbone, KLCodec
-from osdface_core.bench import measure, models, report
-from osdface_core.cli import main
+from benchmarks import measure, models, report
+from osdface_core.cli.main import main
 from osdface_core.config import CodecConfig, VREConfig
 from osdface_core.errors import ConfigError
-from osdface_core.tiny_codec import TinyCodec
+from osdface_core.models.backbone import Backbone, KLCodec
+from osdface_core.models.tiny_codec import TinyCodec
 from tests.random_weights import save_taesd
 
 

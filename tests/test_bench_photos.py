@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osdface_core.bench import cost, photos, plots
-from osdface_core.cli import main
+from benchmarks import cost, photos, plots
+from osdface_core.cli.batch import FileRestorer, one_by_one, overlapped
+from osdface_core.cli.inputs import plan
+from osdface_core.cli.main import main
 from osdface_core.faces import detect
-from osdface_core.inputs import plan
-from osdface_core.overlap import one_by_one, overlapped
 from osdface_core.pipeline import OSDFacePipeline
-from osdface_core.restore_files import FileRestorer
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from osdface_core import cli, report, restore_command, restore_files
-from osdface_core.cli import main
+from osdface_core.cli import batch, report, restore
+from osdface_core.cli import main as cli
+from osdface_core.cli.batch import one_by_one, overlapped
+from osdface_core.cli.main import main
 from osdface_core.images import Photo, read_photo, write_photo
-from osdface_core.overlap import one_by_one, overlapped
 from osdface_core.pipeline import OSDFacePipeline
 
 Run = Callable[..., int]
@@ -30,7 +31,7 @@ Run = Callable[..., int]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: OSDFacePipeline) -> Run:
     """`osdface restore ARGS` in an empty folder, with the small random model already loaded."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(restore_command, "load", lambda args: tiny_pipeline)
+    monkeypatch.setattr(restore, "load", lambda args: tiny_pipeline)
     return lambda *args: main(["restore", *map(str, args), "--detector", "mtcnn"])
 
 
@@ -240,7 +241,7 @@ def test_a_full_disk(
 @pytest.fixture(params=[one_by_one, overlapped])
 def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways through a folder, whatever the device."""
-    monkeypatch.setattr(restore_command, "runner_for", lambda *arguments: request.param)
+    monkeypatch.setattr(restore, "runner_for", lambda *arguments: request.param)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_steps_overlap_where_it_pays(device: str, engine: str, count: int, expected: Any) -> None:
     pipeline: Any = types.SimpleNamespace(device=torch.device(device), engine=engine)
     jobs: Any = [1, 2]
-    assert restore_command.runner_for(pipeline, jobs[:count]) is expected
+    assert restore.runner_for(pipeline, jobs[:count]) is expected
 
 
 @pytest.mark.usefixtures("runner")
@@ -266,7 +267,7 @@ def test_errors_that_nobody_planned_for(
     def broken(*args: Any, **options: Any) -> Any:
         raise KeyError("a\nb")
 
-    monkeypatch.setattr(restore_files, step, broken)
+    monkeypatch.setattr(batch, step, broken)
     assert run(faces, "-o", "o.png") == 1
     assert lines(capsys.readouterr().err) == [f"{faces}: KeyError: 'a\\nb'"]
     Path("in").mkdir()
@@ -284,7 +285,7 @@ def test_interrupted(
     def interrupted(path: Path, photo: Photo) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(restore_files, "write_photo", interrupted)
+    monkeypatch.setattr(batch, "write_photo", interrupted)
     assert run(faces, "-o", "out", "--json", "r.json") == 130
     assert "interrupted" in capsys.readouterr().err
     assert not Path("out").exists()
@@ -299,7 +300,7 @@ def test_interrupted_in_a_folder(
     Path("in").mkdir()
     for name in "abcd":
         Image.open(faces).save(f"in/{name}.png")
-    renew = restore_files.renew
+    renew = batch.renew
 
     def interrupted(*args: Any, **options: Any) -> Any:
         if calls.append(1) or len(calls) == 2:
@@ -307,7 +308,7 @@ def test_interrupted_in_a_folder(
         return renew(*args, **options)
 
     calls: list[int] = []
-    monkeypatch.setattr(restore_files, "renew", interrupted)
+    monkeypatch.setattr(batch, "renew", interrupted)
     assert run("in", "-o", "out", "--json", "r.json") == 130
     assert tree(Path("out")) == {"a.png"}
     assert [p["input"] for p in json.loads(Path("r.json").read_text())["photos"]] == ["in/a.png"]
@@ -524,8 +525,8 @@ def test_the_model_is_loaded_as_asked(
     monkeypatch.chdir(tmp_path)
     blank(tmp_path / "a.png", (64, 64))
     seen: list[OSDFacePipeline] = []
-    load = restore_command.load
-    monkeypatch.setattr(restore_command, "load", lambda args: seen.append(load(args)) or seen[-1])
+    load = restore.load
+    monkeypatch.setattr(restore, "load", lambda args: seen.append(load(args)) or seen[-1])
     options = ["--model", str(tiny_checkpoint), "--device", "cpu", "--dtype", "bf16", "--engine", "eager"]
     assert main(["restore", "a.png", "-o", "o.png", "--aligned", *options]) == 0
     assert (seen[0].device.type, seen[0].dtype) == ("cpu", torch.bfloat16)
@@ -657,9 +658,9 @@ def test_convert_refuses_paths_that_do_not_fit(tmp_path: Path, capsys: pytest.Ca
 
 def test_training_commands_are_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    trainer = types.ModuleType("trainer.cli")
+    trainer = types.ModuleType("osdface_trainer.cli")
     trainer.main = lambda argv: seen.append(argv) or 7  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "trainer.cli", trainer)
+    monkeypatch.setitem(sys.modules, "osdface_trainer.cli", trainer)
     assert main(["train", "vre", "r.toml", "--set", "a.b=c"]) == 7
     assert main(["evaluate", "-h"]) == 7
     assert seen == [["train", "vre", "r.toml", "--set", "a.b=c"], ["evaluate", "-h"]]
@@ -680,7 +681,7 @@ def test_training_commands_without_their_packages(
 
 
 def test_every_trainer_command_is_listed() -> None:
-    trainer = pytest.importorskip("trainer.cli")
+    trainer = pytest.importorskip("osdface_trainer.cli")
     assert set(cli.TRAINER_COMMANDS) == set(trainer.COMMANDS)
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osdface_core import convert as module
+from osdface_core import released as module
 from osdface_core.checkpoint import load_checkpoint
-from osdface_core.convert import (
+from osdface_core.errors import CheckpointError
+from osdface_core.released import (
     LORA_FILE,
     PROJECTION_FILE,
     RELEASED_FILES,
@@ -24,7 +25,6 @@ from osdface_core.convert import (
     read_pickle,
     read_released,
 )
-from osdface_core.errors import CheckpointError
 
 KEPT = {
     "vqvae_LQ.encoder.conv_in.weight": torch.randn(8, 3, 3, 3),

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from osdface_core.errors import ConfigError, ImageError
-from trainer.augment import Augmentation, augment, flips
-from trainer.data import Batches, FaceDataset, epoch_order
-from trainer.preview import preview_grid
-from trainer.sources import data_hash, hold_out, list_items, weigh_small
+from osdface_trainer.data.augment import Augmentation, augment, flips
+from osdface_trainer.data.dataset import Batches, FaceDataset, epoch_order
+from osdface_trainer.data.preview import preview_grid
+from osdface_trainer.data.sources import data_hash, hold_out, list_items, weigh_small
 
 
 def pixels(index: int, side: int = 32) -> np.ndarray:

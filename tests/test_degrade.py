@@ -11,11 +11,20 @@ from PIL import Image
 from scipy import ndimage
 
 from osdface_core.errors import ConfigError
-from trainer import degrade as module
-from trainer.degrade import PROFILES, Degradation, Stage, degrade, draw
-from trainer.jpeg import real_jpeg, simulate_jpeg
-from trainer.kernels import AREA, BICUBIC, BILINEAR, LINEAR, blur, gaussian_kernels, resize
-from trainer.seeds import mix
+from osdface_trainer.data import degrade as module
+from osdface_trainer.data.degrade import PROFILES, Degradation, Stage, degrade, draw
+from osdface_trainer.data.degrade_ops import (
+    AREA,
+    BICUBIC,
+    BILINEAR,
+    LINEAR,
+    blur,
+    gaussian_kernels,
+    real_jpeg,
+    resize,
+    simulate_jpeg,
+)
+from osdface_trainer.seeds import mix
 
 
 def picture(size: int = 96, seed: int = 0, channels: int = 3) -> torch.Tensor:

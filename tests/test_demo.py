@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osdface_core import demo
-from osdface_core.cli import main
-from osdface_core.demo import degrade
+from osdface_core.cli import demo
+from osdface_core.cli.demo import degrade
+from osdface_core.cli.main import main
 
 FACES = ((90, 45, 210, 240), (350, 60, 520, 270))  # left, top, right, bottom in the clean photo [px]
 

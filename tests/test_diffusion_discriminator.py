@@ -7,8 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from osdface_core.config import LORA_TARGETS
-from osdface_core.losses.adversarial import discriminator_loss, frozen, generator_loss
-from osdface_core.losses.diffusion_discriminator import DiffusionDiscriminator, add_lora, mid_features, trunk
+from osdface_trainer.losses.adversarial import discriminator_loss, frozen, generator_loss
+from osdface_trainer.losses.diffusion_discriminator import (
+    DiffusionDiscriminator,
+    add_lora,
+    mid_features,
+    trunk,
+)
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from osdface_core.errors import ConfigError
-from osdface_core.losses.adversarial import discriminator_loss, generator_loss
-from osdface_core.losses.discriminators import FeatureDiscriminator, PatchDiscriminator, shift_flip
+from osdface_trainer.losses.adversarial import discriminator_loss, generator_loss
+from osdface_trainer.losses.discriminators import FeatureDiscriminator, PatchDiscriminator, shift_flip
 from tests.random_weights import save_random_backbones
 
 

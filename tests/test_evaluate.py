@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from osdface_core.errors import ConfigError, OSDFaceError
-from trainer.evaluate import Options, evaluate, evaluate_degraded, face_seed
-from trainer.evaluate_cli import add_arguments, run
-from trainer.evaluation.pairing import list_images, pair
+from osdface_trainer.evaluation.cli import add_arguments, run
+from osdface_trainer.evaluation.evaluate import Options, evaluate, evaluate_degraded, face_seed
+from osdface_trainer.evaluation.pairing import list_images, pair
 
 FAST = Options(metrics=("psnr", "ssim", "hf_energy", "colour_shift"), device="cpu")
 
@@ -230,7 +230,7 @@ def test_command_writes_every_report(folders, capsys) -> None:
 def test_exit_code_tells_of_failed_images_and_missed_targets(folders, faces, monkeypatch, capsys) -> None:
     save(folders / "restored" / "face2.png", 2, size=48)
     assert run(parse(folders / "restored", folders / "reference", "--metrics", "psnr", "--quiet")) == 1
-    monkeypatch.setattr("trainer.evaluate_cli._restorer", lambda args: soften)
+    monkeypatch.setattr("osdface_trainer.evaluation.cli._restorer", lambda args: soften)
     words = (
         "--targets",
         faces,
@@ -291,7 +291,7 @@ def test_a_real_model_is_loaded_for_degraded_faces(faces, monkeypatch) -> None:
 
 
 def test_names_are_checked_before_the_model_is_loaded(faces, monkeypatch) -> None:
-    monkeypatch.setattr("trainer.evaluate_cli._restorer", lambda args: pytest.fail("loaded"))
+    monkeypatch.setattr("osdface_trainer.evaluation.cli._restorer", lambda args: pytest.fail("loaded"))
     for words in (("--degrade", "sever"), ("--degrade", "mild", "--metrics", "lpip")):
         with pytest.raises(ConfigError, match="unknown"):
             run(parse(faces, *words))

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from osdface_core.errors import ConfigError
-from trainer.evaluation import gallery, montage, table, targets
-from trainer.evaluation.intervals import mean_interval, ratio_interval, read_groups
-from trainer.evaluation.scores import Report, Row, summarise, to_json, worst_first
-from trainer.evaluation.thumbs import thumbnail
-from trainer.metrics.base import Column
+from osdface_trainer.evaluation import gallery, montage, table, targets
+from osdface_trainer.evaluation.intervals import mean_interval, ratio_interval, read_groups
+from osdface_trainer.evaluation.scores import Report, Row, summarise, to_json, worst_first
+from osdface_trainer.evaluation.thumbs import thumbnail
+from osdface_trainer.metrics.base import Column
 
 PERCEPTUAL = Column("perceptual", "lower", "a distance", digits=4)
 IDENTITY = Column("identity_cos", "higher", "a cosine")

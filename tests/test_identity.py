@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from osdface_core.errors import CheckpointError
-from osdface_core.identity import face_crop_112, load_identity, similarity
-from osdface_core.identity_nets import IResNet, MobileFaceNet
+from osdface_core.models.identity import face_crop_112, load_identity, similarity
+from osdface_core.models.identity_nets import IResNet, MobileFaceNet
 
 
 @pytest.fixture(scope="module")

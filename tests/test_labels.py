@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.evaluation import labels
+from osdface_trainer.evaluation import labels
 
 
 @pytest.mark.parametrize("colour", [(0.93, 0.80, 0.72), (0.70, 0.50, 0.38), (0.30, 0.20, 0.15)])
@@ -33,7 +33,7 @@ def test_turn_does_not_depend_on_tilt_or_size() -> None:
 
 
 def test_table_that_evaluation_reads(tmp_path: Path) -> None:
-    from trainer.evaluation.intervals import read_groups
+    from osdface_trainer.evaluation.intervals import read_groups
 
     faces = tmp_path / "faces"
     faces.mkdir()

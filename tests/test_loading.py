@@ -17,7 +17,7 @@ from osdface_core.checkpoint import save_checkpoint
 from osdface_core.config import CodecConfig, OSDFaceConfig
 from osdface_core.errors import CheckpointError
 from osdface_core.loading import load_model, load_vre, read_model, resolve
-from osdface_core.tiny_codec import TinyCodec, taesd
+from osdface_core.models.tiny_codec import TinyCodec, taesd
 from tests.random_weights import save_taesd
 
 Tensors = dict[str, torch.Tensor]

@@ -18,7 +18,7 @@ from osdface_core.engines.fast import speed_up
 from osdface_core.engines.half import HalfLayers
 from osdface_core.engines.layers import Layers
 from osdface_core.errors import CheckpointError
-from osdface_core.lora import (
+from osdface_core.models.lora import (
     attach_lora,
     delta,
     extract_lora,

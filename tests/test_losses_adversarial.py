@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from osdface_core.errors import ConfigError
-from osdface_core.losses.adversarial import (
+from osdface_trainer.losses.adversarial import (
     Objective,
     adaptive_weight,
     approximate_gradient_penalty,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from osdface_core.errors import ConfigError
-from osdface_core.losses.association import association_accuracy, association_loss
+from osdface_trainer.losses.association import association_accuracy, association_loss
 
 
 def _brute_force(hq: np.ndarray, lq: np.ndarray, temperature: float) -> float:

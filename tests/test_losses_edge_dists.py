@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from osdface_core.errors import CheckpointError, ConfigError
-from osdface_core.losses.edge_dists import EdgeAwareDists, StructureTexture, sobel_magnitude
-from osdface_core.losses.features import BACKBONES, load_features
+from osdface_trainer.losses.edge_dists import EdgeAwareDists, StructureTexture, sobel_magnitude
+from osdface_trainer.losses.features import BACKBONES, load_features
 from tests.random_weights import save_random_backbones
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from osdface_core.identity import face_crop_112, load_identity
-from osdface_core.identity_nets import MobileFaceNet
-from osdface_core.losses.identity import IdentityLoss
+from osdface_core.models.identity import face_crop_112, load_identity
+from osdface_core.models.identity_nets import MobileFaceNet
+from osdface_trainer.losses.identity import IdentityLoss
 
 
 @pytest.fixture(scope="module")

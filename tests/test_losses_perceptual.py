@@ -8,8 +8,8 @@ import torchvision
 from torch import nn
 
 from osdface_core.errors import CheckpointError, ConfigError
-from osdface_core.losses.features import BACKBONES, FrozenFeatures
-from osdface_core.losses.perceptual import PerceptualLoss, lpips_weights, perceptual_distance
+from osdface_trainer.losses.features import BACKBONES, FrozenFeatures
+from osdface_trainer.losses.perceptual import PerceptualLoss, lpips_weights, perceptual_distance
 from tests.random_weights import save_random_backbones
 
 

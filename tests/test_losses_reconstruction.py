@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from osdface_core.losses.reconstruction import blur, charbonnier, detail_energy, l1, low_frequency_loss, mse
+from osdface_trainer.losses.reconstruction import (
+    blur,
+    charbonnier,
+    detail_energy,
+    l1,
+    low_frequency_loss,
+    mse,
+)
 
 
 def test_pixel_losses_are_their_formulas() -> None:

@@ -11,12 +11,18 @@ from scipy import linalg, ndimage
 from torch import Tensor
 
 from osdface_core.errors import CheckpointError, ConfigError
-from osdface_core.losses.features import BACKBONES
-from trainer.metrics import METRICS, WeightFinder, build_panel, distribution, perceptual
-from trainer.metrics.arcface_resnet import ArcFaceResNet18
-from trainer.metrics.fidelity import ColourShift, HighFrequencyEnergy, Psnr, Ssim
-from trainer.metrics.identity import ARCFACE, ArcFaceDegrees, FaceIdentity, angle_degrees
-from trainer.metrics.landmarks import AWING, AwingLandmarks, MtcnnLandmarks, heatmap_points, mean_distance
+from osdface_trainer.losses.features import BACKBONES
+from osdface_trainer.metrics import METRICS, WeightFinder, build_panel, distribution, perceptual
+from osdface_trainer.metrics.arcface_resnet import ArcFaceResNet18
+from osdface_trainer.metrics.fidelity import ColourShift, HighFrequencyEnergy, Psnr, Ssim
+from osdface_trainer.metrics.identity import ARCFACE, ArcFaceDegrees, FaceIdentity, angle_degrees
+from osdface_trainer.metrics.landmarks import (
+    AWING,
+    AwingLandmarks,
+    MtcnnLandmarks,
+    heatmap_points,
+    mean_distance,
+)
 
 CPU = torch.device("cpu")
 
@@ -195,7 +201,7 @@ def test_deg_loads_weights_with_data_parallel_names_and_sees_opencv_grey(gated, 
 
 
 def test_deg_leaves_nearly_identical_pairs_out_of_the_mean() -> None:
-    from trainer.evaluation.scores import Row, summarise
+    from osdface_trainer.evaluation.scores import Row, summarise
 
     column = ArcFaceDegrees.columns[0]
     rows = [Row(str(i), "", {"deg": value}) for i, value in enumerate((0.2, 40.0, 60.0))]

@@ -7,7 +7,7 @@ from scipy import ndimage, stats
 from scipy.special import gamma
 
 from osdface_core.errors import CheckpointError
-from trainer.metrics import niqe
+from osdface_trainer.metrics import niqe
 
 
 def literal_aggd(values: np.ndarray) -> tuple[float, float, float]:

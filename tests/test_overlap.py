@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from osdface_core.overlap import one_by_one, overlapped
+from osdface_core.cli.batch import one_by_one, overlapped
 
 RUNNERS = (one_by_one, overlapped)
 

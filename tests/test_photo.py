@@ -16,7 +16,7 @@ from torch import Tensor
 from osdface_core.errors import DetectorError, ImageError
 from osdface_core.faces import Face
 from osdface_core.faces.align import affine_rows, fit_similarity
-from osdface_core.identity_nets import MobileFaceNet
+from osdface_core.models.identity_nets import MobileFaceNet
 from osdface_core.photo import PhotoResult, restore_photo
 from osdface_core.pipeline import OSDFacePipeline
 from osdface_core.upscale import enlarge

@@ -13,12 +13,12 @@ from PIL import Image
 
 from osdface_core.errors import ConfigError
 from osdface_core.faces import Face
-from trainer import photos as photos_module
-from trainer.data import FaceDataset
-from trainer.jpeg import real_jpeg
-from trainer.likeness import hash_signs, linked_groups, perceptual_hash
-from trainer.prepare import prepare
-from trainer.sources import list_items
+from osdface_trainer.data.dataset import FaceDataset
+from osdface_trainer.data.degrade_ops import real_jpeg
+from osdface_trainer.data.sources import list_items
+from osdface_trainer.prepare import photos as photos_module
+from osdface_trainer.prepare.run import prepare
+from osdface_trainer.prepare.similarity import hash_signs, linked_groups, perceptual_hash
 
 CELL = 120  # px: side of one stand-in face in a photo
 
@@ -298,7 +298,7 @@ def test_linked_groups_equal_a_search_by_hand():
 
 def test_embeddings_group_faces_by_person(tmp_path, detector, monkeypatch):
     """Two albums with the same two people: the network's vectors decide, not the folders."""
-    from trainer import prepare as prepare_module
+    from osdface_trainer.prepare import run as prepare_module
 
     for album in ("a", "b"):
         for person in range(2):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from osdface_core import cli
-from osdface_core.restore_command import add_arguments
+from osdface_core.cli import main as cli
+from osdface_core.cli.restore import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from osdface_core.faces import Face
-from osdface_core.faces.smooth import Smoothing, one_euro, scene_cuts, smooth
+from osdface_core.faces.track import Smoothing, one_euro, scene_cuts, smooth
 from tests.face_places import face_at
 
 COUNT = 30

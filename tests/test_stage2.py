@@ -13,13 +13,13 @@ from torch import nn
 
 from osdface_core.checkpoint import save_checkpoint
 from osdface_core.config import LORA_TARGETS
-from osdface_core.convert import convert_to_released, read_released
 from osdface_core.pipeline import OSDFacePipeline
+from osdface_core.released import convert_to_released, read_released
+from osdface_trainer import snapshot
+from osdface_trainer.restorer.generator import trained
+from osdface_trainer.restorer.stage import build
+from osdface_trainer.stage import to_unit
 from tests.restorer_model import SIDE, faces, recipe_for, stage_for, write_files
-from trainer import snapshot
-from trainer.generator import trained
-from trainer.stage import to_unit
-from trainer.stage2 import build
 
 MODES = ("lora", "full")
 ALL_GANS = {

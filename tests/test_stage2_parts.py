@@ -13,20 +13,20 @@ from torch import nn
 from osdface_core.checkpoint import save_checkpoint
 from osdface_core.errors import CheckpointError, ConfigError
 from osdface_core.one_step import predict_x0
+from osdface_trainer.memory import LikeCUDA, saved_bytes
+from osdface_trainer.optim import EMA
+from osdface_trainer.recipe import settings
+from osdface_trainer.recipe.config import Recipe
+from osdface_trainer.recipe.restorer import RestorerTraining
+from osdface_trainer.restorer import benchmark, sd21
+from osdface_trainer.restorer.generator import Windows, trained
+from osdface_trainer.restorer.init import build_initial
+from osdface_trainer.restorer.latents import CleanLatents
+from osdface_trainer.restorer.losses import Networks
+from osdface_trainer.restorer.memory import plan
+from osdface_trainer.restorer.validation import HoldOut
+from osdface_trainer.stage import Batch, to_signed
 from tests.restorer_model import SIDE, UNET, VAE, faces, recipe_for, stage_for, write_files
-from trainer import proof, sd21, settings
-from trainer.config import Recipe
-from trainer.ema import EMA
-from trainer.generator import Windows, trained
-from trainer.holdout import HoldOut
-from trainer.initial import build_initial
-from trainer.latents import CleanLatents
-from trainer.memory import saved_bytes
-from trainer.objectives import Networks
-from trainer.precision import LikeCUDA
-from trainer.restorer_config import RestorerTraining
-from trainer.stage import Batch, to_signed
-from trainer.stage2_plan import plan
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_proof_times_every_part(files: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sd21, "UNET", UNET)
     monkeypatch.setattr(sd21, "VAE", VAE)
     gan = {"diffusion": {"weight": 0.1, "start": 99}}
-    report = proof.measure(recipe_for(files, "lora", gan=gan), steps=1, warmup=0)
+    report = benchmark.measure(recipe_for(files, "lora", gan=gan), steps=1, warmup=0)
     parts = report["milliseconds"]
     inner = sum(value for name, value in parts.items() if name not in ("whole step", "projection"))
     assert 0.5 * parts["whole step"] < inner <= parts["whole step"]

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from osdface_core.pipeline import OSDFacePipeline
+from osdface_trainer.logging import read_metrics
+from osdface_trainer.loop import train
+from osdface_trainer.recipe.config import load_recipe
 from tests.restorer_model import write_files
-from trainer.config import load_recipe
-from trainer.journal import read_metrics
-from trainer.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
 

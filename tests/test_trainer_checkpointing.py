@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from osdface_core.errors import CheckpointError
-from trainer import checkpointing as cp
+from osdface_trainer import checkpointing as cp
 
 
 def state(value: float = 0.0) -> dict:

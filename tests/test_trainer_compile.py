@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from osdface_core.errors import ConfigError
 from osdface_core.pipeline import OSDFacePipeline
-from trainer.config import RunConfig, load_recipe
-from trainer.journal import read_metrics
-from trainer.launch import make_accelerator
-from trainer.run import train
+from osdface_trainer.distributed import make_accelerator
+from osdface_trainer.logging import read_metrics
+from osdface_trainer.loop import train
+from osdface_trainer.recipe.config import RunConfig, load_recipe
 
 
 @pytest.fixture(autouse=True)

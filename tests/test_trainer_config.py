@@ -9,10 +9,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from osdface_core.errors import ConfigError
-from trainer import settings
-from trainer.config import RECIPES, Recipe, check_resumable, load_recipe
-from trainer.restorer_config import LatentTerm, RestorerTraining
-from trainer.vre_config import VRETraining
+from osdface_trainer.recipe import settings
+from osdface_trainer.recipe.config import RECIPES, Recipe, check_resumable, load_recipe
+from osdface_trainer.recipe.restorer import LatentTerm, RestorerTraining
+from osdface_trainer.recipe.vre import VRETraining
 
 
 def recipe_file(tmp_path: Path, text: str) -> Path:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from trainer.dictionary import Dictionary, usage, vq_loss
-from trainer.vre_config import Dictionary as Settings
+from osdface_trainer.recipe.vre import Dictionary as Settings
+from osdface_trainer.vre.codebook import Dictionary, usage, vq_loss
 
 
 def same(x: torch.Tensor) -> torch.Tensor:

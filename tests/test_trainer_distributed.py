@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.journal import read_metrics
+from osdface_trainer.logging import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 # Batch norm sees the images of its own process only: off. Few codes: hardly a feature lies between two.

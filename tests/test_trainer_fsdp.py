@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from osdface_core.errors import ConfigError
 from osdface_core.pipeline import OSDFacePipeline
+from osdface_trainer import distributed
+from osdface_trainer.cli import main
+from osdface_trainer.logging import read_metrics
 from tests.restorer_model import recipe_for, stage_for, write_files
-from trainer import sharding
-from trainer.cli import main
-from trainer.journal import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 VRE = (
@@ -134,7 +134,7 @@ def test_what_cannot_be_sharded_is_said_in_one_line(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", version)
     with pytest.raises(ConfigError, match=words) as caught:
-        sharding.check(compiled)
+        distributed.check(compiled)
     assert "\n" not in str(caught.value)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.curves import phase_starts, read_panels
-from trainer.journal import History, Journal, read_metrics
+from osdface_trainer.logging import History, Journal, read_metrics
+from osdface_trainer.report import phase_starts, read_panels
 
 
 def test_means_by_name_also_when_names_change() -> None:

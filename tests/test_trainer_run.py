@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 
 from osdface_core.checkpoint import load_checkpoint
 from osdface_core.errors import CheckpointError, ConfigError
-from osdface_core.vre import VRE
-from trainer import observe, stage1
-from trainer.cli import main
-from trainer.config import Recipe, load_recipe
-from trainer.folder import only_one, open_run
-from trainer.journal import DivergedError, read_metrics
-from trainer.run import train
+from osdface_core.models.vre import VRE
+from osdface_trainer import logging
+from osdface_trainer.cli import main
+from osdface_trainer.logging import DivergedError, read_metrics
+from osdface_trainer.loop import train
+from osdface_trainer.recipe.config import Recipe, load_recipe
+from osdface_trainer.run_folder import only_one, open_run
+from osdface_trainer.vre import stage as vre_stage
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -171,7 +172,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(observe, "write_png", full)
+        patch.setattr(logging, "write_png", full)
         with pytest.raises(CheckpointError, match="No space left on device; free some space") as caught:
             train(smoke(tiny_faces, tmp_path), "vre", quiet=True)
     assert "\n" not in str(caught.value)
@@ -205,7 +206,7 @@ def test_resume_insists_on_a_run(tiny_faces: Path, tmp_path: Path) -> None:
 def test_nan_stops_with_step_name_and_batch_and_no_checkpoint_of_it(
     tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = stage1.VREStage.step
+    step = vre_stage.VREStage.step
     seen = {}
 
     def poisoned(self, batch, number):
@@ -215,7 +216,7 @@ def test_nan_stops_with_step_name_and_batch_and_no_checkpoint_of_it(
             scalars["lq/l1"] = scalars["lq/l1"] * float("nan")
         return scalars
 
-    monkeypatch.setattr(stage1.VREStage, "step", poisoned)
+    monkeypatch.setattr(vre_stage.VREStage, "step", poisoned)
     with pytest.raises(DivergedError, match=r"step 3: lq/l1 is nan.*last checkpoint is step_00000003"):
         train(smoke(tiny_faces, tmp_path), "vre", quiet=True)
     (saved,) = (tmp_path / "vre").glob("not_finite_step_00000003*.safetensors")
@@ -234,7 +235,7 @@ def test_training_stops_early_and_exports_the_best(
         cache["rows"] += len(batch)
         return {"identity": torch.tensor(cache["score"])}
 
-    monkeypatch.setattr(stage1.VREStage, "validate", validate)
+    monkeypatch.setattr(vre_stage.VREStage, "validate", validate)
     stop = ("run.validate_every=1", 'run.stop_metric="identity"', "run.stop_patience=2")
     outcome = train(smoke(tiny_faces, tmp_path, *stop), "vre", quiet=True)
     assert (outcome.reason, outcome.step) == ("early stop", 4)

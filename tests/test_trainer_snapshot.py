@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from osdface_core.errors import CheckpointError
-from trainer import snapshot
+from osdface_trainer import snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARDED = """

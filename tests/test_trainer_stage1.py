@@ -9,12 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from osdface_core.config import VREConfig
-from osdface_core.losses.association import association_loss
-from osdface_core.vre import VRE
-from trainer import stage1
-from trainer.config import Recipe, RunConfig
-from trainer.stage import Batch, position
-from trainer.vre_config import (
+from osdface_core.models.vre import VRE
+from osdface_trainer.losses.association import association_loss
+from osdface_trainer.recipe.config import Recipe, RunConfig
+from osdface_trainer.recipe.vre import (
     Association,
     Autoencoder,
     Dictionary,
@@ -23,6 +21,8 @@ from trainer.vre_config import (
     Perceptual,
     VRETraining,
 )
+from osdface_trainer.stage import Batch, position
+from osdface_trainer.vre import stage as vre_stage
 
 MODEL = VREConfig(
     resolution=32, base_channels=8, channel_multipliers=(1, 2), res_blocks=1, attention_resolutions=(16,),
@@ -49,10 +49,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def build(training: VRETraining = TRAINING) -> stage1.VREStage:
+def build(training: VRETraining = TRAINING) -> vre_stage.VREStage:
     torch.manual_seed(0)
     recipe = Recipe(run=RunConfig(device="cpu"), vre=training)
-    return stage1.build(recipe, Accelerator(cpu=True))
+    return vre_stage.build(recipe, Accelerator(cpu=True))
 
 
 def batch(seed: int = 0, size: int = 4) -> Batch:
@@ -63,7 +63,7 @@ def batch(seed: int = 0, size: int = 4) -> Batch:
     return Batch(hq, lq, torch.arange(size), torch.zeros(size, dtype=torch.bool))
 
 
-def weights(stage: stage1.VREStage) -> dict[str, Tensor]:
+def weights(stage: vre_stage.VREStage) -> dict[str, Tensor]:
     return {
         f"{name}.{key}": value.detach().clone()
         for name, module in stage.modules.items()
@@ -75,7 +75,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def of(stage: stage1.VREStage, *modules: str) -> set[str]:
+def of(stage: vre_stage.VREStage, *modules: str) -> set[str]:
     """All parameters of modules; the released layout's unused `norm2` of attention blocks never learns."""
     names = {name for name in weights(stage) if name.split(".", 1)[0] in modules}
     return {name for name in names if "attn" not in name or "norm2" not in name}
@@ -257,7 +257,7 @@ def test_position_walks_through_phases_and_skips_empty_ones() -> None:
 
 def test_plan_counts_what_is_built_without_building_it() -> None:
     recipe = Recipe(vre=TRAINING)
-    plan = stage1.plan(recipe)
+    plan = vre_stage.plan(recipe)
     stage = build()
     trained = sum(p.numel() for m in stage.modules.values() for p in m.parameters() if p.requires_grad)
     assert sum(part.trained for part in plan.parts) == trained

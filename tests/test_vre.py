@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from osdface_core.config import OSDFaceConfig, ProjectionConfig, VREConfig
-from osdface_core.vre import VRE, Codebook, Projection, VQAutoencoder, lookup, select_codes, select_tokens
+from osdface_core.models.codebook import Codebook, lookup, select_codes, select_tokens
+from osdface_core.models.vre import VRE, Projection, VQAutoencoder
 
 
 def slow_tokens(features: torch.Tensor, codebook: torch.Tensor, count: int) -> list[list[int]]:

@@ -1,50 +1,28 @@
-"""Find the faces of a photo: choose the detector, look at a sensible size, look again where needed."""
+"""Find the faces of a photo: choose the detector, search, judge what was found."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..errors import DetectorError
 from . import retinaface
 from .align import affine_rows, fit_similarity, measure
 from .face import Face
-from .merge import drop_shadowed, merge_rows
 from .mtcnn import Mtcnn
-from .recheck import recheck
 from .regions import Photo, photo_device, photo_shape
-from .views import View, drop_cut, padded, rows_to_photo, tiles, turned, whole
+from .search import Detector, search
 
 log = logging.getLogger(__name__)
 
 DETECTORS = ("auto", *retinaface.RELEASES, "mtcnn")
 """Names that `detect` takes."""
 EFFORTS = ("fast", "auto", "thorough")
-RELATIVE = 64
-"""The first look finds faces down to this fraction of the photo's longer side."""
-TILE_FACES = 48
-"""Side of a tile in units of the smallest face."""
-CROWD = 3
-"""This many faces near the limit of the first look mean that there may be smaller ones."""
-
-
-class Detector(Protocol):
-    """What `Mtcnn` and `RetinaFace` have in common."""
-
-    smallest: float
-    sure: float
-
-    def __call__(self, images: Tensor, min_size: float = ...) -> list[np.ndarray]:
-        """(B, 3, H, W) unit range -> per image rows of box 4, score, landmarks 10 [px]."""
-        ...
 
 
 def detect(
@@ -127,60 +105,6 @@ def _load(name: str, reason: str, detector_dir: str, device: str) -> Detector:
     if name == "mtcnn":
         return Mtcnn.load(device)
     return retinaface.load(name, detector_dir or None, torch.device(device))
-
-
-def search(
-    photo: Photo, net: Detector, min_face: float, threshold: float, effort: str, device: torch.device
-) -> np.ndarray:
-    """All looks at one photo, merged: rows (n, 15) in photo px."""
-    base = whole(photo, net.smallest * RELATIVE, device)
-    rows = look(net, [base], min_face)
-    if effort == "fast":
-        return rows
-    rows, turn = recheck(photo, base, rows, net, device)
-    if turn:  # somebody lies on the side: others may, too
-        rows = merge_rows([rows, look_and_check(photo, base, net, [turned(base, turn)], min_face, device)])
-    if effort == "thorough" or not (rows[:, 4] >= threshold).any():
-        rows = merge_rows([rows, look_and_check(photo, base, net, harder(base), min_face, device)])
-    detail = tile_scale(photo, rows, base, net, min_face, effort)
-    if detail > 1 / base.scale * 1.05:
-        side = round(net.smallest * TILE_FACES)
-        parts = tiles(photo, detail, side, round(side / 4), device)
-        rows = merge_rows([rows, look_and_check(photo, base, net, parts, min_face, device)])
-    return drop_shadowed(rows, net.sure)
-
-
-def look_and_check(
-    photo: Photo, base: View, net: Detector, views: Iterable[View], min_face: float, device: torch.device
-) -> np.ndarray:
-    """Detect on further views; what they found goes through the closer look, too."""
-    return recheck(photo, base, look(net, views, min_face), net, device)[0]
-
-
-def harder(base: View) -> list[View]:
-    """What to try when the plain copy shows nothing: a wide frame around it, and turned copies."""
-    return [padded(base), *(turned(base, angle) for angle in (90, 270, 180, 45, 315))]
-
-
-def tile_scale(
-    photo: Photo, rows: np.ndarray, base: View, net: Detector, min_face: float, effort: str
-) -> float:
-    """View px per photo px at which tiles are searched; that of the base or less means: no tiles."""
-    if min_face > 0:
-        return min(1.0, 1.25 * net.smallest / min_face)
-    sides = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1]) / base.scale
-    crowd = np.count_nonzero(sides < 1.5 * net.smallest) >= CROWD
-    return min(1.0, 2 / base.scale) if crowd or not len(rows) or effort == "thorough" else 0.0
-
-
-def look(net: Detector, views: Iterable[View], min_face: float) -> np.ndarray:
-    """Run the detector on each view; rows in photo px, those of neighbouring views merged."""
-    parts = []
-    for view in views:
-        smallest = max(net.smallest, min_face / view.scale)
-        rows = drop_cut(net(view.image[None], smallest)[0], view)
-        parts.append(rows_to_photo(rows, view))
-    return merge_rows(parts)
 
 
 def make_faces(photo: Photo, rows: np.ndarray, device: torch.device) -> list[Face]:

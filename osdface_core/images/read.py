@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from ..errors import ImageError
-from . import deep, exif
+from . import exif, high_depth
 from .photo import Photo
 
 LARGEST = 178_956_970
@@ -67,7 +67,7 @@ def _head(path: Path) -> bytes:
 
 
 def _read_tiff(path: Path) -> Photo | None:
-    picture = deep.read_tiff(path, LARGEST)
+    picture = high_depth.read_tiff(path, LARGEST)
     if picture is None:
         return None
     block = exif.from_tiff(path)
@@ -83,7 +83,7 @@ def _read_pillow(path: Path, head: bytes) -> Photo:
             raise ImageError(f"{path} holds {frames} frames: export the one to restore as its own file")
         image.load()
         icc = image.info.get("icc_profile")
-        plane, icc = (deep.read_png(path), icc) if deep.is_deep_png(head) else _decode(image)
+        plane, icc = (high_depth.read_png(path), icc) if high_depth.is_deep_png(head) else _decode(image)
         kind = "JPEG" if image.format == "MPO" else image.format or ""  # phones append a second picture
         text = getattr(image, "text", {})
         about = image.info
@@ -112,24 +112,24 @@ def _plain_tiff(path: Path) -> io.BytesIO:
     return io.BytesIO(exif.reset_orientation(path.read_bytes()) or b"")
 
 
-def _decode(image: Image.Image) -> tuple[deep.Plane, bytes | None]:
+def _decode(image: Image.Image) -> tuple[high_depth.Plane, bytes | None]:
     """Samples of a loaded 8-bit (or 16-bit grey) picture, and the profile that still fits them."""
     icc = image.info.get("icc_profile")
     if image.mode == "1" or (image.mode == "L" and "transparency" not in image.info):
-        return deep.Plane(_samples(image, "L")[..., None], None), icc
+        return high_depth.Plane(_samples(image, "L")[..., None], None), icc
     if image.mode.startswith("I"):
-        return deep.Plane(_sixteen(image)[..., None], None), icc
+        return high_depth.Plane(_sixteen(image)[..., None], None), icc
     if image.mode == "F":
-        return deep.Plane(np.array(image, dtype=np.float32)[..., None], None), icc
+        return high_depth.Plane(np.array(image, dtype=np.float32)[..., None], None), icc
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        return deep.Plane(_samples(_to_rgb(image, icc), "RGB"), None), None
+        return high_depth.Plane(_samples(_to_rgb(image, icc), "RGB"), None), None
     if image.mode in ("LA", "La", "L"):
         data = _samples(image, "LA")
-        return deep.Plane(data[..., :1], data[..., 1]), icc
+        return high_depth.Plane(data[..., :1], data[..., 1]), icc
     if image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
         data = _samples(image, "RGBA")
-        return deep.Plane(data[..., :3], data[..., 3]), icc
-    return deep.Plane(_samples(image, "RGB"), None), icc
+        return high_depth.Plane(data[..., :3], data[..., 3]), icc
+    return high_depth.Plane(_samples(image, "RGB"), None), icc
 
 
 def _samples(image: Image.Image, mode: str) -> np.ndarray:
@@ -164,7 +164,7 @@ def _to_rgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     return image.convert("RGB")
 
 
-def _assemble(plane: deep.Plane, block: bytes | None, xmp: bytes | None, **rest: Any) -> Photo:
+def _assemble(plane: high_depth.Plane, block: bytes | None, xmp: bytes | None, **rest: Any) -> Photo:
     """Turn samples upright, make three channels of one, and reset the orientation in the metadata."""
     turn = exif.orientation(block)
     samples, alpha = plane.samples, plane.alpha

@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import ImageError
 from ..files import replacing
-from . import deep, exif
+from . import exif, high_depth
 from .photo import FULL_SCALE, Photo
 
 SUFFIXES = {
@@ -55,7 +55,7 @@ def write_photo(path: str | Path, photo: Photo, *, quality: int = 95) -> None:
             raise ImageError(
                 f"{path}: {kind} cannot hold the photo's transparency; write a .png, .tif or .webp"
             )
-        plane = deep.Plane(plane.samples, None)
+        plane = high_depth.Plane(plane.samples, None)
     try:
         with replacing(path) as temporary:
             _write(temporary, photo, plane, kind, quality)
@@ -79,7 +79,7 @@ def file_format(path: Path, photo: Photo) -> str:
     return kind
 
 
-def to_depth(photo: Photo, kind: str) -> deep.Plane:
+def to_depth(photo: Photo, kind: str) -> high_depth.Plane:
     """Samples as (H, W, 1 or 3), in the photo's type or the deepest one below it that the format holds."""
     pixels, alpha = photo.pixels, photo.alpha
     if pixels.ndim != 3 or pixels.shape[2] != 3 or str(pixels.dtype) not in FULL_SCALE:
@@ -93,7 +93,7 @@ def to_depth(photo: Photo, kind: str) -> deep.Plane:
     equal = photo.grey and kind != "WEBP" and bool((pixels == pixels[..., :1]).all())
     samples = pixels[..., :1] if equal else pixels
     alpha = None if alpha is None else convert(alpha, target)
-    return deep.Plane(convert(samples, target), alpha, photo.premultiplied)
+    return high_depth.Plane(convert(samples, target), alpha, photo.premultiplied)
 
 
 def convert(array: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
@@ -117,25 +117,25 @@ def fitting_icc(icc: bytes | None, channels: int) -> bytes | None:
     return icc if space == (b"GRAY" if channels == 1 else b"RGB ") else None
 
 
-def _write(path: Path, photo: Photo, plane: deep.Plane, kind: str, quality: int) -> None:
+def _write(path: Path, photo: Photo, plane: high_depth.Plane, kind: str, quality: int) -> None:
     icc = fitting_icc(photo.icc, plane.samples.shape[2])
     if kind == "TIFF":
         order = exif.byte_order((photo.exif or b"").removeprefix(exif.PREFIX)) or "<"
-        deep.write_tiff(path, plane, icc=icc, xmp=photo.xmp, dpi=photo.dpi, order=order)
+        high_depth.write_tiff(path, plane, icc=icc, xmp=photo.xmp, dpi=photo.dpi, order=order)
         if photo.exif:
             exif.into_tiff(path, photo.exif)
     elif plane.samples.dtype == np.uint16:
         samples = plane.samples
         if plane.alpha is not None:
             samples = np.concatenate((samples, plane.alpha[..., None]), axis=2)
-        chunks = deep.png_chunks(icc, photo.exif, photo.xmp, photo.dpi, photo.text)
-        path.write_bytes(deep.encode_png(samples, chunks))
+        chunks = high_depth.png_chunks(icc, photo.exif, photo.xmp, photo.dpi, photo.text)
+        path.write_bytes(high_depth.encode_png(samples, chunks))
     else:
         _write_pillow(path, photo, plane, kind, quality, icc)
 
 
 def _write_pillow(
-    path: Path, photo: Photo, plane: deep.Plane, kind: str, quality: int, icc: bytes | None
+    path: Path, photo: Photo, plane: high_depth.Plane, kind: str, quality: int, icc: bytes | None
 ) -> None:
     samples = plane.samples
     if plane.alpha is not None:

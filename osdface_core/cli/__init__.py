@@ -1,0 +1,1 @@
+"""`osdface …`: one module per subcommand, and what they share."""

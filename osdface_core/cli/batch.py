@@ -1,0 +1,266 @@
+"""Restore many photo files: each in three steps, the steps of several files side by side.
+
+Format and depth of a file are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ImageError
+from ..faces import Face
+from ..faces.regions import FULL_SCALE
+from ..files import replacing
+from ..images import Photo, from_unit, read_photo, to_unit, write_photo
+from ..models.identity import load_identity, similarity
+from ..photo import locate, put_back, renew, with_identity
+from ..pipeline import OSDFacePipeline, Progress
+from ..upscale import resize_plane
+from .inputs import Guard, Job
+from .report import comparison, crop_pictures, save_picture
+
+SIDE = 512  # [px]; what square inputs of --aligned are resized to
+# Which of `photo.restore_photo`'s options belong to which of its steps.
+LOCATING = ("detector", "detector_dir", "faces", "min_face", "max_face", "max_faces", "order")
+RESTORING = ("strength", "timestep", "color_fix", "batch_size")
+PASTING = ("upscale", "upscale_model", "feather", "paste_mode")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every file of a run is treated.
+
+    Attributes:
+        options: for `photo.restore_photo`.
+        aligned: inputs are face crops: no detection, no pasting.
+        crops: folder for the aligned faces before and after.
+        compare: write a before/after picture beside each result.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    aligned: bool = False
+    crops: Path | None = None
+    compare: bool = False
+
+
+@dataclass
+class Work:
+    """One photo on its way.
+
+    Attributes:
+        crops, restored: (N, 3, H, W) in [0, 1], faces before and after.
+        seconds: what each stage took: read, detect (with align), model, paste, write.
+    """
+
+    job: Job
+    photo: Photo
+    faces: list[Face]
+    crops: Tensor
+    restored: Tensor
+    seconds: dict[str, float]
+
+
+def compare_path(target: Path) -> Path:
+    """Where the before/after picture of a result goes."""
+    return target.with_name(f"{target.stem}_compare.png")
+
+
+class FileRestorer:
+    """The three steps that restore a file. Steps of different files may run at the same time in threads.
+
+    All of them raise OSDFaceError: one line; nothing was overwritten.
+    """
+
+    def __init__(
+        self, pipeline: OSDFacePipeline, plan: Plan, guard: Guard, progress: Progress | None = None
+    ) -> None:
+        self.pipeline = pipeline
+        self.plan = plan
+        self.guard = guard
+        self.progress = progress
+
+    def prepare(self, job: Job) -> Work:
+        """Read the photo, find and align its faces."""
+        start = time.perf_counter()
+        self.guard.check(job.target)
+        photo = read_photo(job.source)
+        read = time.perf_counter()
+        faces: list[Face] = []
+        if self.plan.aligned:
+            crops = _aligned_face(photo)
+        else:
+            faces, crops = locate(photo.pixels, self.pipeline.device, **self._options(LOCATING))
+        seconds = {"read": read - start, "detect": time.perf_counter() - read}
+        return Work(job, photo, faces, crops, crops, seconds)
+
+    def restore(self, work: Work) -> Work:
+        """Run the model on its faces."""
+        start = time.perf_counter()
+        options = self._options(RESTORING)
+        work.restored = renew(self.pipeline, work.crops, progress=self.progress, **options)
+        work.seconds["model"] = time.perf_counter() - start
+        return work
+
+    def finish(self, work: Work) -> dict[str, Any]:
+        """Paste the faces, write the photo and what belongs beside it.
+
+        Returns:
+            plain JSON types: input, output, width, height, seconds, stages (`Work.seconds`), faces
+            (`Face.to_dict`).
+        """
+        start = time.perf_counter()
+        pixels, faces = self._aligned(work) if self.plan.aligned else self._pasted(work)
+        pasted = time.perf_counter()
+        if _untouched(work, pixels, self.plan):
+            _copy(work.job)
+        else:
+            write_photo(work.job.target, _with_pixels(work.photo, pixels))
+        self._write_extras(work, pixels)
+        work.seconds |= {"paste": pasted - start, "write": time.perf_counter() - pasted}
+        return {
+            "input": str(work.job.source),
+            "output": str(work.job.target),
+            "width": pixels.shape[1],
+            "height": pixels.shape[0],
+            "seconds": round(sum(work.seconds.values()), 3),
+            "stages": {name: round(value, 4) for name, value in work.seconds.items()},
+            "faces": faces,
+        }
+
+    def _options(self, names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: self.plan.options[name] for name in names if name in self.plan.options}
+
+    def _pasted(self, work: Work) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        faces, identity = work.faces, self.plan.options.get("identity")
+        if identity is not None and faces:
+            faces = with_identity(faces, work.crops, work.restored, identity)
+        options = self._options(PASTING)
+        # A giant is held once, unless it is to be shown beside its result.
+        in_place = not self.plan.compare
+        image, _ = put_back(work.photo.pixels, faces, work.crops, work.restored, in_place=in_place, **options)
+        return np.asarray(image), [face.to_dict() for face in faces]
+
+    def _aligned(self, work: Work) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        faces: list[dict[str, Any]] = []
+        identity = self.plan.options.get("identity")
+        before = work.crops[..., : work.restored.shape[-2], : work.restored.shape[-1]]
+        work.crops = before
+        if identity is not None:
+            device = self.pipeline.device
+            score = similarity(load_identity(identity, device), before.to(device), work.restored.to(device))
+            faces.append({"identity_before_after": [1.0, float(score)]})
+        return from_unit(work.restored[0], work.photo.pixels.dtype), faces
+
+    def _write_extras(self, work: Work, pixels: np.ndarray) -> None:
+        if self.plan.compare:
+            path = self.guard.check(compare_path(work.job.target))
+            save_picture(comparison(work.photo.pixels, pixels), path)
+        if self.plan.crops is not None:
+            for path, picture in crop_pictures(work.crops, work.restored, self.plan.crops / work.job.name):
+                save_picture(picture, self.guard.check(path))
+
+
+def _aligned_face(photo: Photo) -> Tensor:
+    """Square crops at 512 px, others at their own size, which the model cuts to multiples of 8."""
+    face = to_unit(photo.pixels)[None]
+    if face.shape[-1] == face.shape[-2] != SIDE:
+        face = F.interpolate(face, (SIDE, SIDE), mode="bilinear", align_corners=True)
+    return face
+
+
+def _untouched(work: Work, pixels: np.ndarray, plan: Plan) -> bool:
+    """No face was found and nothing was resized: the file's own bytes are the best copy of it."""
+    same_kind = work.job.source.suffix.lower() == work.job.target.suffix.lower()
+    return same_kind and not plan.aligned and not work.faces and pixels.shape == work.photo.pixels.shape
+
+
+def _copy(job: Job) -> None:
+    try:
+        with replacing(job.target) as temporary:
+            shutil.copyfile(job.source, temporary)
+    except OSError as error:
+        raise ImageError(f"cannot write {job.target}: {error}; nothing was replaced") from error
+
+
+def _with_pixels(photo: Photo, pixels: np.ndarray) -> Photo:
+    """The photo with new pixels; transparency follows their size."""
+    alpha = photo.alpha
+    if alpha is not None and alpha.shape != pixels.shape[:2]:
+        full = FULL_SCALE[str(alpha.dtype)]
+        resized = resize_plane(alpha.astype(np.float32), pixels.shape[:2]).clip(0.0, full)
+        alpha = (resized if full == 1.0 else resized.round()).astype(alpha.dtype)
+    return dataclasses.replace(photo, pixels=pixels, alpha=alpha)
+
+
+class Steps(Protocol):
+    """What happens to an item; each step takes what the one before returned."""
+
+    def prepare(self, item: Any, /) -> Any: ...
+    def restore(self, work: Any, /) -> Any: ...
+    def finish(self, work: Any, /) -> Any: ...
+
+
+Tell = Callable[[Any, Any], None]
+"""Told an item and its result, or the Exception that it failed with; in the items' order."""
+
+
+def one_by_one(items: Iterable[Any], steps: Steps, tell: Tell) -> None:
+    """All steps of an item, then the next item."""
+    for item in items:
+        tell(item, _attempt(lambda item=item: steps.finish(steps.restore(steps.prepare(item)))))
+
+
+def overlapped(items: Iterable[Any], steps: Steps, tell: Tell) -> None:
+    """While `restore` works on an item, one thread prepares the next and another finishes the last.
+
+    At most three items are held, whatever their number. `tell` is called from the finishing thread. An
+    interruption still lets the item that is being finished end whole.
+    """
+    rest = iter(items)
+    ahead, behind = ThreadPoolExecutor(1, "prepare"), ThreadPoolExecutor(1, "finish")
+    finishing: Future[None] | None = None
+    try:
+        coming = _submit(ahead, steps, rest)
+        while coming:
+            item, prepared = coming
+            work = _attempt(prepared.result)
+            coming = _submit(ahead, steps, rest)
+            if not isinstance(work, Exception):
+                work = _attempt(steps.restore, work)
+            if finishing:
+                finishing.result()  # the model never runs further ahead than one item
+            finishing = behind.submit(_finish, steps, tell, item, work)
+        if finishing:
+            finishing.result()
+    finally:
+        ahead.shutdown(wait=False, cancel_futures=True)
+        behind.shutdown()
+
+
+def _submit(ahead: ThreadPoolExecutor, steps: Steps, rest: Iterable[Any]) -> tuple[Any, Future[Any]] | None:
+    for item in rest:
+        return item, ahead.submit(steps.prepare, item)
+    return None
+
+
+def _finish(steps: Steps, tell: Tell, item: Any, work: Any) -> None:
+    tell(item, work if isinstance(work, Exception) else _attempt(steps.finish, work))
+
+
+def _attempt(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What the call returns, or the Exception it raised: one bad item must not cost the other thousand."""
+    try:
+        return call(*arguments)
+    except Exception as error:
+        return error

@@ -1,0 +1,54 @@
+"""`osdface convert`: the released files to one .safetensors, and back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..released import RELEASED_FILES, convert_released, convert_to_released
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `osdface convert` on `parser`."""
+    parser.epilog = f"A released folder holds {', '.join(RELEASED_FILES)}."
+    parser.add_argument(
+        "source", type=Path, metavar="SRC", help="released folder; with --to-released a checkpoint"
+    )
+    parser.add_argument(
+        "target", type=Path, metavar="DST", help="new .safetensors; with --to-released a folder"
+    )
+    parser.add_argument(
+        "--to-released", action="store_true", help="from one checkpoint to the three released files"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, print what was written, return 0.
+
+    Raises:
+        ConfigError: the two paths do not fit the direction.
+        CheckpointError: the source cannot be read or the target not written.
+    """
+    source, target = args.source.expanduser(), args.target.expanduser()
+    if args.to_released:
+        if source.is_dir():
+            raise ConfigError(f"{source} is a folder; --to-released takes one of our .safetensors")
+        if target.is_file():
+            raise ConfigError(f"{target} is a file; --to-released writes three files into a folder")
+        if source.name in RELEASED_FILES and source.resolve().parent == target.resolve():
+            raise ConfigError(f"{source} would be overwritten; give another folder")
+        convert_to_released(source, target)
+        print("\n".join(str(target / name) for name in RELEASED_FILES))
+        return 0
+    if not source.is_dir():
+        raise ConfigError(f"{source} is no folder; give the one that holds {', '.join(RELEASED_FILES)}")
+    if target.suffix != ".safetensors" or target.is_dir():
+        raise ConfigError(f"{target} must be a file that ends in .safetensors")
+    if target.exists() and any(
+        target.samefile(source / name) for name in RELEASED_FILES if (source / name).exists()
+    ):
+        raise ConfigError(f"{target} is one of the files to convert; give another name")
+    convert_released(source, target)
+    print(target)
+    return 0

@@ -1,0 +1,160 @@
+"""`osdface info`: what a checkpoint is, where it came from, and whether all of it is there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from .. import __version__
+from ..checkpoint import missing_parts, read_header
+from ..config import OSDFaceConfig
+from ..errors import CheckpointError
+from ..loading import resolve
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `osdface info` on `parser`."""
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="mini, a .safetensors file, or a released folder"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the description; return 0 (also for an incomplete file, which is a fact and not a failure).
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another kind.
+    """
+    facts = describe(args.checkpoint)
+    print(json.dumps(facts, indent=2) if args.json else as_text(facts))
+    return 0
+
+
+def describe(source: str | Path) -> dict[str, Any]:
+    """Everything about a checkpoint that can be said without reading a tensor.
+
+    Args:
+        source: as in `OSDFacePipeline.from_pretrained`.
+    Returns:
+        plain JSON types: file, bytes, parts {name: {tensors, parameters}}, complete, problems (one line
+        each), config, training.
+    Raises:
+        CheckpointError: as `checkpoint.read_header`.
+    """
+    path = resolve(source)
+    config, training, shapes = _released(path) if path.is_dir() else _own(path)
+    problems = find_problems(config, shapes)
+    return {
+        "file": str(path),
+        "osdface": __version__,
+        "bytes": sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+        if path.is_dir()
+        else path.stat().st_size,
+        "parts": _parts(shapes),
+        "complete": not problems,
+        "problems": problems,
+        "config": config.to_dict(),
+        "training": training,
+    }
+
+
+def find_problems(config: OSDFaceConfig, shapes: Shapes) -> list[str]:
+    """What keeps a file of this header from restoring faces, one line each; empty when nothing does.
+
+    The adapters' own names are left to the base model that they will meet.
+    """
+    absent = missing_parts(config, shapes)
+    problems = [f"no {part}" for part in absent]
+    expected = _expected(config)
+    for part in sorted({name.split(".", 1)[0] for name in expected} - set(absent)):
+        names = [name for name in expected if name.startswith(part + ".")]
+        if missing := [name for name in names if name not in shapes]:
+            problems.append(f"{part}: {len(missing)} of {len(names)} tensors missing, first {missing[0]}")
+        if wrong := [name for name in names if name in shapes and shapes[name] != expected[name]]:
+            first = wrong[0]
+            problems.append(f"{part}: {first} is {list(shapes[first])}, expected {list(expected[first])}")
+        if extra := [name for name in shapes if name.startswith(part + ".") and name not in expected]:
+            problems.append(f"{part}: {len(extra)} unexpected tensors, first {extra[0]}")
+    return problems
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The description as lines for people."""
+    config, training = facts["config"], facts["training"]
+    kind = (
+        "self-contained" if config["arch"] == "full" else f"LoRA for {config['base']} (give it with --base)"
+    )
+    lines = [
+        f"{config['name']}: {kind}",
+        f"file      {facts['file']} ({facts['bytes'] / 1e6:.1f} MB)",
+        f"complete  {'yes' if facts['complete'] else 'no: ' + '; '.join(facts['problems'])}",
+    ]
+    lines += [
+        f"{name:<9} {part['parameters'] / 1e6:.2f} M parameters in {part['tensors']} tensors"
+        for name, part in facts["parts"].items()
+    ]
+    vre = config["vre"]
+    low, high = vre["input_range"]
+    prompt = f"{vre['tokens']} tokens from {vre['codebook_size']} codes, VRE input {low:g}..{high:g}"
+    lines.append(f"prompt    {prompt}")
+    lines.append(f"timestep  {config['timestep']} of {config['train_timesteps']}")
+    long = [key for key, value in training.items() if isinstance(value, (dict, list))]
+    lines += [
+        f"{key:<9} {value}" for key, value in training.items() if key not in long and value not in ("", None)
+    ]
+    if long:
+        lines.append(f"--json    shows {', '.join(long)} too")
+    return "\n".join(lines)
+
+
+def _own(path: Path) -> tuple[OSDFaceConfig, dict[str, Any], Shapes]:
+    config, training, names = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        return config, training, {name: tuple(file.get_slice(name).get_shape()) for name in names}
+
+
+def _released(path: Path) -> tuple[OSDFaceConfig, dict[str, Any], Shapes]:
+    from ..released import read_released
+
+    checkpoint = read_released(path)
+    return checkpoint.config, checkpoint.training, {k: tuple(v.shape) for k, v in checkpoint.tensors.items()}
+
+
+def _expected(config: OSDFaceConfig) -> Shapes:
+    """Names and shapes of a complete file, from the empty modules; nothing is allocated."""
+    from ..models.backbone import UNetPredictor, build_full
+    from ..models.vre import VRE, Projection
+
+    with torch.device("meta"):
+        modules: dict[str, Any] = {
+            "vre": VRE(config.vre),
+            "projection": Projection(config.vre.z_channels, config.projection),
+        }
+        if config.arch == "full":
+            backbone = build_full(config)
+            if not isinstance(backbone.predictor, UNetPredictor):
+                raise CheckpointError(f"{config.name}: the config names no UNet")
+            modules |= {"unet": backbone.predictor.unet, "codec": backbone.codec}
+    return {
+        f"{part}.{k}": tuple(v.shape)
+        for part, module in modules.items()
+        for k, v in module.state_dict().items()
+    }
+
+
+def _parts(shapes: Shapes) -> dict[str, dict[str, int]]:
+    parts: dict[str, dict[str, int]] = {}
+    for name, shape in shapes.items():
+        part = parts.setdefault(name.split(".", 1)[0], {"tensors": 0, "parameters": 0})
+        part["tensors"] += 1
+        part["parameters"] += math.prod(shape)
+    return parts

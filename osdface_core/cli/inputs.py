@@ -1,0 +1,153 @@
+"""From files, folders and globs to pairs of input and output paths, none of which overwrites an input."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError, ImageError
+from ..images import SUFFIXES
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photo: where it is, where its result goes, and its name below the output folder without suffix."""
+
+    source: Path
+    target: Path
+    name: Path
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An input that led to no photo, and why."""
+
+    source: str
+    reason: str
+
+
+def plan(inputs: Sequence[str], out: Path) -> tuple[list[Job], list[Missing]]:
+    """Decide what is read and where each result is written; touches no file.
+
+    Args:
+        inputs: files, folders (searched with everything below them) and globs (`**` for any depth). A path
+            that exists is never taken for a glob.
+        out: a file if there is one input file and `out` has the suffix of an image, else a folder. Below it
+            results keep their path from the folder, or from the part of the glob before its first wildcard.
+    Raises:
+        ConfigError: several photos for one output file, or one output path for two photos.
+    """
+    found: dict[Path, Path] = {}  # photo -> path below the output folder
+    missing: list[Missing] = []
+    for given in inputs:
+        photos, reason = _expand(given, out)
+        for photo, below in photos:
+            found.setdefault(photo, below)
+        if reason:
+            missing.append(Missing(given, reason))
+    if out.suffix.lower() in SUFFIXES and not out.is_dir():
+        if len(found) > 1 or any(Path(given).is_dir() for given in inputs):
+            raise ConfigError(f"{out} is a file name, but there are several inputs; give a folder with -o")
+        return [Job(photo, out, Path(out.stem)) for photo in found], missing
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file of another kind; give a folder or an image file with -o")
+    stems = Counter(below.with_suffix("") for below in found.values())
+    jobs = []
+    for photo, below in found.items():
+        stem = below.with_suffix("")
+        # a.jpg beside a.png: the names of their crops and comparisons keep the suffix.
+        jobs.append(Job(photo, out / below, stem if stems[stem] == 1 else below))
+    _refuse_clashes(jobs)
+    return jobs, missing
+
+
+def _expand(given: str, out: Path) -> tuple[list[tuple[Path, Path]], str]:
+    """Photos behind one argument, each with its path below the output folder; and why there are none."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        photos = [(p, p.relative_to(path)) for p in _search(path, _inside(out, path))]
+        return photos, "" if photos else "no photos in this folder"
+    if path.exists():
+        return [(path, Path(path.name))], ""
+    if not glob.has_magic(given):
+        return [], "no such file or folder"
+    root = _fixed_part(path)
+    former = _inside(out, root)
+    matches = (Path(p) for p in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    photos = [
+        (p, p.relative_to(root)) for p in matches if _is_photo(p) and p.is_file() and not _below(p, former)
+    ]
+    return photos, "" if photos else "no photos match"
+
+
+def _search(folder: Path, former: Path | None) -> Iterable[Path]:
+    """Photos of a folder and below, in order, without hidden ones and those of the folder `former`."""
+    for root, folders, files in os.walk(folder):
+        here = Path(root)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _below(here / f, former))
+        yield from (here / f for f in sorted(files) if _is_photo(Path(f)))
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _inside(out: Path, root: Path) -> Path | None:
+    """The output folder if it lies below the searched one: what is in it are results of a former run."""
+    out, root = out.resolve(), root.resolve()
+    return out if out != root and out.is_relative_to(root) else None
+
+
+def _below(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.resolve().is_relative_to(folder)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folders of a glob before its first wildcard."""
+    fixed = Path(pattern.anchor)
+    for part in pattern.relative_to(pattern.anchor).parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed /= part
+    return fixed
+
+
+def _refuse_clashes(jobs: Iterable[Job]) -> None:
+    taken: dict[str, Path] = {}
+    for job in jobs:
+        key = os.path.normcase(job.target)
+        if key in taken:
+            raise ConfigError(
+                f"{taken[key]} and {job.source} would both be written to {job.target}; "
+                "give their common folder or a quoted glob, so that their folders are kept"
+            )
+        taken[key] = job.source
+
+
+class Guard:
+    """Knows the input files by device and inode, so that links and other spellings of a path count too."""
+
+    def __init__(self, sources: Iterable[Path]) -> None:
+        self._inputs = {identity for source in sources if (identity := _identity(source))}
+
+    def refused(self, path: Path) -> bool:
+        """Whether writing `path` would replace an input."""
+        return _identity(path) in self._inputs
+
+    def check(self, path: Path) -> Path:
+        """`path`, or ImageError if it is an input."""
+        if self.refused(path):
+            raise ImageError(f"{path} is an input and is not overwritten; give another place")
+        return path
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,1 @@
+"""Networks: the visual prompt, the backbone of the one step, and who is in the picture."""

@@ -1,0 +1,155 @@
+"""Low-rank adapters of the UNet: read both released key styles, merge at a strength, or keep live.
+
+W' = W + strength * (alpha / r) * B A, for linear layers and for convolutions (A of the layer's kernel size,
+B 1x1). Source: the released file mixes `lora_A/lora_B` and `lora.down/lora.up` names; a loader that reads
+one style only drops the other half silently, so every tensor has to find its layer here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..config import LORA_TARGETS, LoRAConfig
+from ..errors import CheckpointError
+
+_KEY = re.compile(
+    r"^(?:unet\.)?(?:base_model\.model\.)?(?P<module>.+?)\.(?P<kind>lora_A|lora_B|lora\.down|lora\.up|lora_down|lora_up)(?:\.default)?\.weight$"
+)
+_DOWN = {"lora_A", "lora.down", "lora_down"}
+
+
+class Factors(NamedTuple):
+    """A: (r, in[, kh, kw]) and B: (out, r[, 1, 1])."""
+
+    down: Tensor
+    up: Tensor
+
+
+def parse_lora(tensors: dict[str, Tensor]) -> dict[str, Factors]:
+    """Both key styles to {module name: factors}.
+
+    Raises:
+        CheckpointError: a key of no known style, or a factor without its partner.
+    """
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        match = _KEY.match(key)
+        if match is None:
+            raise CheckpointError(
+                f"LoRA: unexpected tensor {key}; expected <module>.lora_A.weight or .lora.down.weight"
+            )
+        side = "down" if match["kind"] in _DOWN else "up"
+        halves.setdefault(match["module"], {})[side] = value
+    for module, pair in halves.items():
+        if len(pair) != 2:
+            raise CheckpointError(
+                f"LoRA: {module} has only its {next(iter(pair))} factor; the file is incomplete"
+            )
+    return {module: Factors(pair["down"], pair["up"]) for module, pair in halves.items()}
+
+
+def delta(factors: Factors, alpha: float, shape: torch.Size) -> Tensor:
+    """(alpha / r) * B A in float32, in the layer's shape."""
+    rank = factors.down.shape[0]
+    product = factors.up.float().flatten(1) @ factors.down.float().flatten(1)
+    if product.numel() != shape.numel():
+        raise CheckpointError(f"LoRA: factors give {tuple(product.shape)}, the layer has {tuple(shape)}")
+    return (alpha / rank) * product.reshape(shape)
+
+
+def merge_lora(unet: nn.Module, lora: dict[str, Factors], alpha: float, strength: float = 1.0) -> None:
+    """Add the adapters to the UNet's weights, in place. Strength 0 leaves them untouched.
+
+    Raises:
+        CheckpointError: an adapter names a layer that the UNet lacks, or of another shape.
+    """
+    if strength == 0.0:
+        return
+    with torch.no_grad():
+        for name, factors in lora.items():
+            weight = _weight(unet, name)
+            weight.add_(strength * delta(factors, alpha, weight.shape).to(weight))
+
+
+def attach_lora(unet: nn.Module, lora: dict[str, Factors], alpha: float, strength: float = 1.0) -> None:
+    """Keep the adapters apart from the weights (through peft), so that `set_strength` can turn them.
+
+    Raises:
+        CheckpointError: as `merge_lora`, or peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    except ImportError as error:
+        raise CheckpointError(
+            "a live LoRA needs peft: pip install peft, or merge it (lora='merged')"
+        ) from error
+    for name, factors in lora.items():
+        delta(factors, alpha, _weight(unet, name).shape)  # a clear error before peft's
+    ranks = {name: factors.down.shape[0] for name, factors in lora.items()}
+    rank = next(iter(ranks.values()))
+    pattern = {name: r for name, r in ranks.items() if r != rank}
+    alphas = dict.fromkeys(pattern, alpha)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=list(lora),
+        rank_pattern=pattern,
+        alpha_pattern=alphas,  # type: ignore[arg-type]
+    )
+    inject_adapter_in_model(config, unet)
+    set_peft_model_state_dict(unet, to_peft(lora))
+    set_strength(unet, strength)
+
+
+def set_strength(unet: nn.Module, strength: float) -> None:
+    """Scale every live adapter: 0 is the base model, 1 the trained one."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in unet.modules():
+        if isinstance(module, LoraLayer):
+            for adapter in module.scaling:
+                module.set_scale(adapter, strength)
+
+
+def to_peft(lora: dict[str, Factors]) -> dict[str, Tensor]:
+    """{module}.lora_A.weight / .lora_B.weight, the names of our checkpoints and of peft."""
+    tensors = {f"{name}.lora_A.weight": f.down for name, f in lora.items()}
+    return tensors | {f"{name}.lora_B.weight": f.up for name, f in lora.items()}
+
+
+def extract_lora(unet: nn.Module) -> dict[str, Tensor]:
+    """The live adapters' tensors under our names."""
+    from peft import get_peft_model_state_dict
+
+    return {
+        k.removeprefix("base_model.model."): v.detach() for k, v in get_peft_model_state_dict(unet).items()
+    }
+
+
+def lora_config(lora: dict[str, Factors], alpha: float) -> LoRAConfig:
+    """What a checkpoint records about a set of adapters: rank, alpha, and the layer kinds that carry one."""
+    kinds = sorted({_kind(name) for name in lora})
+    return LoRAConfig(rank=max(f.down.shape[0] for f in lora.values()), alpha=alpha, targets=tuple(kinds))
+
+
+def _kind(name: str) -> str:
+    """`down_blocks.0.attentions.1.…attn1.to_out.0` -> `to_out.0`: which kind of layer, without its place."""
+    known = [target for target in LORA_TARGETS if name == target or name.endswith("." + target)]
+    return max(known, key=len, default=name.rsplit(".", 1)[-1])
+
+
+def _weight(unet: nn.Module, name: str) -> Any:
+    try:
+        layer = unet.get_submodule(name)
+    except AttributeError as error:
+        raise CheckpointError(
+            f"LoRA: the base model has no layer {name}; is it a Stable Diffusion 2.1-base?"
+        ) from error
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise CheckpointError(f"LoRA: {name} has no weight to adapt")
+    return weight

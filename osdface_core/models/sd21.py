@@ -1,0 +1,196 @@
+"""Load a Stable Diffusion 2.1-base: UNet and VAE only, from a diffusers folder or one .safetensors file.
+
+No text encoder and no network: the prompt comes from the VRE, and the configuration of the single-file
+layout is derived here from the tensors' shapes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .backbone import Backbone, KLCodec, UNetPredictor
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+PROMPT_WIDTH = 1024  # SD 2.x; SD 1.x has 768, SDXL 2048
+HEAD_CHANNELS = 64  # SD 2.x: heads = width / 64
+WHERE = (
+    "use a Stable Diffusion 2.1-base (512 px, epsilon prediction): "
+    "a diffusers folder or v2-1_512-ema-pruned.safetensors"
+)
+# The 768-px model predicts v with the same shapes; the spread of this layer's bias tells the two apart
+# (the rule ComfyUI uses in supported_models.SD20).
+V_PREDICTION_PROBE = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+V_PREDICTION_SPREAD = 0.09
+
+
+def load_base(path: str | Path) -> Backbone:
+    """The base model's codec and predictor, float32 on the CPU.
+
+    Args:
+        path: a diffusers folder (`unet/`, `vae/`, optional `scheduler/`) or a single-file .safetensors.
+    Raises:
+        CheckpointError: missing or truncated files, a v-prediction model, SD 1.x, SDXL, or a pickle.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.exists():
+        raise CheckpointError(f"no base model at {path}; {WHERE}")
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path.name}: a single-file base must be .safetensors; {WHERE}")
+    return _load_single_file(path)
+
+
+def _load_folder(folder: Path) -> Backbone:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    for part in ("unet", "vae"):
+        if not (folder / part / "config.json").is_file():
+            raise CheckpointError(f"{folder} has no {part}/config.json; {WHERE}")
+    _refuse_v_prediction(folder)
+    config = _read_json(folder / "unet" / "config.json")
+    _check_widths(config.get("cross_attention_dim"), config.get("in_channels"), str(folder))
+    try:
+        unet = UNet2DConditionModel.from_pretrained(
+            folder / "unet", local_files_only=True, low_cpu_mem_usage=False
+        )
+        vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the base model in {folder}: {_first_line(error)}") from error
+    return _backbone(unet, vae)
+
+
+def _refuse_v_prediction(folder: Path) -> None:
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        kind = _read_json(scheduler).get("prediction_type", "epsilon")
+        if kind != "epsilon":
+            raise CheckpointError(f"{folder} predicts {kind}, expected epsilon (the 768-px model?); {WHERE}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {_first_line(error)}") from error
+
+
+def _backbone(unet: Any, vae: Any) -> Backbone:
+    scaling = float(vae.config.scaling_factor)
+    return Backbone(
+        KLCodec(vae.eval().requires_grad_(False), scaling), UNetPredictor(unet.eval().requires_grad_(False))
+    )
+
+
+def _check_widths(prompt_width: Any, in_channels: Any, where: str) -> None:
+    if prompt_width != PROMPT_WIDTH:
+        family = {768: "Stable Diffusion 1.x", 2048: "SDXL"}.get(prompt_width, "another model")
+        raise CheckpointError(
+            f"{where} looks like {family} (prompt width {prompt_width}, expected 1024); {WHERE}"
+        )
+    if in_channels != 4:
+        raise CheckpointError(
+            f"{where} takes {in_channels} latent channels, expected 4 (inpainting?); {WHERE}"
+        )
+
+
+def _load_single_file(path: Path) -> Backbone:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+
+    tensors = _read_tensors(path)
+    unet_config = unet_config_from(tensors, path.name)
+    vae_config = vae_config_from(tensors, path.name)
+    unet: Any = UNet2DConditionModel(**unet_config)
+    vae: Any = AutoencoderKL(**vae_config)
+    try:
+        unet.load_state_dict(convert_ldm_unet_checkpoint(tensors, unet_config))
+        vae.load_state_dict(convert_ldm_vae_checkpoint(tensors, vae_config))
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path.name} is incomplete: {_first_line(error)}; {WHERE}") from error
+    return _backbone(unet, vae)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [k for k in file.keys() if k.startswith((UNET_PREFIX, VAE_PREFIX))]  # noqa: SIM118
+            metadata = file.metadata() or {}
+            if any(k.startswith("conditioner.") for k in file.keys()):  # noqa: SIM118
+                raise CheckpointError(f"{path.name} looks like SDXL; {WHERE}")
+            tensors = {k: file.get_tensor(k).float() for k in names}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path.name} is truncated or no safetensors file: {_first_line(error)}"
+        ) from error
+    probe = tensors.get(UNET_PREFIX + V_PREDICTION_PROBE)
+    says_v = metadata.get("modelspec.prediction_type", "epsilon").startswith("v")
+    if says_v or (probe is not None and probe.std().item() > V_PREDICTION_SPREAD):
+        raise CheckpointError(f"{path.name} is a v-prediction model (the 768-px one); {WHERE}")
+    return tensors
+
+
+def unet_config_from(tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
+    """UNet2DConditionModel's arguments from the original layout's shapes."""
+    first = tensors.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
+    context = [v for k, v in tensors.items() if k.endswith("attn2.to_k.weight") and k.startswith(UNET_PREFIX)]
+    if first is None or not context:
+        raise CheckpointError(f"{name} holds no Stable Diffusion UNet (no {UNET_PREFIX}* tensors); {WHERE}")
+    _check_widths(context[0].shape[1], first.shape[1], name)
+    downsamplers = sorted(
+        int(k.split(".")[3])
+        for k in tensors
+        if k.startswith(UNET_PREFIX + "input_blocks.") and k.endswith(".op.weight")
+    )
+    layers = downsamplers[0] - 1
+    starts = [1, *(d + 1 for d in downsamplers)]
+    widths = [tensors[f"{UNET_PREFIX}input_blocks.{s}.0.out_layers.3.weight"].shape[0] for s in starts]
+    attends = [f"{UNET_PREFIX}input_blocks.{s}.1.norm.weight" in tensors for s in starts]
+    linear = (
+        tensors[next(k for k in tensors if k.startswith(UNET_PREFIX) and k.endswith(".proj_in.weight"))].ndim
+        == 2
+    )
+    return {
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": tuple(widths),
+        "layers_per_block": layers,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "cross_attention_dim": context[0].shape[1],
+        "attention_head_dim": tuple(max(1, w // HEAD_CHANNELS) for w in widths),
+        "use_linear_projection": linear,
+    }
+
+
+def vae_config_from(tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
+    """AutoencoderKL's arguments from the original layout's shapes."""
+    stem = f"{VAE_PREFIX}encoder.down."
+    if f"{stem}0.block.0.conv1.weight" not in tensors:
+        raise CheckpointError(f"{name} holds no VAE (no {VAE_PREFIX}* tensors); {WHERE}")
+    levels = 1 + max(int(k[len(stem) :].split(".")[0]) for k in tensors if k.startswith(stem))
+    widths = [tensors[f"{stem}{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
+    blocks = 1 + max(int(k[len(stem) :].split(".")[2]) for k in tensors if k.startswith(f"{stem}0.block."))
+    return {
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 4,
+        "sample_size": 512,
+        "block_out_channels": tuple(widths),
+        "layers_per_block": blocks,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "scaling_factor": 0.18215,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,162 @@
+"""The small codec of self-contained models: TAESD's layout in SD's latent space, with a fidelity branch.
+
+A small codec loses detail that a nearly good face already has. The fidelity branch hands the decoder
+features of the low-quality face at every scale, as controllable feature wrapping does (StableSR, arXiv
+2305.07015 §3.3), and a gate per pixel lets clean input through unchanged. All of it starts at zero, so an
+untrained branch leaves the decoder's answer as it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DecoderTiny, EncoderTiny
+from torch import Tensor, nn
+
+from ..config import CodecConfig
+from ..weights import find_weights, load_strictly, read_state_dict
+
+TAESD_SOURCE = "https://github.com/madebyollin/taesd (MIT)"
+
+GATE_START = -4.0  # sigmoid(-4) = 0.018: the decoder's own answer, with a gradient left for the gate
+
+
+def zero_conv(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(torch.jit.annotate(Tensor, conv.bias))
+    return conv
+
+
+class GuideLevel(nn.Module):
+    """One scale of the fidelity branch: a convolution (stride 2 below full size) and a residual pair."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1) if stride > 1 else None
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1) if stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv_in(x))
+        if self.conv1 is None or self.conv2 is None:
+            return x
+        return F.relu(x + self.conv2(F.relu(self.conv1(x))))
+
+
+class FidelityBranch(nn.Module):
+    """Features of the low-quality face and the layers that mix them into the decoder."""
+
+    def __init__(self, widths: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        inputs = (3, *widths[:-1])
+        self.levels = nn.ModuleList(
+            GuideLevel(a, b, stride=1 if i == 0 else 2)
+            for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
+        )
+        self.fuse = nn.ModuleList(zero_conv(channels + w, channels) for w in widths)
+        self.gate = zero_conv(channels, 1, kernel=3)
+        nn.init.constant_(torch.jit.annotate(Tensor, self.gate.bias), GATE_START)
+
+    def forward(self, signed: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] to features at 1/1, 1/2, 1/4, 1/8."""
+        features = []
+        for level in self.levels:
+            signed = level(signed)
+            features.append(signed)
+        return features
+
+    def mix(self, x: Tensor, feature: Tensor, level: int) -> Tensor:
+        return x + self.fuse[level](torch.cat((x, feature), dim=1))
+
+
+class TinyCodec(nn.Module):
+    """`LatentCodec` of self-contained models.
+
+    encode: (B, 3, H, W) in [-1, 1] to (B, 4, H/8, W/8), scaled latents of Stable Diffusion 1/2.
+    decode: the way back, about [-1, 1]; sides that are no multiple of 8 are rounded down.
+    """
+
+    def __init__(self, cfg: CodecConfig) -> None:
+        super().__init__()
+        widths = (cfg.channels,) * 4
+        self.encoder = EncoderTiny(
+            in_channels=3,
+            out_channels=cfg.latent_channels,
+            num_blocks=(1, 3, 3, 3),
+            block_out_channels=widths,
+            act_fn="relu",
+        )
+        self.decoder = DecoderTiny(
+            in_channels=cfg.latent_channels,
+            out_channels=3,
+            num_blocks=cfg.decoder_blocks,
+            block_out_channels=widths,
+            upsampling_scaling_factor=2,
+            act_fn="relu",
+            upsample_fn="nearest",
+        )
+        self.guide = FidelityBranch(cfg.guide_channels, cfg.channels) if cfg.guide_channels else None
+
+    def encode(
+        self,
+        signed: Tensor,
+        posterior: Literal["mode", "sample"] = "mode",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Deterministic: `posterior` and `generator` make no difference here."""
+        signed = signed[..., : signed.shape[-2] // 8 * 8, : signed.shape[-1] // 8 * 8]
+        return self.encoder(signed)
+
+    def decode(self, latent: Tensor, guide: Tensor | None = None) -> Tensor:
+        """(B, 4, h, w) to (B, 3, 8h, 8w); `guide` is the low-quality face in [-1, 1] of that size."""
+        if self.guide is None or guide is None:
+            return self.decoder(latent)
+        guide = guide[..., : latent.shape[-2] * 8, : latent.shape[-1] * 8].to(latent.dtype)
+        features = self.guide(guide)
+        x = torch.tanh(latent / 3.0) * 3.0
+        level = 3
+        pending = (
+            2  # layers until the next scale's first mix: conv + ReLU at the start, then conv after upsampling
+        )
+        layers = list(self.decoder.layers)
+        for layer in layers[:-1]:
+            x = layer(x)
+            if isinstance(layer, nn.Upsample):
+                pending, level = 1, level - 1
+            elif pending:
+                pending -= 1
+                if pending == 0:
+                    x = self.guide.mix(x, features[level], level)
+        gate = torch.sigmoid(self.guide.gate(x))
+        decoded = layers[-1](x) * 2.0 - 1.0
+        return decoded + gate * (guide - decoded)
+
+
+def taesd(folder: str | Path | None) -> TinyCodec:
+    """TAESD itself: Stable Diffusion's latents in a fourteenth of the arithmetic, for previews.
+
+    Args:
+        folder: with taesd_encoder.safetensors and taesd_decoder.safetensors; None is torch's cache.
+    Raises:
+        CheckpointError: a file is missing or does not fit.
+    """
+    codec = TinyCodec(CodecConfig(kind="tiny"))
+    load_taesd(codec, folder)
+    return codec.requires_grad_(False)
+
+
+def load_taesd(codec: Any, folder: str | Path | None) -> None:
+    """Put TAESD's weights into a `TinyCodec`; its fidelity branch keeps its own start. See `taesd`."""
+    for name in ("encoder", "decoder"):
+        path = find_weights(folder, f"taesd_{name}.safetensors", "TAESD", TAESD_SOURCE)
+        # Layer 0 of TAESD's decoder is its clamp, which diffusers does outside of the list.
+        shift = 1 if name == "decoder" else 0
+        renamed = {}
+        for key, value in read_state_dict(path, "TAESD", TAESD_SOURCE).items():
+            number, _, rest = key.partition(".")
+            renamed[f"layers.{int(number) - shift}.{rest}"] = value
+        load_strictly(getattr(codec, name), renamed, path, "TAESD", TAESD_SOURCE)

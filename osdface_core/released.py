@@ -1,0 +1,139 @@
+"""Released files and ours, both ways. The only place that reads pickles, and only with weights_only=True.
+
+The release is three files: `associate_2.ckpt` (stage 1: HQ and LQ branches), `embedding_change_weights.pth`
+and `pytorch_lora_weights.safetensors`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .config import LoRAConfig, OSDFaceConfig
+from .errors import CheckpointError
+from .files import replacing
+from .models.lora import lora_config, parse_lora
+
+VRE_FILE = "associate_2.ckpt"
+PROJECTION_FILE = "embedding_change_weights.pth"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+RELEASED_FILES = (VRE_FILE, PROJECTION_FILE, LORA_FILE)
+BRANCH = "vqvae_LQ."
+# In the file and without use here: the HQ branch, both decoders, discriminators and losses of stage 1.
+IGNORED = (
+    "vqvae.", "vqvae_HQ.", "vqvae_LQ.decoder.", "vqvae_LQ.post_quant_conv.",
+    "loss.", "loss_LQ.", "loss_HQ.", "discriminator.", "logit_scale",
+)  # fmt: skip
+
+
+def is_released_folder(path: str | Path) -> bool:
+    """Whether a folder holds at least one of the three released files."""
+    return any((Path(path) / name).is_file() for name in RELEASED_FILES)
+
+
+def read_released(folder: str | Path) -> Checkpoint:
+    """The three released files as a checkpoint of ours, tensors unchanged.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, unsafe, or holds a tensor that nobody expects.
+    """
+    folder = Path(folder).expanduser()
+    for name in RELEASED_FILES:
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} lacks {name}; a released folder holds {', '.join(RELEASED_FILES)}"
+            )
+    vre = _lq_branch(read_pickle(folder / VRE_FILE))
+    projection = read_pickle(folder / PROJECTION_FILE)
+    try:
+        lora = load_file(folder / LORA_FILE)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{LORA_FILE} is truncated or no safetensors file ({error}); download it again"
+        ) from error
+    adapters = parse_lora(lora)
+    config = OSDFaceConfig(name="osdface-released", lora=lora_config(adapters, LoRAConfig().alpha))
+    tensors = {f"vre.{k}": v for k, v in vre.items()}
+    tensors |= {f"projection.{k}": v for k, v in projection.items()}
+    # The key style is kept: the way back to the released layout gives the same names.
+    tensors |= {f"lora.{k.removeprefix('unet.')}": v for k, v in lora.items()}
+    return Checkpoint(config, tensors, {"source": "released files"})
+
+
+def convert_released(folder: str | Path, target: str | Path) -> None:
+    """Released folder to one .safetensors; every tensor bit for bit."""
+    checkpoint = read_released(folder)
+    save_checkpoint(target, checkpoint.tensors, checkpoint.config, checkpoint.training)
+
+
+def convert_to_released(source: str | Path, folder: str | Path) -> None:
+    """One of our LoRA checkpoints to the three released files.
+
+    Raises:
+        CheckpointError: the checkpoint is self-contained or incomplete, or the folder cannot be written.
+    """
+    checkpoint = load_checkpoint(source)
+    if checkpoint.config.arch != "lora" or checkpoint.missing_parts:
+        raise CheckpointError(
+            f"{Path(source).name} has no LoRA for Stable Diffusion; only such models have the released layout"
+        )
+    folder = Path(folder)
+    vre = {BRANCH + k: v for k, v in checkpoint.part("vre").items()}
+    lora = {f"unet.{k}": v for k, v in checkpoint.part("lora").items()}
+    _write(folder / VRE_FILE, lambda p: torch.save({"state_dict": vre}, p))
+    _write(folder / PROJECTION_FILE, lambda p: torch.save(checkpoint.part("projection"), p))
+    _write(folder / LORA_FILE, lambda p: save_file(lora, p, {"format": "pt"}))
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """A .ckpt or .pth as tensors by name; objects other than plain data are refused.
+
+    Raises:
+        CheckpointError: missing, truncated, or a pickle that would run code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path.name} holds more than tensors and is not opened for safety; get it from its authors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path.name} is truncated or no PyTorch file; download it again") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path.name} holds no tensors by name")
+    return state
+
+
+def _lq_branch(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    branch: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.startswith(IGNORED):
+            continue
+        if not key.startswith(BRANCH):
+            raise CheckpointError(
+                f"{VRE_FILE}: unexpected tensor {key}; this file is not the released OSDFace stage 1"
+            )
+        branch[key.removeprefix(BRANCH)] = value
+    if not branch:
+        raise CheckpointError(
+            f"{VRE_FILE} has no {BRANCH}* tensors; this file is not the released OSDFace stage 1"
+        )
+    return branch
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    try:
+        with replacing(path) as temporary:
+            write(temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}; nothing was replaced") from error

@@ -1,0 +1,175 @@
+"""`osdface train|prepare|evaluate`, `python -m osdface_trainer …`: arguments, one-line errors, exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from osdface_core.errors import ConfigError, OSDFaceError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it does in a line, how it adds its arguments, what runs it."""
+
+    about: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+    Returns: 0 done, 1 failed, 2 wrong usage or recipe.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser("osdface", description="Train and judge OSDFace models.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.about, description=command.about)
+        if argv[:1] == [name]:  # the others' modules stay unimported
+            command.add_arguments(subparser)
+    args = parser.parse_args(argv)
+    try:
+        return COMMANDS[args.command].run(args)
+    except OSDFaceError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"osdface {args.command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stage", choices=("vre", "restorer"), help="vre is stage 1, restorer is stage 2")
+    parser.add_argument("recipe", help="a TOML file, or a shipped one: paper, finetune, mini, smoke")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="overrides",
+                        help="change a key of the recipe; may be repeated")  # fmt: skip
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--fresh", action="store_true", help="start over; a former run is kept under another name"
+    )
+    how.add_argument("--resume", action="store_true", help="insist on continuing (continuing is the default)")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print recipe, steps, parameters and memory; write nothing")  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .recipe.config import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.dry_run:
+        return _dry_run(recipe, args.stage)
+    from .loop import train
+
+    outcome = train(recipe, args.stage, fresh=args.fresh, resume=args.resume, quiet=args.quiet)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"{args.stage}: {outcome.reason} at step {outcome.step:,} of {outcome.total:,}")
+        if outcome.reason in ("time", "interrupted"):
+            print("the same command continues it")
+        print(f"model {outcome.export}" + (f"\nreport {outcome.report}" if outcome.report else ""))
+    return 130 if outcome.reason == "interrupted" else 0
+
+
+def _dry_run(recipe, stage: str) -> int:
+    from .memory import table
+    from .recipe.settings import to_toml
+
+    if stage == "vre":
+        from .vre.memory import plan
+    else:
+        from .restorer.memory import plan
+    print(to_toml(recipe))
+    print(table(plan(recipe)))
+    return 0
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    from .prepare.cli import add_arguments
+
+    add_arguments(parser)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from .prepare.cli import run
+
+    return run(args)
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    from .evaluation.cli import add_arguments
+
+    add_arguments(parser)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from .evaluation.cli import run
+
+    return run(args)
+
+
+def _degrade_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("faces", help="a folder of aligned faces, a manifest or a shard pattern")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the picture to write (.png or .jpg)")
+    parser.add_argument(
+        "--profile", help="names of profiles, separated by commas (default: mild,medium,severe)"
+    )
+    parser.add_argument("--recipe", help="take [degrade] of this recipe instead")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="overrides")
+    parser.add_argument("--count", type=int, default=4, metavar="N", help="faces, one per row (4)")
+    parser.add_argument(
+        "--repeats", type=int, default=1, metavar="N", help="pictures per profile and face (1)"
+    )
+    parser.add_argument("--side", type=int, default=256, metavar="PX", help="shown size of a face (256)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _degrade(args: argparse.Namespace) -> int:
+    from osdface_core.files import replacing
+
+    from .data.dataset import FaceDataset
+    from .data.preview import preview_grid
+    from .recipe.config import load_recipe
+
+    if args.recipe and args.profile:
+        raise ConfigError("give --profile or --recipe, not both")
+    if args.recipe:
+        profiles = [load_recipe(args.recipe, args.overrides).degrade.degradation()]
+    else:
+        profiles = [name.strip() for name in (args.profile or "mild,medium,severe").split(",")]
+    faces = FaceDataset(args.faces)
+    count = min(max(1, args.count), len(faces))
+    hq = faces.get([i * len(faces) // count for i in range(count)]).float() / 255
+    sheet = preview_grid(hq, profiles, args.seed, repeats=args.repeats, side=args.side)
+    try:
+        with replacing(args.out) as temporary:
+            sheet.save(temporary)
+    except (OSError, ValueError) as error:
+        raise OSDFaceError(f"{args.out} cannot be written: {error}") from error
+    print(args.out)
+    return 0
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="stage folder of a run, e.g. runs/osdface/vre")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .report import write_report
+
+    print(write_report(args.folder, args.folder.resolve().name))
+    return 0
+
+
+COMMANDS = {
+    "train": Command("train stage 1 (vre) or stage 2 (restorer)", _train_arguments, _train),
+    "prepare": Command("make training faces from photos", _prepare_arguments, _prepare),
+    "evaluate": Command("judge restored faces", _evaluate_arguments, _evaluate),
+    "degrade": Command("preview what a degradation does", _degrade_arguments, _degrade),
+    "report": Command("draw the curves and the report of a run again", _report_arguments, _report),
+}

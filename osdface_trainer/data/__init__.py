@@ -1,0 +1,1 @@
+"""Clean faces, and the degraded ones made of them."""

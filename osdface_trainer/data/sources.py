@@ -1,0 +1,255 @@
+"""Where aligned faces come from: a folder, a manifest (CSV or JSON), or WebDataset shards."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from osdface_core.errors import ConfigError, ImageError
+
+from ..seeds import mix
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+MANIFEST_NAMES = ("manifest.csv", "manifest.json")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One face on the disk: a file, or a member of a tar shard (`offset` >= 0, `length` bytes).
+
+    `size` is the side of the face crop before it was resampled [px], 0 when unknown; `weight` is how often
+    the face is drawn relative to others.
+    """
+
+    name: str
+    path: Path
+    offset: int = -1
+    length: int = 0
+    sha256: str = ""
+    identity: str = ""
+    split: str = ""
+    size: int = 0
+    weight: float = 1.0
+
+    def read(self, verify: bool = False) -> bytes:
+        """The encoded image. Raises ImageError if it is unreadable or, with `verify`, not the listed one."""
+        try:
+            if self.offset < 0:
+                data = self.path.read_bytes()
+            else:
+                with self.path.open("rb") as shard:
+                    shard.seek(self.offset)
+                    data = shard.read(self.length)
+        except OSError as error:
+            raise ImageError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+        if verify and self.sha256 and hashlib.sha256(data).hexdigest() != self.sha256:
+            raise ImageError(f"{self.path}: differs from its manifest: run `osdface prepare` again")
+        return data
+
+
+def list_items(
+    source: str | Path, *, split: str | None = None, cache_dir: str | Path | None = None
+) -> list[Item]:
+    """All faces of a source in a stable order (by name).
+
+    Args:
+        source: a folder (its manifest.csv or manifest.json when it has one, else every image below it), a
+            manifest file, or WebDataset shards: paths or URLs with braces or globs ("faces-{000..099}.tar").
+        split: keep the rows of a manifest with this split; rows without a split always stay.
+        cache_dir: where remote shards are kept; each is fetched once. Default: ~/.cache/osdface/shards.
+    Raises:
+        ConfigError: nothing there, or a manifest without usable columns.
+    """
+    text = str(source)
+    if not text:
+        raise ConfigError("no data source given: set data.train to a folder, a manifest or a shard pattern")
+    path = Path(text).expanduser()
+    if ".tar" in text or "://" in text or text.startswith("pipe:"):
+        items = _shards(text, cache_dir)
+    elif path.is_dir():
+        manifest = next((path / name for name in MANIFEST_NAMES if (path / name).is_file()), None)
+        items = read_manifest(manifest) if manifest else _folder(path)
+    elif path.is_file() and path.suffix.lower() in (".csv", ".json"):
+        items = read_manifest(path)
+    else:
+        raise ConfigError(
+            f"data source {text!r} is no folder, manifest (.csv, .json) or shard pattern (.tar)"
+        )
+    if split is not None:
+        items = [item for item in items if item.split in ("", split)]
+    if not items:
+        wanted = f" of split {split!r}" if split else ""
+        raise ConfigError(f"data source {text!r} has no images{wanted} ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return items
+
+
+def _folder(folder: Path) -> list[Item]:
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    named = sorted((file.relative_to(folder).as_posix(), file) for file in files)
+    return [Item(name, file) for name, file in named]
+
+
+def read_manifest(path: Path) -> list[Item]:
+    """A manifest's `file` (or `path`) relative to it; optional sha256, identity, split, size, weight."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text))) if path.suffix.lower() == ".csv" else json.loads(text)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"manifest {path} cannot be read: {error}") from error
+    if isinstance(rows, dict):
+        rows = rows.get("faces")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f'manifest {path}: expected a list of rows, or {{"faces": [rows]}}')
+    return sorted((_row(path, row, number) for number, row in enumerate(rows, 1)), key=lambda item: item.name)
+
+
+def _row(manifest: Path, row: dict, number: int) -> Item:
+    name = row.get("file") or row.get("path")
+    if not name:
+        raise ConfigError(f"manifest {manifest}, row {number}: no `file` column")
+    try:
+        size, weight = float(row.get("size") or 0), float(row.get("weight") or 1)
+    except ValueError as error:
+        raise ConfigError(f"manifest {manifest}, row {number}: {error}") from None
+    sha256, identity, split = (str(row.get(key) or "") for key in ("sha256", "identity", "split"))
+    return Item(str(name), manifest.parent / str(name), -1, 0, sha256, identity, split, int(size), weight)
+
+
+def _shards(pattern: str, cache_dir: str | Path | None) -> list[Item]:
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError:
+        raise ConfigError(f"shards {pattern!r} need the webdataset package: pip install webdataset") from None
+    shards = [shard for url in expand_urls(pattern) for shard in _expand_glob(url)]
+    return [item for shard in shards for item in _index_shard(_local(shard, cache_dir))]
+
+
+def _expand_glob(url: str) -> list[str]:
+    """Wildcards in the file name of a local shard; anything else stays as it is."""
+    path = Path(url).expanduser()
+    if "://" in url or url.startswith("pipe:") or not any(mark in path.name for mark in "*?["):
+        return [url]
+    return sorted(str(match) for match in path.parent.glob(path.name))
+
+
+def _local(url: str, cache_dir: str | Path | None) -> Path:
+    """The shard as a local file; a remote one is streamed through webdataset once and kept."""
+    if url.startswith("file://"):
+        url = url.removeprefix("file://")
+    if "://" not in url and not url.startswith("pipe:"):
+        return Path(url).expanduser()
+    folder = Path(cache_dir or "~/.cache/osdface/shards").expanduser()
+    target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar"
+    if not target.is_file():
+        from webdataset.gopen import gopen
+
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}.part")
+        try:
+            with gopen(url, "rb") as stream, partial.open("wb") as out:
+                shutil.copyfileobj(stream, out, 1 << 20)
+            partial.replace(target)
+        except Exception as error:
+            status = re.search(r"exit \d+", str(error))  # the rest is the fetching program's command line
+            reason = status.group() if status else error
+            raise ConfigError(f"shard {url} cannot be fetched ({reason}): is it reachable?") from error
+        finally:
+            partial.unlink(missing_ok=True)
+    return target
+
+
+def _index_shard(shard: Path) -> list[Item]:
+    """Positions of the images inside an uncompressed tar, so that any face can be read without the others."""
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            members = [m for m in archive if m.isfile() and Path(m.name).suffix.lower() in IMAGE_SUFFIXES]
+    except (OSError, tarfile.TarError) as error:
+        raise ConfigError(f"shard {shard} cannot be read as an uncompressed tar: {error}") from error
+    return [Item(f"{shard.name}/{m.name}", shard, m.offset_data, m.size) for m in members]
+
+
+def decode(item: Item, resolution: int, verify: bool = False) -> np.ndarray:
+    """Read one square face as (resolution, resolution, 3) uint8, resized with antialiasing when it differs.
+
+    Raises:
+        ImageError: unreadable, or not square, which means that it is no aligned face.
+    """
+    try:
+        with Image.open(io.BytesIO(item.read(verify))) as picture:
+            if picture.mode.startswith("I;16"):  # Pillow clips 16-bit grey instead of scaling it
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            face = ImageOps.exif_transpose(picture).convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise ImageError(
+            f"{item.name}: no readable image ({error}): remove it or run `osdface prepare`"
+        ) from error
+    if abs(face.width - face.height) > 0.02 * max(face.size):
+        raise ImageError(
+            f"{item.name} is {face.width}x{face.height}, expected a square aligned face: "
+            "run `osdface prepare` on photos first"
+        )
+    if face.size != (resolution, resolution):
+        face = face.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return np.asarray(face)
+
+
+def weigh_small(items: Sequence[Item], min_size: int, weight: float) -> list[Item]:
+    """Down-weight faces whose own resolution is below `min_size` px; weight 0 leaves them out.
+
+    A face enlarged from 200 px teaches a restorer that blurry is clean. The size comes from the manifest,
+    else from the image header.
+    """
+    sized = [item if item.size else replace(item, size=_header_size(item)) for item in items]
+    scaled = [replace(i, weight=i.weight * weight) if i.size < min_size else i for i in sized]
+    kept = [item for item in scaled if item.weight > 0]
+    if not kept:
+        raise ConfigError(f"all {len(items)} faces are smaller than min_size = {min_size} px: lower it")
+    return kept
+
+
+def _header_size(item: Item) -> int:
+    try:
+        with Image.open(io.BytesIO(item.read())) as picture:
+            return min(picture.size)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ImageError(f"{item.name}: no readable image ({error})") from error
+
+
+def hold_out(items: Sequence[Item], share: float, seed: int = 0) -> tuple[list[Item], list[Item]]:
+    """Split by person: (train, held out). Faces of one identity stay together; no side stays empty.
+
+    Items without an identity count as a person each. A person's side depends on the seed and the names alone.
+    """
+    people = [item.identity or f"file:{item.name}" for item in items]
+    ranked = sorted(set(people), key=lambda person: mix(seed, _text_hash(person)))
+    if len(ranked) < 2:
+        raise ConfigError("a hold-out split needs faces of at least two people")
+    count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
+    held = set(ranked[:count])
+    return (
+        [i for i, p in zip(items, people, strict=True) if p not in held],
+        [i for i, p in zip(items, people, strict=True) if p in held],
+    )
+
+
+def _text_hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def data_hash(items: Iterable[Item]) -> str:
+    """One hash that names a data set: of all names with their content hashes (or sizes on disk)."""
+    digest = hashlib.sha256()
+    for item in items:
+        content = item.sha256 or str(item.length if item.offset >= 0 else item.path.stat().st_size)
+        digest.update(f"{item.name}\0{content}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,265 @@
+"""Processes, devices and seeds; networks as copies (DDP) or as shards (FSDP version 2) on several processes.
+
+Accelerate starts the processes and says which of the two is wanted. Shards are made by torch's own
+`fully_shard`: accelerate's way into FSDP is for one network with one optimiser on GPUs; a stage has several,
+with frozen parts that are cheaper kept whole.
+"""
+
+import os
+import random
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import convert_to_fp32
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from osdface_core.errors import ConfigError, OSDFaceError
+
+from .recipe.config import RunConfig
+from .seeds import mix
+
+
+def asked_for() -> bool:
+    """Whether `accelerate launch` (or its environment) asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def check(compiled: bool) -> None:
+    """Refuse what cannot be sharded.
+
+    Args:
+        compiled: the recipe's `run.compile`.
+    Raises:
+        ConfigError: FSDP version 1, an older torch, or compiled networks.
+    """
+    if not asked_for():
+        return
+    if os.environ.get("FSDP_VERSION", "1") == "1":
+        # its flat optimiser state does not resume on other numbers of processes
+        raise ConfigError("FSDP version 1 is not supported: set fsdp_version: 2 in the accelerate config")
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7):
+        raise ConfigError(f"FSDP needs PyTorch 2.7 or newer, this is {torch.__version__}: use DDP")
+    if compiled:
+        raise ConfigError("run.compile and FSDP do not go together: set run.compile = false, or use DDP")
+
+
+def prepare(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: Callable[[nn.Module], Optimizer],
+    blocks: Iterable[nn.Module] = (),
+    *,
+    keep: bool = False,
+) -> tuple[nn.Module, Optimizer]:
+    """Spread a network over the processes, in place when it is sharded, and build its optimiser.
+
+    Frozen parameters outside of `blocks` stay whole on every process: methods of the module may use them
+    outside of its forward pass.
+
+    Args:
+        optimizer: from the network to what trains it.
+        blocks: parts that are gathered one after the other; the rest is gathered together.
+        keep: leave that rest whole from the forward to the backward pass, for who asks for gradients there.
+    """
+    if not (asked_for() and torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return accelerator.prepare(module, optimizer(module))
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # No loss changes a network's output in place, which is what torch warns of here.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()  # shards have no channels-last layout
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    whole = {p for p in module.parameters() if not p.requires_grad and not _is_shard(p)}
+    sharded: Any = fully_shard(
+        module, mesh=mesh, reshard_after_forward=None if keep else True, ignored_params=whole
+    )
+    # Now, because torch notes here which parameters learn, and a discriminator's first pass is one in which
+    # none does.
+    sharded._get_fsdp_state()._lazy_init()
+    sharded.forward = _like_accelerate(accelerator, sharded.forward)
+    return sharded, optimizer(sharded)
+
+
+def _like_accelerate(accelerator: Accelerator, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The recipe's precision inside, float32 outside."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with accelerator.autocast():
+            return convert_to_fp32(forward(*args, **kwargs))
+
+    return run
+
+
+@contextmanager
+def no_sync(accelerator: Accelerator, module: nn.Module) -> Iterator[None]:
+    """Inside the block processes keep their gradients to themselves."""
+    if not is_sharded(module):
+        with accelerator.no_sync(module):
+            yield
+        return
+    sharded: Any = module
+    sharded.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        sharded.set_requires_gradient_sync(True)
+
+
+def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Clip gradients in place; their norm before, 0-d, the same on every process."""
+    return gather(nn.utils.clip_grad_norm_(list(parameters), limit).detach())
+
+
+def settle(module: nn.Module) -> None:
+    """Let go of weights that a pass without gradients gathered, so that only shards can change."""
+    if is_sharded(module):
+        sharded: Any = module
+        sharded.reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `prepare` made shards of it."""
+    return hasattr(module, "set_requires_gradient_sync")
+
+
+def gather(value: Any) -> Any:
+    """A sharded tensor as a whole one (every process must ask); anything else as it is."""
+    return value.full_tensor() if _is_shard(value) else value
+
+
+def like(target: Tensor, value: Tensor) -> Tensor:
+    """`value` on the target's device, sharded as the target is."""
+    value = value.to(target.device)
+    if not _is_shard(target):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, target.device_mesh, target.placements)  # type: ignore[attr-defined]
+
+
+def _is_shard(value: Any) -> bool:
+    return hasattr(value, "full_tensor")
+
+
+T = TypeVar("T")
+INIT, STEP, SAMPLE = 1, 2, 3  # streams of randomness: initial weights, steps, samples and validation
+
+
+def make_accelerator(run: RunConfig) -> Accelerator:
+    """The device and its processes, as `accelerate launch` or `accelerate config` set them up.
+
+    Raises:
+        ConfigError: FSDP is asked for where it does not work, see `check`.
+    """
+    check(run.compile)
+    # Buffers (batch norm statistics) are per process; broadcasting them would change them between the two
+    # passes that a discriminator makes before its backward pass.
+    # Newer torch has another word for it, which older torch does not know.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    precision = "bf16" if run.precision == "bf16" else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=run.device == "cpu", kwargs_handlers=[ddp])
+    torch.backends.cuda.matmul.allow_tf32 = run.tf32
+    torch.backends.cudnn.allow_tf32 = run.tf32
+    torch.backends.cudnn.benchmark = True
+    if run.compile:
+        _check_compiler(accelerator.device)
+        # Adaptive weights look at gradients before the backward pass, so compiled graphs must outlive that.
+        import torch._dynamo.config as dynamo
+        import torch._functorch.config as functorch
+
+        functorch.donated_buffer = False
+        # Levels of a network share their code and differ in shape; past the limit torch gives up on them.
+        setattr(dynamo, "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit", 64)
+    return accelerator
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Torch finds out in the first step only, and then in many lines.
+
+    Raises:
+        ConfigError: no compiler for what torch.compile writes.
+    """
+    if device.type == "cpu":
+        default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        wanted, variable = [os.environ.get("CXX", default)], "CXX"
+    elif device.type == "cuda":  # triton compiles its launchers
+        wanted, variable = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cl"], "CC"
+    else:
+        return
+    if not any(shutil.which(name) for name in wanted):
+        raise ConfigError(
+            f"run.compile needs a compiler, and {' or '.join(wanted)} is not there: install it, "
+            f"name another in the environment variable {variable}, or set run.compile = false"
+        )
+
+
+def seed_all(seed: int, *path: int) -> None:
+    """Seed Python, NumPy and torch (all devices) from a seed and a path of counters."""
+    value = mix(seed, *path)
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Run `work` on the first process only and give its result, or its error, to all.
+
+    Raises:
+        OSDFaceError: what `work` raised, on every process.
+    """
+    outcome: list[T | OSDFaceError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [work()]
+        except OSDFaceError as error:
+            outcome = [error]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(outcome)
+    if isinstance(outcome[0], OSDFaceError):
+        raise outcome[0]
+    return outcome[0]  # type: ignore[return-value]
+
+
+def local_batch(total: int, accumulate: int, accelerator: Accelerator) -> int:
+    """Images of this process per optimiser step.
+
+    Raises:
+        ConfigError: the batch does not divide by processes and micro-batches.
+    """
+    parts = accelerator.num_processes * accumulate
+    if total % parts:
+        raise ConfigError(
+            f"batch_size {total} does not divide by {accelerator.num_processes} processes x {accumulate} "
+            "micro-batches: change batch_size or accumulate"
+        )
+    return total // accelerator.num_processes
+
+
+def all_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """Sum of a tensor over the processes."""
+    return cast(Tensor, accelerator.reduce(tensor, "sum"))
+
+
+def all_mean(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """Mean of a tensor over the processes."""
+    return cast(Tensor, accelerator.reduce(tensor, "mean"))
+
+
+def all_rows(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """Tensors of all processes one after the other."""
+    return cast(Tensor, accelerator.gather(tensor))

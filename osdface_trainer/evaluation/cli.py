@@ -1,0 +1,194 @@
+"""The arguments of `osdface evaluate`, and what is printed and written at the end."""
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+from osdface_core.errors import ConfigError, OSDFaceError
+
+from ..data.degrade import Enlarge, named_profile
+from ..metrics import check_names
+from . import gallery, montage, table, targets
+from .evaluate import Options, Restore, evaluate, evaluate_degraded
+from .scores import Report, to_json, write_text
+
+TARGET_METRICS = ("perceptual", "identity", "psnr", "hf_energy", "colour_shift")
+EXAMPLES = """examples:
+  osdface evaluate restored/ reference/ --lq input/ --html report.html
+  osdface evaluate --degrade mild,medium,severe clean_faces/ --model mini --out report/
+  osdface evaluate --targets clean_faces/
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `osdface evaluate` on `parser`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    parser.add_argument(
+        "restored", type=Path, help="folder of restored faces; with --degrade or --targets: of clean faces"
+    )
+    parser.add_argument(
+        "reference", type=Path, nargs="?", help="folder of clean faces with the same file stems"
+    )
+    parser.add_argument(
+        "--lq", type=Path, metavar="DIR", help="the low-quality inputs, measured beside (bicubic)"
+    )
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument("--metrics", metavar="A,B", help="only these; default: all that can be computed")
+    measuring.add_argument(
+        "--weights", type=Path, metavar="DIR", help="network weights of the metrics; also $OSDFACE_WEIGHTS"
+    )
+    measuring.add_argument(
+        "--fid-stats", type=Path, metavar="FILE", help="stored statistics (e.g. of FFHQ) for a further FID"
+    )
+    measuring.add_argument("--manifest", type=Path, metavar="CSV", help="table with a column 'file'")
+    measuring.add_argument(
+        "--group-by", metavar="COLUMN", help="means per value of these manifest columns (comma-separated)"
+    )
+    measuring.add_argument("--device", default="auto")
+    measuring.add_argument("--batch-size", type=int, default=4, metavar="N")
+    measuring.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    measuring.add_argument("--seed", type=int, default=0, help="of degradations and bootstrap")
+    measuring.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_model_arguments(parser.add_argument_group("degrade and restore clean faces"))
+    writing = parser.add_argument_group("writing")
+    writing.add_argument("--json", type=Path, metavar="FILE", help="everything, per image and in summary")
+    writing.add_argument(
+        "--html", type=Path, metavar="FILE", help="gallery with sliders; one file that opens offline"
+    )
+    writing.add_argument("--montage", type=Path, metavar="FILE", help="PNG of the worst images")
+    writing.add_argument(
+        "--worst", type=int, default=20, metavar="N", help="images in the montage, per profile (20)"
+    )
+    writing.add_argument("--sort", metavar="COLUMN", help="what ranks images in gallery and montage")
+    writing.add_argument(
+        "--out", type=Path, metavar="DIR", help="report.json, report.txt, gallery.html and worst.png"
+    )
+    writing.add_argument(
+        "--save-images", action="store_true", help="with --out and --degrade: the LQ and restored PNGs too"
+    )
+
+
+def _add_model_arguments(group: Any) -> None:
+    group.add_argument(
+        "--degrade", metavar="PROFILE[,PROFILE]", help="e.g. mild,medium,severe; identity is no degradation"
+    )
+    group.add_argument(
+        "--targets",
+        action="store_true",
+        help="check the targets of the embedded checkpoint; exit code 1 if one is missed",
+    )
+    group.add_argument("--model", default="mini", help="mini, a checkpoint or a released folder")
+    group.add_argument(
+        "--base", type=Path, metavar="PATH", help="Stable Diffusion 2.1-base, for LoRA checkpoints"
+    )
+    group.add_argument("--dtype", default="auto", help="auto, fp32, fp16 or bf16")
+    group.add_argument("--strength", type=float, default=1.0)
+    group.add_argument("--color-fix", default="none", help="none, adain, wavelet or luma")
+    group.add_argument(
+        "--enlarge", default="bicubic", choices=get_args(Enlarge), help="how the model's input is enlarged"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print the table, write the files.
+
+    Returns:
+        0; 1 if an image could not be evaluated or a target is missed.
+    Raises:
+        OSDFaceError: bad folders or options, or a file that cannot be written.
+    """
+    outputs = _outputs(args)
+    report = _evaluate(args, thumbs=bool(outputs["html"] or outputs["montage"]))
+    if not report.rows:
+        raise OSDFaceError(
+            f"no image could be evaluated: {next(iter(report.failed.values()), 'the folder is empty')}"
+        )
+    _check_sort(report, args.sort)
+    checked = targets.check_targets(report) if args.targets else []
+    verdict = targets.to_text(checked) if checked else ""
+    text = table.to_text(report)
+    print(text + (f"\n{verdict}\n" if verdict else ""), end="")
+    if outputs["json"]:
+        write_text(
+            outputs["json"],
+            to_json(report, {"targets": [one.to_dict() for one in checked]} if checked else None),
+        )
+    if outputs["text"]:
+        write_text(outputs["text"], text + verdict + "\n")
+    if outputs["html"]:
+        gallery.write_gallery(
+            outputs["html"], report, heading=_heading(args), verdict=verdict, sort=args.sort
+        )
+    if outputs["montage"]:
+        montage.write_montage(outputs["montage"], report, args.worst, args.sort)
+    return 1 if report.failed or not all(one.passed for one in checked) else 0
+
+
+def _outputs(args: argparse.Namespace) -> dict[str, Path | None]:
+    """Where each report goes; folders are made before the work, so that a bad path is found early."""
+    names = {"json": "report.json", "text": "report.txt", "html": "gallery.html", "montage": "worst.png"}
+    given = {"json": args.json, "text": None, "html": args.html, "montage": args.montage}
+    paths = {kind: path or (args.out / names[kind] if args.out else None) for kind, path in given.items()}
+    for path in paths.values():
+        try:
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path} ({error.strerror}): choose another place") from error
+    return paths
+
+
+def _evaluate(args: argparse.Namespace, thumbs: bool) -> Report:
+    metrics = _names(args.metrics) or (TARGET_METRICS if args.targets else None)
+    options = Options(
+        metrics=metrics, weights=args.weights, fid_stats=args.fid_stats,
+        manifest=args.manifest, group_by=_names(args.group_by) or (),
+        device=args.device, batch_size=args.batch_size, limit=args.limit, seed=args.seed,
+        thumbs=thumbs, progress=not args.quiet,
+    )  # fmt: skip
+    if not (args.degrade or args.targets):
+        return evaluate(args.restored, args.reference, lq=args.lq, options=options)
+    if args.reference or args.lq:
+        raise ConfigError(
+            "--degrade makes inputs and references itself: give one folder of clean faces and no --lq"
+        )
+    profiles = _names(args.degrade) or targets.PROFILES
+    save = args.out if args.save_images else None
+    if args.save_images and not save:
+        raise ConfigError("--save-images needs --out DIR")
+    check_names(metrics or ())  # before the model is loaded, which may take a while
+    for profile in profiles:
+        named_profile(profile)
+    restore = _restorer(args)
+    report = evaluate_degraded(
+        args.restored, profiles, restore, enlarge=args.enlarge, save=save, options=options
+    )
+    report.settings |= {"model": str(args.model), "strength": args.strength, "color_fix": args.color_fix}
+    return report
+
+
+def _restorer(args: argparse.Namespace) -> Restore:
+    from osdface_core import OSDFacePipeline
+
+    pipeline = OSDFacePipeline.from_pretrained(
+        args.model, base=args.base, device=args.device, dtype=args.dtype
+    )
+    return lambda faces: pipeline.restore(faces, strength=args.strength, color_fix=args.color_fix)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    return names or None
+
+
+def _check_sort(report: Report, column: str | None) -> None:
+    if column and not report.column(column):
+        known = ", ".join(one.name for one in report.columns)
+        raise ConfigError(f"--sort {column}: no such column was measured, choose from {known}")
+
+
+def _heading(args: argparse.Namespace) -> str:
+    if args.degrade or args.targets:
+        return f"{args.model} on {args.restored.name}"
+    return f"{args.restored.name} against {args.reference.name}" if args.reference else args.restored.name

@@ -1,0 +1,102 @@
+"""Faces in, pairs out: order (dataset.py), augmentation (augment.py), degradation (degrade.py), on device.
+
+Everything is a function of the seed and the step, so any batch of a run can be made again.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from osdface_core.errors import ConfigError
+
+from . import distributed
+from .data.augment import augment, flips
+from .data.dataset import Batches, FaceDataset, Faces
+from .data.degrade import degrade
+from .distributed import SAMPLE, local_batch
+from .recipe.config import Recipe, StageName
+from .seeds import mix
+from .stage import Batch
+
+
+class Feed:
+    """Batches of one process for one stage.
+
+    Raises:
+        ConfigError: no faces where the recipe says, or a batch that does not divide by the processes.
+    """
+
+    def __init__(self, recipe: Recipe, stage: StageName, accelerator: Accelerator, progress: bool) -> None:
+        data = recipe.data
+        self.recipe, self.device = recipe, accelerator.device
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.batch_size = local_batch(recipe.batch_size(stage), recipe.accumulate(stage), accelerator)
+        self.micro_batch = self.batch_size // recipe.accumulate(stage)
+        self.profile = recipe.degrade.degradation()
+        if not data.train:
+            raise ConfigError(
+                "data.train is empty: name a folder of aligned faces, e.g. --set data.train=faces"
+            )
+        self.train = FaceDataset(
+            data.train, data.size, split="train", cache=data.cache, device=self.device, limit=data.limit,
+            min_size=data.min_size, small_weight=data.small_weight, workers=data.workers, progress=progress,
+        )  # fmt: skip
+        self.val = FaceDataset(data.val, data.size, split="val", workers=data.workers) if data.val else None
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Endless training batches from step `start` on."""
+        faces = Batches(
+            self.train,
+            self.batch_size,
+            self.recipe.run.seed,
+            start,
+            self.rank,
+            self.world,
+            device=self.device,
+        )
+        return (self._pair(batch) for batch in faces)
+
+    def again(self, step: int) -> Batch:
+        """The batch that this process saw in a step."""
+        return next(self.batches(step))
+
+    def _pair(self, faces: Faces) -> Batch:
+        config = self.recipe.data.augment
+        hq = augment(faces.hq, faces.seeds, config)
+        return Batch(
+            hq,
+            self._degrade(hq, faces.seeds),
+            faces.indices,
+            torch.tensor(flips(faces.seeds, config.flip)),
+        )
+
+    def _degrade(self, hq: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
+        return degrade(hq, self.profile, seeds, enlarge=self.recipe.degrade.enlarge)
+
+    def fixed(self, count: int) -> Batch:
+        """`count` pairs spread over the hold-out (over the training faces without one), always the same."""
+        source = self.val or self.train
+        count = min(count, len(source))
+        return self._plain(source, [i * len(source) // count for i in range(count)])
+
+    def holdout(self) -> Iterator[Batch]:
+        """This process's share of the hold-out, each face once, with fixed degradations.
+
+        Sharded networks need all processes in every pass, and a process without a face would leave the others
+        waiting for its scores: then every process takes the whole hold-out.
+        """
+        count = len(self.val) if self.val else 0
+        alike = distributed.asked_for() or count < self.world
+        remaining = iter(range(count) if alike else range(self.rank, count, self.world))
+        while chunk := list(islice(remaining, self.micro_batch)):
+            yield self._plain(self.val or self.train, chunk)
+
+    def _plain(self, source: FaceDataset, indices: list[int]) -> Batch:
+        """Faces as they are, degraded with seeds that depend on their position only."""
+        hq: Tensor = source.get(indices).to(self.device).float() / 255
+        seeds = [mix(self.recipe.run.seed, SAMPLE, index) for index in indices]
+        names = torch.tensor(indices if source is self.train else [-1 - index for index in indices])
+        return Batch(hq, self._degrade(hq, seeds), names, torch.zeros(len(indices), dtype=torch.bool))

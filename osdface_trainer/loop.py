@@ -1,0 +1,264 @@
+"""The training loop: order, seeds, checkpoints and stops. The mathematics is in the stages.
+
+The same command starts and continues a run. Every step draws its randomness from (seed, step, process), data
+order is a function of the step, and checkpoints hold the rest; so a run that was killed and continued ends
+with the same weights as one that was not (bit for bit on a CPU).
+"""
+
+import errno
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from osdface_core.checkpoint import save_checkpoint
+from osdface_core.errors import CheckpointError, ConfigError
+
+from . import checkpointing, snapshot
+from .distributed import INIT, STEP, all_sum, make_accelerator, on_main, seed_all
+from .interrupt import StopRequest
+from .loader import Feed
+from .logging import DivergedError, NotFinite, Observer, on_terminal
+from .provenance import provenance
+from .recipe.config import Recipe, StageName
+from .report import write_report
+from .run_folder import RunFolder, only_one, open_run, publish
+from .stage import Batch, Stage
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in the quota, in the file
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended: `done`, `time`, `early stop` or `interrupted`; where; what it exported."""
+
+    reason: str
+    step: int
+    total: int
+    export: Path
+    report: Path | None
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds beyond the stage.
+
+    Attributes:
+        step: optimiser steps done.
+        data: fingerprint of the training faces.
+        best: best hold-out score so far; stale: validations since then.
+    """
+
+    step: int = 0
+    data: str = ""
+    best: float | None = None
+    stale: int = 0
+
+
+def train(
+    recipe: Recipe, stage_name: StageName, *, fresh: bool = False, resume: bool = False, quiet: bool = False
+) -> Outcome:
+    """Start or continue a stage of a run.
+
+    Args:
+        fresh: start over (the former run is kept under another name); resume: insist on continuing.
+        quiet: no progress bar.
+    Raises:
+        ConfigError: recipe, folder or data do not fit.
+        CheckpointError: weights are missing, or the disk is full.
+        DivergedError: a value was not finite; the batch is saved and the error says where.
+    """
+    began = time.monotonic()
+    accelerator = make_accelerator(recipe.run)
+    folder = on_main(accelerator, lambda: open_run(recipe, stage_name, fresh=fresh, resume=resume))
+    with ExitStack() as stack:
+        on_main(accelerator, lambda: stack.enter_context(only_one(folder)))
+        try:
+            return _train(recipe, folder, accelerator, quiet, began)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise CheckpointError(
+                f"{folder.path} cannot be written: {error.strerror}; free some space, then the same command "
+                "continues"
+            ) from error
+
+
+def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, quiet: bool, began: float) -> Outcome:
+    bar = accelerator.is_main_process and not quiet and on_terminal()
+    feed = Feed(recipe, folder.stage, accelerator, progress=bar)
+    seed_all(recipe.run.seed, INIT)
+    stage = build_stage(recipe, folder.stage, accelerator)
+    loop = Loop(recipe, stage, feed, accelerator, Observer(recipe, stage, accelerator, folder, bar), began)
+    loop.restore()
+    return loop.run()
+
+
+def build_stage(recipe: Recipe, name: StageName, accelerator: Accelerator) -> Stage:
+    """The stage, imported only when it is wanted."""
+    if name == "vre":
+        from .vre import stage as vre_stage
+
+        return vre_stage.build(recipe, accelerator)
+    from .restorer import stage as restorer_stage
+
+    return restorer_stage.build(recipe, accelerator)
+
+
+class Loop:
+    """One stage of one run on this process; `began`: when the time limit started to count [s, monotonic]."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: Stage,
+        feed: Feed,
+        accelerator: Accelerator,
+        observer: Observer,
+        began: float,
+    ) -> None:
+        self.recipe, self.cfg, self.stage, self.feed = recipe, recipe.run, stage, feed
+        self.accelerator, self.observer, self.began = accelerator, observer, began
+        self.folder: RunFolder = observer.folder
+        self.several = accelerator.num_processes > 1
+        # A CPU has no queue to wait for, so a value that is not finite is noticed in its own step.
+        self.eager = accelerator.device.type == "cpu" and not self.several
+        self.progress = Progress()
+
+    def restore(self) -> None:
+        """Load the newest complete checkpoint of the folder, if there is one."""
+        warnings: list[str] = []
+        found = checkpointing.latest_state(self.folder.checkpoints, warnings)
+        if found is not None:
+            snapshot.restore(self.stage, self.accelerator, found[1])
+            self.progress = Progress(**found[1]["progress"])
+        data = self.feed.train.fingerprint()
+        if self.progress.data not in ("", data):
+            raise ConfigError(
+                f"data.train holds other faces than when {self.folder.path} was started: restore them, or "
+                "start over with --fresh"
+            )
+        self.progress.data = data
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            checkpointing.remove_partial(self.folder.checkpoints)
+            for line in warnings:
+                tqdm.write(line)
+
+    def run(self) -> Outcome:
+        """Train until the steps are done, the time is up, the score stalls or a signal asks to stop."""
+        start, total, reason = self.progress.step, self.stage.total_steps, "done"
+        self.observer.open(start, total)
+        try:
+            with StopRequest() as stop:
+                batches = self.feed.batches(start)
+                for step in range(start, total):
+                    if ended := self._reason_to_stop(stop, step > start):
+                        reason = ended
+                        break
+                    self._step(next(batches), step)
+                self._finish()
+        finally:
+            self.observer.close()
+        report = self._report() if self.cfg.report else None
+        return Outcome(reason, self.progress.step, total, self.folder.exports[0], report)
+
+    def _report(self) -> Path:
+        return on_main(self.accelerator, lambda: write_report(self.folder.path, self.folder.stage))
+
+    def _reason_to_stop(self, stop: StopRequest, moved: bool) -> str:
+        """Why to stop before the next step, the same on every process; "" to go on.
+
+        A started process makes at least one step, so that a run with a tiny time limit still advances.
+        """
+        if 0 < self.cfg.stop_patience <= self.progress.stale:
+            return "early stop"
+        late = 0 < self.cfg.max_minutes * 60 <= time.monotonic() - self.began
+        code = 1000 if stop.requested else int(late and moved)
+        if self.several:
+            if self.progress.step % self.cfg.log_every:
+                return ""
+            code = int(all_sum(self.accelerator, torch.tensor(code, device=self.accelerator.device)))
+        return "interrupted" if code >= 1000 else "time" if code else ""
+
+    def _step(self, batch: Batch, step: int) -> None:
+        """One optimiser step and what is due after it."""
+        seed_all(self.cfg.seed, STEP, step, self.accelerator.process_index)
+        history, observer, done = self.observer.history, self.observer, step + 1
+        history.add(step, self.stage.step(batch, step))
+        self.progress.step = done
+        observer.advance()
+        if self._due(self.cfg.log_every) or (self.eager and history.latest_is_broken()):
+            self._log()
+        if self.feed.val is not None and self._due(self.cfg.validate_every):
+            self._judge(observer.validate(self.feed, done))
+        if self._due(self.cfg.sample_every) and done < self.stage.total_steps:
+            observer.sample(self.feed, done)
+        if self._due(self.cfg.checkpoint_every) and done < self.stage.total_steps:
+            self._save()
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.progress.step % every == 0
+
+    def _log(self) -> None:
+        """Raises DivergedError when a value since the last log was not finite."""
+        bad = self.observer.log(self.progress.step)
+        if bad is not None:
+            self._diverged(bad)
+
+    def _diverged(self, bad: NotFinite) -> None:
+        path = self.observer.keep_bad_batch(self.feed, bad)
+        kept = [p.name for p in checkpointing.list_checkpoints(self.folder.checkpoints)][-1:]
+        raise DivergedError(
+            f"training of {self.folder.stage} diverged at {bad}. The batch is in {path}; the last checkpoint "
+            f"is {kept[0] if kept else 'none'}. Lower the learning rate or clip harder, then --fresh"
+        )
+
+    def _judge(self, scores: dict[str, float]) -> None:
+        """With a stop metric: export what is best so far, count how long it has not improved."""
+        if not self.cfg.stop_metric:
+            return
+        if self.cfg.stop_metric not in scores:
+            raise ConfigError(f"run.stop_metric is {self.cfg.stop_metric}: use {', '.join(scores)}")
+        score, sign = scores[self.cfg.stop_metric], 1 if self.cfg.stop_mode == "max" else -1
+        if self.progress.best is None or sign * score > sign * self.progress.best:
+            self.progress.best, self.progress.stale = score, 0
+            self._export()
+        else:
+            self.progress.stale += 1
+
+    def _save(self) -> None:
+        """Checkpoint and export; steps that were not logged yet are looked at first, they may hold a NaN."""
+        self._log()
+        state = {**snapshot.collect(self.stage, self.accelerator), "progress": asdict(self.progress)}
+        step, cfg = self.progress.step, self.cfg
+        on_main(
+            self.accelerator,
+            lambda: checkpointing.save_state(
+                self.folder.checkpoints, step, state, shard_mb=cfg.shard_mb, keep=cfg.keep
+            ),
+        )
+        if not (cfg.stop_metric and self.progress.best is not None):
+            self._export()
+
+    def _export(self) -> None:
+        """Bring the exports of the stage and of the run up to date."""
+        config, tensors, facts = self.stage.export()
+        done, data = self.progress.step, self.progress.data
+        training = provenance(self.recipe, self.folder.stage, done, data, facts)
+
+        def write() -> None:
+            save_checkpoint(self.folder.exports[0], tensors, config, training)
+            publish(self.folder)
+
+        on_main(self.accelerator, write)
+
+    def _finish(self) -> None:
+        """The last checkpoint, export and samples."""
+        if self.progress.step:
+            self._save()
+            self.observer.sample(self.feed, self.progress.step)

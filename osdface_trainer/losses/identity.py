@@ -1,0 +1,41 @@
+"""The identity loss: the restored face must be recognised as the same person (OSDFace Eq. 13)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from osdface_core.models.identity import IdentityNet, embed, load_identity
+
+from .features import Frozen
+
+
+class IdentityLoss(Frozen):
+    """1 − cos(F(Î), F(I)) with a frozen recognition network F on a fixed crop.
+
+    Args:
+        network: from `load_identity`, or a path to its weights (see there for the kinds).
+    Raises:
+        CheckpointError: if the weights are missing or of no known kind.
+    Source: OSDFace Eq. 13; crop and colours are ours (RGB, 112 px).
+    """
+
+    def __init__(self, network: IdentityNet | str | Path) -> None:
+        super().__init__()
+        self.network = network if isinstance(network, IdentityNet) else load_identity(network)
+        self.eval()
+
+    def forward(self, restored: Tensor, target: Tensor) -> Tensor:
+        """Mean over the batch, a float32 scalar in [0, 2].
+
+        Args:
+            restored, target: (B, 3, H, W) signed, whole FFHQ-aligned faces. Gradients flow to `restored`
+                only.
+        """
+        return self.per_image(restored, target).mean()
+
+    def per_image(self, restored: Tensor, target: Tensor) -> Tensor:
+        """As `forward`, but (B,): one value per face (for masks on extreme degradations)."""
+        with torch.no_grad():
+            wanted = embed(self.network, (target + 1) / 2)
+        return 1 - (embed(self.network, (restored + 1) / 2) * wanted).sum(1)

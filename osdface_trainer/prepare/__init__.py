@@ -1,0 +1,1 @@
+"""`osdface prepare`: from any photos to aligned training faces."""

@@ -1,0 +1,223 @@
+"""Any photos → aligned, filtered training faces with a manifest: resumable, and repeatable to the byte.
+
+Two passes. The first looks at each photo by itself and notes the outcome in a journal, so a killed run
+continues where it stopped and an unchanged photo is never looked at twice. The second looks at all faces
+together (duplicates, people, hold-out) and writes the manifest; it takes seconds and runs every time.
+"""
+
+import hashlib
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from osdface_core.errors import ConfigError, ImageError
+from osdface_core.files import replacing
+
+from ..data.prefetch import ahead
+from ..data.sources import IMAGE_SUFFIXES
+from .photos import Choice, Embed, FaceFormat, MultiFaces, PhotoRecord, process_photo
+from .resume import Journal
+from .selection import distinct, people_of, split_of, write_manifest
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Outcome of `prepare`. Counts are faces unless named otherwise.
+
+    `rejected` counts by reason, "duplicate" and "same file" (photos) included; `unreadable` lists photos and
+    why; `resumed` is how many photos an earlier run had done; `split_by` is "identity" or, when all faces are
+    one person, "photo".
+    """
+
+    manifest: Path
+    photos: int
+    resumed: int
+    faces: int
+    train: int
+    val: int
+    identities: int
+    split_by: str
+    rejected: dict[str, int] = field(default_factory=dict)
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    def lines(self) -> list[str]:
+        """The outcome in a few sentences for a person."""
+        out = [
+            f"{self.photos} photos ({self.resumed} done before) → {self.faces} faces of "
+            f"{self.identities} people: {self.train} train, {self.val} val (split by {self.split_by})"
+        ]
+        out += [f"left out, {reason}: {count}" for reason, count in sorted(self.rejected.items())]
+        out += [f"unreadable: {photo}: {why}" for photo, why in self.unreadable]
+        return [*out, f"manifest: {self.manifest}"]
+
+
+def prepare(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    detector: str = "auto",
+    detector_dir: str | None = None,
+    device: torch.device | str | None = None,
+    min_face: float = 128,
+    min_sharpness: float = 0.2,
+    min_coverage: float = 0.8,
+    multi_faces: MultiFaces = "all",
+    duplicates: int = 16,
+    holdout: float = 0.05,
+    seed: int = 0,
+    identity: str | Path | None = None,
+    same_person: float = 0.65,
+    size: int = 512,
+    format: FaceFormat = "png",
+    progress: bool = True,
+) -> Summary:
+    """Turn a folder of photos into a folder of training faces.
+
+    Writes faces/…, manifest.csv (what `FaceDataset` reads) and report.json below `dst`. Call it again after a
+    kill or after adding, changing or removing photos: only what changed is done again. With another value of
+    an option of `Choice` every photo is.
+
+    Args:
+        src: folder of photos, searched recursively. dst: target folder; may lie below `src`.
+        detector, detector_dir, min_face, min_sharpness, min_coverage, multi_faces, size, format: see
+            `photos.Choice`.
+        device: where faces are detected and embedded.
+        duplicates: two faces are the same picture when their looks differ in at most so many of 255 bits (the
+            larger one stays); −1 keeps all. Photos with equal bytes count once in any case.
+        holdout: share of people whose faces get split "val"; 0 for none.
+        seed: of the hold-out split.
+        identity: weights for `osdface_core.models.identity.load_identity`; faces are then grouped by person,
+            else by the sub-folder they lie in, or by photo.
+        same_person: cosine from which two faces count as one person.
+        progress: show a bar on stderr.
+    Raises:
+        ConfigError: no photos, or an option out of range. DetectorError: no usable detector.
+        CheckpointError: unusable identity weights. A photo that cannot be read is reported, not raised.
+    """
+    src, dst = Path(src).expanduser(), Path(dst).expanduser()
+    if not 0 <= holdout < 1:
+        raise ConfigError(f"holdout is {holdout}, expected a share from 0 to below 1")
+    choice = Choice(detector, detector_dir, min_face, min_sharpness, min_coverage, multi_faces, size, format)
+    run = _Run(
+        _list_photos(src, dst),
+        dst,
+        choice,
+        Journal(dst, choice, identity),
+        device,
+        _embedder(identity, device),
+        progress,
+    )
+    records, resumed = _first_pass(run)
+    chosen, rejected = distinct(records, duplicates)
+    gone = {record.source for record, face in chosen if not (dst / face.file).is_file()}
+    if gone:  # crops that someone deleted, or duplicates that are wanted now
+        run.journal.forget(gone)
+        records, _ = _first_pass(run)
+        chosen, rejected = distinct(records, duplicates)
+    people = people_of(chosen, same_person)
+    split, split_by = split_of(chosen, people, holdout, seed)
+    summary = Summary(
+        write_manifest(dst, chosen, people, split),
+        photos=len(run.photos),
+        resumed=resumed,
+        faces=len(chosen),
+        train=split.count("train"),
+        val=split.count("val"),
+        identities=len(set(people)),
+        split_by=split_by,
+        rejected=dict(rejected),
+        unreadable=tuple((r.source, r.error) for r in records if r.error),
+    )
+    with replacing(dst / "report.json") as temporary:
+        temporary.write_text(json.dumps(asdict(summary), default=str, indent=1, ensure_ascii=False), "utf-8")
+    run.journal.rewrite()
+    _remove_unlisted(dst, {face.file for _, face in chosen})
+    return summary
+
+
+@dataclass(frozen=True)
+class _Run:
+    photos: dict[str, Path]
+    dst: Path
+    choice: Choice
+    journal: Journal
+    device: torch.device | str | None
+    embed: Embed | None
+    progress: bool
+
+
+def _list_photos(src: Path, dst: Path) -> dict[str, Path]:
+    if not src.is_dir():
+        raise ConfigError(f"photo folder {src} does not exist")
+    inside = dst.resolve()
+    files = (p for p in src.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    photos = {p.relative_to(src).as_posix(): p for p in files if inside not in p.resolve().parents}
+    if not photos:
+        raise ConfigError(f"no photos below {src} ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return dict(sorted(photos.items()))
+
+
+def _embedder(identity: str | Path | None, device: torch.device | str | None) -> Embed | None:
+    if identity is None:
+        return None
+    from osdface_core.models.identity import embed, load_identity
+
+    net = load_identity(identity, device or "cpu")
+    return lambda faces: embed(net, faces.to(device or "cpu"))
+
+
+def _first_pass(run: _Run) -> tuple[list[PhotoRecord], int]:
+    """A record for every photo, and how many of them an earlier run had made."""
+    from tqdm import tqdm
+
+    records, resumed, seen = [], 0, set()
+    run.journal.forget(run.journal.records.keys() - run.photos.keys())
+    with ThreadPoolExecutor(2) as pool:
+        bar = tqdm(run.photos, desc="prepare", unit="photo", disable=None if run.progress else True)
+        for source, (sha256, pixels, error) in ahead(pool, partial(_load, run), bar, 3):
+            record = run.journal.done(source, sha256)
+            if error:
+                record = PhotoRecord(source, sha256, error=error)
+            elif sha256 in seen:
+                record = PhotoRecord(source, sha256, rejected=("same file",))
+            elif record:
+                resumed += 1
+            elif pixels is not None:
+                record = _process(run, pixels, source, sha256)
+                run.journal.add(record)
+            seen.add(sha256)
+            records.append(record)
+    return records, resumed
+
+
+def _load(run: _Run, source: str) -> tuple[str, np.ndarray | None, str]:
+    """sha256 and pixels of a photo (None if it is done before), or what went wrong."""
+    from osdface_core.images import read_photo
+
+    path = run.photos[source]
+    try:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256, None if run.journal.done(source, sha256) else read_photo(path).pixels, ""
+    except (ImageError, OSError) as error:
+        return "", None, str(error)
+
+
+def _process(run: _Run, pixels: np.ndarray, source: str, sha256: str) -> PhotoRecord:
+    try:
+        return process_photo(pixels, source, sha256, run.dst, run.choice, run.device, run.embed)
+    except ImageError as error:
+        return PhotoRecord(source, sha256, error=str(error))
+
+
+def _remove_unlisted(dst: Path, listed: set[str]) -> None:
+    """Face files of photos that are gone or changed, of duplicates, and what a kill left half-written."""
+    own = re.compile(r".+-[0-9a-f]{8}-\d+(\.\d+\.partial)?\.(png|jpg)")
+    for file in (dst / "faces").rglob("*"):
+        if own.fullmatch(file.name) and file.relative_to(dst).as_posix() not in listed:
+            file.unlink()

@@ -1,0 +1,1 @@
+"""Recipes: TOML files read strictly into frozen dataclasses."""

@@ -1,0 +1,214 @@
+"""A recipe: one TOML file that describes a whole model, as frozen dataclasses.
+
+`[data]`, `[run]` and `[degrade]` serve both stages; `[vre]` (vre_config.py) is stage 1 and `[restorer]`
+(restorer_config.py) stage 2. An unknown key or a value of another type is a ConfigError that names the key.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from osdface_core.errors import ConfigError
+
+from ..data.augment import Augmentation
+from ..data.degrade_profiles import Degradation, named_profile
+from ..data.degrade_profiles import Stage as DegradationStage
+from . import settings
+from .restorer import RestorerTraining
+from .vre import VRETraining
+
+RECIPES = Path(__file__).parent / "recipes"
+StageName = Literal["vre", "restorer"]
+
+# Keys that change neither the weights nor their order of updates: a resumed run may change them.
+# The faces may move to another folder: their fingerprint is compared instead.
+FREE_KEYS = {
+    "run": ("dir", "device", "max_minutes", "log_every", "sample_every", "checkpoint_every", "samples",
+            "keep", "shard_mb", "tensorboard", "report"),
+    "data": ("train", "val", "cache", "workers"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`[data]`: where the aligned faces are (data/dataset.py, data/augment.py).
+
+    Attributes:
+        train, val: a folder, a manifest of `osdface prepare` (both may name the same one: its split column
+            divides it), or a shard pattern; `val` may be empty.
+        size: side of the training images [px].
+        cache: keep decoded images as uint8 in `cpu` memory or on the `device` (512² × 3 = 0.79 MB each).
+        limit: use only the first so many training images; 0 = all.
+        min_size, small_weight: faces whose own size is below `min_size` px are drawn with this weight.
+        workers: decoding threads; 0 = one per core, at most 16.
+        augment: mild changes of the clean faces; by default half of them are mirrored.
+    """
+
+    train: str = ""
+    val: str = ""
+    size: int = 512
+    cache: Literal["none", "cpu", "device"] = "none"
+    limit: int = 0
+    min_size: int = 0
+    small_weight: float = 0.0
+    workers: int = 0
+    augment: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """`[run]`: everything around the mathematics.
+
+    Attributes:
+        dir: run folder; the stages write below it.
+        seed: of weights, data order, degradation and noise.
+        precision: of the networks' forward passes; losses and weights stay float32.
+        device: `auto` is what accelerate finds; `cpu` forces the CPU.
+        tf32: allow TensorFloat-32 matrix products in float32 parts (NVIDIA).
+        channels_last: NHWC memory layout of images and convolutions.
+        compile: torch.compile the trained networks.
+        max_minutes: stop cleanly, after a checkpoint, once this much time has passed; 0 = no limit.
+        log_every, sample_every, validate_every, checkpoint_every: steps; 0 = never (checkpoint: at the end).
+        samples: pairs in a sample grid.
+        keep: checkpoints that stay on the disk.
+        shard_mb: largest file of a checkpoint [MB]; 0 = one file.
+        tensorboard: write event files beside metrics.jsonl.
+        report: draw curves.png and report.html at the end of every call.
+        stop_metric, stop_mode, stop_patience: early stop once the hold-out score has not improved for
+            this many validations; patience 0 = never. The best checkpoint is what gets exported.
+    """
+
+    dir: str = "runs/osdface"
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu"] = "auto"
+    tf32: bool = True
+    channels_last: bool = True
+    compile: bool = False
+    max_minutes: float = 0.0
+    log_every: int = 50
+    sample_every: int = 1000
+    validate_every: int = 1000
+    checkpoint_every: int = 1000
+    samples: int = 8
+    keep: int = 3
+    shard_mb: int = 0
+    tensorboard: bool = True
+    report: bool = True
+    stop_metric: str = ""
+    stop_mode: Literal["max", "min"] = "max"
+    stop_patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1 or self.keep < 1:
+            raise ConfigError("log_every and keep: expected 1 or more")
+        if self.stop_patience and not (self.stop_metric and self.validate_every):
+            raise ConfigError("stop_patience needs stop_metric and validate_every")
+
+
+@dataclass(frozen=True)
+class DegradeConfig:
+    """`[degrade]`: a named profile, a weighted mix of named ones, or own stages (data/degrade_profiles.py).
+
+    Attributes:
+        profile: name; `dual_stage` when neither `mix` nor `stages` is given.
+        mix: name → weight.
+        stages: `[[degrade.stages]]`, run in order.
+        enlarge: how the small picture comes back to the face's size.
+        grey_prob, colour_shift, colour_prob, eight_bit: of own stages and mixes, see profiles.Degradation.
+    """
+
+    profile: str = ""
+    mix: dict[str, float] = field(default_factory=dict)
+    stages: tuple[DegradationStage, ...] = ()
+    enlarge: Literal["bilinear", "bicubic"] = "bilinear"
+    grey_prob: float = 0.0
+    colour_shift: float = 0.0
+    colour_prob: float = 0.0
+    eight_bit: bool = True
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.profile, self.mix, self.stages))) > 1:
+            raise ConfigError("give one of profile, mix and stages")
+        self.degradation()
+
+    def degradation(self) -> Degradation:
+        """The profile that this table describes."""
+        if not (self.mix or self.stages):
+            return named_profile(self.profile or "dual_stage")
+        mix = tuple((weight, named_profile(name)) for name, weight in self.mix.items())
+        return Degradation(
+            "custom", self.stages, mix, self.grey_prob, self.colour_shift, self.colour_prob, self.eight_bit
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole file."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    vre: VRETraining = field(default_factory=VRETraining)
+    restorer: RestorerTraining = field(default_factory=RestorerTraining)
+
+    def __post_init__(self) -> None:
+        if self.restorer.latent.cache != "off" and self.data.augment != Augmentation(self.data.augment.flip):
+            raise ConfigError(
+                "restorer.latent.cache needs faces that change by mirroring only: "
+                'remove [data.augment] or set the cache to "off"'
+            )
+
+    def batch_size(self, stage: StageName) -> int:
+        """Images per optimiser step over all processes."""
+        return self.vre.batch_size if stage == "vre" else self.restorer.batch_size
+
+    def accumulate(self, stage: StageName) -> int:
+        """Micro-batches per optimiser step and process."""
+        return self.vre.accumulate if stage == "vre" else self.restorer.accumulate
+
+    def phases(self, stage: StageName) -> dict[str, int]:
+        """Optimiser steps by phase, in order."""
+        return self.vre.steps if stage == "vre" else {"restorer": self.restorer.steps}
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or a shipped one by name, and apply `--set` assignments.
+
+    Args:
+        source: path of a TOML file, or `paper`, `finetune`, `mini`, `smoke`.
+        overrides: `table.key=value` texts.
+    Raises:
+        ConfigError: naming the file or the key.
+    """
+    path = Path(source)
+    shipped = RECIPES / f"{source}.toml"
+    if not path.exists() and shipped.is_file():
+        path = shipped
+    tables = settings.read_toml(path)
+    for assignment in overrides:
+        settings.override(tables, assignment)
+    return settings.build(Recipe, tables, "")
+
+
+def stage_tables(recipe: Recipe, stage: StageName) -> dict[str, Any]:
+    """The tables that decide the weights of a stage, without the keys a resumed run may change."""
+    tables = {key: value for key, value in asdict(recipe).items() if key in ("data", "run", "degrade", stage)}
+    for name, free in FREE_KEYS.items():
+        tables[name] = {key: value for key, value in tables[name].items() if key not in free}
+    return tables
+
+
+def check_resumable(saved: Recipe, current: Recipe, stage: StageName, folder: Path) -> None:
+    """Refuse to continue a run with another recipe.
+
+    Raises:
+        ConfigError: with the differing keys.
+    """
+    changed = settings.differences(stage_tables(saved, stage), stage_tables(current, stage))
+    if changed:
+        raise ConfigError(
+            f"{folder} was started with another recipe; these keys differ: {', '.join(changed)}. "
+            "Restore them, choose another run.dir, or start over with --fresh"
+        )

@@ -1,0 +1,317 @@
+"""The `[restorer]` table of a recipe: stage 2. Defaults are the paper's where it states them.
+
+A loss whose weight is 0 is off: its network is not even loaded.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from osdface_core.config import CodecConfig, LoRAConfig, ProjectionConfig, UNetConfig
+from osdface_core.errors import ConfigError
+
+from ..losses.adversarial import Objective
+
+Network = Literal["squeezenet", "squeezenet1_1", "vgg16", "vgg19"]
+
+
+@dataclass(frozen=True)
+class PixelTerm:
+    """Plain differences of the pictures in [-1, 1] (`[restorer.pixel]`); paper Eq. 12: mse 1.
+
+    Attributes:
+        mse, l1: weights.
+        eps: turns the L1 into Charbonnier's sqrt(d² + eps²) when above 0.
+    """
+
+    mse: float = 1.0
+    l1: float = 0.0
+    eps: float = 0.0
+
+
+@dataclass(frozen=True)
+class LatentTerm:
+    """Differences of the scaled latents (`[restorer.latent]`); not in the paper.
+
+    Attributes:
+        mse, l1: weights.
+        cache: keep the clean latents (float16) on the `device` or the `cpu` after their first use. Needs
+            faces that change by mirroring only, which is all that `[data]` does.
+    """
+
+    mse: float = 0.0
+    l1: float = 0.0
+    cache: Literal["off", "cpu", "device"] = "off"
+
+
+@dataclass(frozen=True)
+class PerceptualTerm:
+    """ImageNet feature distance (`[restorer.perceptual]`); not in the paper, which has EA-DISTS.
+
+    Attributes:
+        file: torchvision's weight file or its folder; empty looks in torch's download cache.
+        distance: see osdface_trainer.losses.perceptual.PerceptualLoss.
+    """
+
+    weight: float = 0.0
+    net: Network = "squeezenet"
+    file: str = ""
+    distance: Literal["lpips", "l1", "mse"] = "lpips"
+
+
+@dataclass(frozen=True)
+class EADistsTerm:
+    """Edge-aware DISTS (`[restorer.ea_dists]`), paper Eq. 14; λ_per is not stated (proposal: 1)."""
+
+    weight: float = 1.0
+    net: Network = "vgg16"
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class IdentityTerm:
+    """1 - cosine of face embeddings (`[restorer.identity]`), paper Eq. 13; λ_ID not stated (proposal 0.1).
+
+    Attributes:
+        file: MobileFaceNet or an ArcFace network; empty looks in torch's download cache.
+    """
+
+    weight: float = 0.1
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class ColorTerm:
+    """L1 between blurred pictures (`[restorer.color]`): holds the low frequencies in place.
+
+    Attributes:
+        sigma: of the Gaussian [px at the picture's size].
+    """
+
+    weight: float = 0.0
+    sigma: float = 8.0
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """What all discriminators share.
+
+    Attributes:
+        weight: factor on the generator's adversarial loss; 0 = off. λ_dis is not stated (proposal 5e-3).
+        adaptive: scale that factor so that the adversarial gradient at the restored picture (or latent) has
+            `weight` times the norm of the other losses' gradient.
+        objective: of both players; see osdface_trainer.losses.adversarial.
+        lr, betas: of the discriminator's AdamW (paper: 1e-4, as the generator).
+        start: step from which it takes part; before, it costs nothing.
+        ramp: steps in which its factor grows from 0.
+        r1: gradient penalty on real samples, γ/2 · ‖∇D‖²; 0 = off.
+        r1_every: steps between two penalties; the penalty is scaled up by as much.
+        r1_sigma: noise of the finite difference that stands in for the gradient; 0 = exact, double backward.
+    """
+
+    weight: float = 0.0
+    adaptive: bool = False
+    objective: Objective = "softplus"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    start: int = 0
+    ramp: int = 2000
+    r1: float = 0.0
+    r1_every: int = 16
+    r1_sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.start < 0 or self.ramp < 0:
+            raise ConfigError("weight, start and ramp: expected 0 or more")
+        if self.r1_every < 1:
+            raise ConfigError("r1_every is a count of steps: expected 1 or more")
+
+
+@dataclass(frozen=True)
+class DiffusionAdversary(Adversary):
+    """Down and middle blocks of the UNet on diffused latents (`[restorer.gan.diffusion]`), paper §3.3.
+
+    Attributes:
+        train: `lora` adapts the frozen base (the paper, D3SR: rank 16, alpha 16); `all` trains a copy of the
+            generator's UNet, taken when the discriminator starts. `full` mode allows `all` only.
+        rank, alpha: of its LoRA; the targets are the generator's.
+        hidden: width of the two-layer head (not stated).
+        t_min, t_max: timesteps are drawn uniformly from t_min .. t_max - 1.
+        prompt: condition it on the (detached) visual prompt, as Fig. 3 draws it.
+    """
+
+    train: Literal["lora", "all"] = "lora"
+    rank: int = 16
+    alpha: float = 16.0
+    hidden: int = 512
+    t_min: int = 0
+    t_max: int = 1000
+    prompt: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.t_min < self.t_max <= 1000:
+            raise ConfigError(f"t_min {self.t_min}, t_max {self.t_max}: expected 0 <= t_min < t_max <= 1000")
+
+
+@dataclass(frozen=True)
+class FeatureAdversary(Adversary):
+    """Small heads on a frozen ImageNet network, on pixels (`[restorer.gan.feature]`); for small data sets.
+
+    Attributes:
+        width: channels inside the heads.
+        levels: taps of the network that get a head; empty = about one per resolution.
+        augment: mirror and shift both pictures of a pair at random.
+    """
+
+    net: Network = "squeezenet"
+    file: str = ""
+    width: int = 64
+    levels: tuple[int, ...] = ()
+    augment: bool = True
+
+
+@dataclass(frozen=True)
+class PatchAdversary(Adversary):
+    """VQGAN's patch discriminator on pixels (`[restorer.gan.patch]`)."""
+
+    width: int = 64
+    layers: int = 3
+    spectral: bool = True
+    augment: bool = True
+
+
+@dataclass(frozen=True)
+class GANs:
+    """`[restorer.gan]`: any of them, each with its own weight."""
+
+    diffusion: DiffusionAdversary = field(default_factory=lambda: DiffusionAdversary(weight=5e-3))
+    feature: FeatureAdversary = field(default_factory=FeatureAdversary)
+    patch: PatchAdversary = field(default_factory=PatchAdversary)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Decode random windows only, on a share of the steps (`[restorer.crop]`): the decoder costs less.
+
+    Identity needs the whole face and rests on those steps.
+
+    Attributes:
+        side: of a window [latent cells, 8 px each]; 0 = off.
+        share: of the steps, 0 to 1.
+        count: windows per face; what comes before the decoder runs once for all of them.
+    """
+
+    side: int = 0
+    share: float = 0.75
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.side < 0 or not 0 <= self.share <= 1 or self.count < 1:
+            raise ConfigError(
+                f"side {self.side}, share {self.share}, count {self.count}: "
+                "expected side >= 0, 0 <= share <= 1 and count >= 1"
+            )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """`[restorer.validation]`: hold-out scores on faces degraded with fixed seeds.
+
+    Attributes:
+        profiles: degradations (data/degrade_profiles.py); each is scored alone, for the restored and the
+            low-quality face.
+        metrics: their networks are those of `perceptual`, `identity` above, whose `file` must be at hand.
+    """
+
+    profiles: tuple[str, ...] = ("mild", "medium", "severe")
+    metrics: tuple[Literal["psnr", "perceptual", "identity"], ...] = ("psnr", "perceptual", "identity")
+
+
+@dataclass(frozen=True)
+class RestorerTraining:
+    """`[restorer]`.
+
+    Attributes:
+        mode: `lora` adapts a frozen Stable Diffusion 2.1-base (the paper); `full` trains a small UNet, and
+            the decoder and fidelity branch of a tiny codec, into a self-contained checkpoint.
+        train: (full) `all`, or the `codec` alone: decoder and fidelity branch learn on the latents that the
+            rest of `init` gives.
+        steps: optimiser steps (paper: 150,000 with batch 2).
+        batch_size: images per optimiser step over all processes.
+        accumulate: micro-batches per optimiser step and process.
+        base: (lora) diffusers folder or single-file SD 2.1-base.
+        init: weights to start from: one of our checkpoints, or a folder with the released files. Its
+            architecture then counts and `unet`, `codec`, `projection`, `lora` are ignored.
+        vre: checkpoint (ours or released) that holds the VRE; empty takes `init`'s or this run's stage 1.
+        codec_init: (full) folder with taesd_encoder.safetensors and taesd_decoder.safetensors; `random` is
+            for tests, because a frozen encoder that never learned knows nothing.
+        prompt: `vre` (the paper), `learned` (77 free vectors, the same for every face) or `none` (zeros).
+        timestep: T_L (paper §3.1).
+        posterior: `mode` encodes deterministically, `sample` draws the posterior (the released behaviour).
+        lr, betas, weight_decay, warmup, schedule, final_lr, clip: AdamW; paper: 1e-4, the rest not stated.
+            `final_lr` is the fraction of `lr` on which a cosine ends.
+        codec_lr, projection_lr: factors on `lr` for the codec and for projection or learned prompt.
+        ema: decay of the averaged weights, which are what gets exported; 0 = off.
+        checkpoint_unet, checkpoint_decoder: recompute activations in the backward pass to save memory.
+        gradient_norms: steps between two logs of each loss's gradient norm at the restored latent (it also
+            refreshes adaptive weights); 0 = never.
+    """
+
+    mode: Literal["lora", "full"] = "lora"
+    train: Literal["all", "codec"] = "all"
+    name: str = "osdface"
+    steps: int = 150_000
+    batch_size: int = 2
+    accumulate: int = 1
+    base: str = ""
+    init: str = ""
+    vre: str = ""
+    codec_init: str = ""
+    prompt: Literal["vre", "learned", "none"] = "vre"
+    timestep: int = 399
+    posterior: Literal["mode", "sample"] = "mode"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup: int = 500
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_lr: float = 0.0
+    clip: float = 1.0
+    codec_lr: float = 1.0
+    projection_lr: float = 1.0
+    ema: float = 0.999
+    checkpoint_unet: bool = False
+    checkpoint_decoder: bool = False
+    gradient_norms: int = 0
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    unet: UNetConfig | None = None
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    pixel: PixelTerm = field(default_factory=PixelTerm)
+    latent: LatentTerm = field(default_factory=LatentTerm)
+    perceptual: PerceptualTerm = field(default_factory=PerceptualTerm)
+    ea_dists: EADistsTerm = field(default_factory=EADistsTerm)
+    identity: IdentityTerm = field(default_factory=IdentityTerm)
+    color: ColorTerm = field(default_factory=ColorTerm)
+    gan: GANs = field(default_factory=GANs)
+    crop: Crop = field(default_factory=Crop)
+    validation: Validation = field(default_factory=Validation)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"batch_size {self.batch_size}, accumulate {self.accumulate}: expected counts of 1 or more, "
+                "the first a multiple of the second"
+            )
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema {self.ema}: expected a decay from 0 (off) to below 1")
+        if self.mode == "full":
+            self._check_full()
+        elif self.train == "codec":
+            raise ConfigError("restorer.train codec: mode lora leaves the codec as it is; set it to all")
+
+    def _check_full(self) -> None:
+        if self.init == "" and (self.unet is None or self.codec.kind != "tiny"):
+            raise ConfigError('mode full needs init, or [restorer.unet] and [restorer.codec] of kind "tiny"')
+        if self.gan.diffusion.weight > 0 and self.gan.diffusion.train != "all":
+            raise ConfigError('mode full has no frozen base: set gan.diffusion.train to "all" or weight to 0')

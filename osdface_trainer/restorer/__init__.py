@@ -1,0 +1,1 @@
+"""Stage 2: the one-step restorer (paper §3.3)."""

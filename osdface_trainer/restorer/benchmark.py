@@ -1,0 +1,222 @@
+"""Time and memory of stage 2 on this machine, with random weights and faces.
+
+    python -m osdface_trainer.restorer.benchmark paper  # Stable Diffusion 2.1's shapes, 512 px, bf16
+    python -m osdface_trainer.restorer.benchmark mini --set restorer.batch_size=32 --steps 20
+    python -m osdface_trainer.restorer.benchmark paper --json proof.json
+    python -m osdface_trainer.restorer.benchmark paper --set run.device=cpu --set data.size=128 --steps 1
+
+No file but the recipe is read: every network has its real shape and random weights. On a CPU, where nobody
+counts tensors, the peak is the resident memory of the whole process.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from osdface_core.errors import OSDFaceError
+from osdface_core.models.backbone import Backbone, build_full
+from osdface_core.models.identity import IdentityNet
+from osdface_core.models.identity_nets import IResNet
+from osdface_core.models.vre import VRE
+
+from ..distributed import make_accelerator, seed_all
+from ..losses.features import Weights, untrained_features
+from ..recipe.config import Recipe, load_recipe
+from ..stage import Batch
+from .init import Initial, assemble, halve, model_config
+from .losses import Networks
+from .sd21 import random_base
+from .stage import RestorerStage
+
+
+class RandomNetworks(Networks):
+    """Judges of the real shapes: torchvision's backbones, and ArcFace R50 for identity."""
+
+    def features(self, net: str, file: str) -> Weights:
+        """Random weights whatever the file."""
+        del file
+        return untrained_features(net)
+
+    def load_identity(self) -> IdentityNet:
+        """ArcFace's R50."""
+        return IdentityNet(IResNet((3, 4, 14, 3)), (0.5,) * 3, (0.5,) * 3)
+
+
+def random_initial(recipe: Recipe, device: torch.device) -> Initial:
+    """A generator of the recipe's shapes on the device; `lora` takes Stable Diffusion 2.1's."""
+    cfg = recipe.restorer
+    config = model_config(cfg, None, recipe.vre.model)
+    with device:
+        backbone: Backbone = build_full(config) if cfg.mode == "full" else random_base()
+        vre = VRE(config.vre)
+    if cfg.mode == "lora" and recipe.run.precision == "bf16":
+        halve(backbone)
+    return assemble(cfg, config, vre, None, backbone)
+
+
+class Clock:
+    """Time by part: CUDA events, read at the end so that measuring does not wait; elsewhere wall time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.marks: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+
+    def now(self) -> Any:
+        """A point in the device's queue."""
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Everything queued inside the block counts for `name`."""
+        start = self.now()
+        yield
+        self.marks[name].append((start, self.now()))
+
+    def watch(self, name: str, module: nn.Module) -> None:
+        """Forward passes of a module count for `name`."""
+        starts: list[Any] = []
+        module.register_forward_pre_hook(lambda *_: starts.append(self.now()))
+        module.register_forward_hook(lambda *_: self.marks[name].append((starts.pop(), self.now())))
+
+    def wrap(self, name: str, owner: Any, method: str) -> None:
+        """Calls of a method count for `name`."""
+        inner: Callable[..., Any] = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return inner(*args, **kwargs)
+
+        setattr(owner, method, timed)
+
+    def milliseconds(self, steps: int) -> dict[str, float]:
+        """Means per step."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        return {
+            name: sum(a.elapsed_time(b) if self.cuda else 1000 * (b - a) for a, b in marks) / steps
+            for name, marks in self.marks.items()
+        }
+
+
+def watch_parts(clock: Clock, stage: RestorerStage) -> None:
+    """The parts of a step; forward passes unless said otherwise."""
+    core = stage.core
+    clock.watch("VRE", core.prompt.vre)
+    clock.watch("projection", core.prompt.projection)
+    clock.wrap("codec encode", core, "encode")
+    clock.watch("UNet", core.predictor)
+    clock.wrap("codec decode", core, "decode")
+    clock.wrap("losses", stage.objectives, "terms")
+    for opponent in stage.opponents:
+        clock.wrap(f"{opponent.name}: in the generator's loss", opponent, "generator_loss")
+        clock.wrap(f"{opponent.name}: its own loss", opponent, "loss")
+    clock.wrap("gradient norms, in steps that log them", stage.balance, "measure")
+    clock.wrap("optimisers, average", stage, "_update")
+    _split_backward(clock, stage)
+
+
+def _split_backward(clock: Clock, stage: RestorerStage) -> None:
+    """The first backward pass of a micro-batch is the generator's, the others are the discriminators'."""
+    inner, turn = stage.accelerator.backward, [0]
+
+    def timed(loss: Any, **kwargs: Any) -> None:
+        name = "backward: generator" if turn[0] == 0 else "backward: discriminators"
+        turn[0] = (turn[0] + 1) % (1 + len(stage.opponents))
+        with clock.part(name):
+            inner(loss, **kwargs)
+
+    stage.accelerator.backward = timed
+
+
+def measure(recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
+    """Run stage 2 and report: milliseconds per step and part, peak memory, parameters.
+
+    Every discriminator takes part from the first step; crops as the recipe says.
+    """
+    recipe = _from_the_start(recipe)
+    accelerator = make_accelerator(recipe.run)
+    device = accelerator.device
+    seed_all(recipe.run.seed)
+    networks = RandomNetworks(recipe.restorer, device)
+    stage = RestorerStage(recipe, accelerator, random_initial(recipe, device), networks)
+    count, side = recipe.restorer.batch_size // accelerator.num_processes, recipe.data.size
+    faces = torch.rand(count, 3, side, side, device=device)
+    batch = Batch(faces, faces * 0.9, torch.arange(count), torch.zeros(count, dtype=torch.bool))
+    for step in range(warmup):
+        stage.step(batch, step)
+    clock = Clock(device)
+    watch_parts(clock, stage)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    for step in range(warmup, warmup + steps):
+        with clock.part("whole step"):
+            stage.step(batch, step)
+    parts = clock.milliseconds(steps)
+    cuda = torch.cuda if device.type == "cuda" else None
+    return {
+        "device": cuda.get_device_name(device) if cuda else "cpu",
+        "torch": torch.__version__, "precision": recipe.run.precision,
+        "images": count, "size": side, "accumulate": recipe.restorer.accumulate, "steps": steps,
+        "trained parameters": sum(p.numel() for p in stage.ema.parameters.values()),
+        "milliseconds": parts, "images per second": 1000 * count / parts["whole step"],
+        "peak memory [GB]": cuda.max_memory_allocated(device) / 1e9 if cuda else _resident(),
+        "reserved memory [GB]": cuda.max_memory_reserved(device) / 1e9 if cuda else None,
+    }  # fmt: skip
+
+
+def _resident() -> float | None:
+    """Largest resident memory of this process so far [GB]; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _from_the_start(recipe: Recipe) -> Recipe:
+    gan = recipe.restorer.gan
+    tables = {name: replace(getattr(gan, name), start=0) for name in ("diffusion", "feature", "patch")}
+    run = replace(recipe.run, validate_every=0, stop_metric="", stop_patience=0)
+    return replace(recipe, run=run, restorer=replace(recipe.restorer, gan=replace(gan, **tables)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the report; returns the exit code."""
+    about = "time and memory of stage 2 on this machine, on random weights and random faces"
+    parser = argparse.ArgumentParser(prog="python -m osdface_trainer.restorer.benchmark", description=about)
+    parser.add_argument("recipe", help="TOML file, or paper | finetune | mini | smoke")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=10, help="measured steps")
+    parser.add_argument("--warmup", type=int, default=4, help="steps before")
+    parser.add_argument("--json", type=Path, help="write the report to this file too")
+    options = parser.parse_args(argv)
+    try:
+        report = measure(load_recipe(options.recipe, options.overrides), options.steps, options.warmup)
+    except OSDFaceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The generator of stage 2: degraded face → prompt → one noise prediction → restored face (paper Fig. 3)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from osdface_core.config import OSDFaceConfig
+from osdface_core.errors import ConfigError
+from osdface_core.models.backbone import Backbone, Posterior
+from osdface_core.models.vre import VRE, Projection
+from osdface_core.one_step import alpha_bar, predict_x0
+
+from ..recipe.config import Recipe
+from ..recipe.restorer import RestorerTraining
+
+CELL = 8  # [px] that one latent cell covers
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Square parts of the face, one batch after the other [latent cells].
+
+    Attributes:
+        corners: top and left of each.
+    """
+
+    corners: tuple[tuple[int, int], ...]
+    side: int
+
+    def of_latent(self, latent: Tensor) -> Tensor:
+        """(B, C, h, w) → (N·B, C, side, side)."""
+        return self._cut(latent, 1)
+
+    def of_image(self, image: Tensor) -> Tensor:
+        """(B, C, 8h, 8w) → (N·B, C, 8·side, 8·side), the pixels of the same places."""
+        return self._cut(image, CELL)
+
+    def _cut(self, x: Tensor, cell: int) -> Tensor:
+        side = self.side * cell
+        starts = [(top * cell, left * cell) for top, left in self.corners]
+        return torch.cat([x[..., top : top + side, left : left + side] for top, left in starts])
+
+
+class Restored(NamedTuple):
+    """What one forward pass gives.
+
+    Attributes:
+        image: (B, 3, H, W) float32, signed, not clamped; of the windows when there are some.
+        latent: (B, 4, H/8, W/8) float32, the whole restored latent (Eq. 2).
+        prompt: (B, 77, D).
+    """
+
+    image: Tensor
+    latent: Tensor
+    prompt: Tensor
+
+
+class VisualPrompt(nn.Module):
+    """Frozen VRE and trained projection (paper §3.2); a projection of free vectors needs no VRE."""
+
+    def __init__(self, vre: VRE, projection: Projection) -> None:
+        super().__init__()
+        self.vre = vre.requires_grad_(False).eval()
+        self.projection = projection
+
+    def train(self, mode: bool = True) -> "VisualPrompt":
+        """The VRE stays in eval mode."""
+        super().train(mode)
+        self.vre.eval()
+        return self
+
+    def forward(self, signed: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, 77, D)."""
+        if self.projection.learned:
+            return self.projection(signed)
+        with torch.no_grad():
+            codes = self.vre(signed)
+        return self.projection(codes)
+
+
+class Generator(nn.Module):
+    """Prompt, noise predictor and codec as one module; which of its parameters learn was decided before.
+
+    Args:
+        config: T_L and the noise schedule.
+        prompt: signed faces → (B, 77, D).
+        backbone: its codec's encoder runs without gradient.
+        posterior: how the low-quality face is encoded.
+    """
+
+    def __init__(
+        self, config: OSDFaceConfig, prompt: VisualPrompt, backbone: Backbone, posterior: Posterior = "mode"
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.prompt = prompt
+        self.codec: Any = backbone.codec
+        self.predictor: Any = backbone.predictor
+        self.posterior: Posterior = posterior
+        self.alpha_bar = alpha_bar(config)
+        self.learns_latent = bool(trained(self.prompt) or trained(self.predictor))
+        self.decode: Callable[[Tensor, Tensor | None], Tensor] = self.codec.decode
+
+    def encode(self, signed: Tensor, posterior: Posterior = "mode") -> Tensor:
+        """(B, 3, H, W) → scaled latents, without gradient."""
+        with torch.no_grad():
+            return self.codec.encode(signed, posterior)
+
+    def forward(self, lq: Tensor, windows: Windows | None = None) -> Restored:
+        """Restore faces in one step.
+
+        Args:
+            lq: (B, 3, H, W) signed.
+            windows: decode these parts only.
+        """
+        learning = torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning and self.learns_latent):
+            prompt = self.prompt(lq)
+            latent = self.encode(lq, self.posterior)
+            eps = self.predictor(latent, self.config.timestep, prompt)
+            x0 = predict_x0(latent, eps, self.alpha_bar)
+        if learning and not self.learns_latent:
+            x0.requires_grad_()  # the losses' pulls are weighed there (adaptive_weight.py)
+        part, guide = (x0, lq) if windows is None else (windows.of_latent(x0), windows.of_image(lq))
+        return Restored(self.decode(part, guide).float(), x0, prompt)
+
+
+def place(generator: Generator, recipe: Recipe, device: torch.device) -> Generator:
+    """Move to the device; memory format, recomputation and compilation as the recipe says.
+
+    Raises:
+        ConfigError: recomputation is asked of a decoder that has none.
+    """
+    run, cfg = recipe.run, recipe.restorer
+    generator = generator.to(device)
+    if run.channels_last:
+        generator.predictor.to(memory_format=torch.channels_last)
+        generator.codec.to(memory_format=torch.channels_last)
+    if cfg.checkpoint_unet:
+        generator.predictor.unet.enable_gradient_checkpointing()
+    if cfg.checkpoint_decoder:
+        if not hasattr(generator.codec, "vae"):
+            raise ConfigError("restorer.checkpoint_decoder: a tiny decoder has no such mode; set it to false")
+        generator.codec.vae.enable_gradient_checkpointing()
+    if run.compile:
+        generator.predictor.unet.compile(dynamic=False)
+        generator.decode = torch.compile(generator.decode, dynamic=False)
+    return generator
+
+
+def adamw(generator: nn.Module, cfg: RestorerTraining) -> AdamW:
+    """The generator's optimiser: one group for each factor on the learning rate."""
+    scales = {"predictor": 1.0, "codec": cfg.codec_lr, "prompt": cfg.projection_lr}
+    groups: dict[str, list[nn.Parameter]] = {part: [] for part in scales}
+    for name, parameter in trained(generator).items():
+        groups[name.split(".", 1)[0]].append(parameter)
+    fused = next(generator.parameters()).device.type == "cuda"
+    return AdamW(
+        [{"params": group, "lr_scale": scales[part]} for part, group in groups.items() if group],
+        lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=fused or None,
+    )  # fmt: skip
+
+
+def unet_blocks(unet: Any) -> list[nn.Module]:
+    """What FSDP gathers one after the other: nearly all of a UNet's weights."""
+    return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -1,0 +1,209 @@
+"""What stage 2 starts from: a base model, released files, one of our checkpoints, or TAESD weights."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from osdface_core.checkpoint import Checkpoint, load_strict
+from osdface_core.config import OSDFaceConfig, VREConfig
+from osdface_core.errors import ConfigError
+from osdface_core.loading import read_model
+from osdface_core.models.backbone import Backbone, UNetPredictor, build_full
+from osdface_core.models.lora import attach_lora, parse_lora
+from osdface_core.models.sd21 import load_base
+from osdface_core.models.tiny_codec import TAESD_SOURCE, load_taesd
+from osdface_core.models.vre import VRE, Projection
+
+from ..losses.diffusion_discriminator import trunk
+from ..recipe.config import Recipe
+from ..recipe.restorer import RestorerTraining
+from .generator import Generator, VisualPrompt
+
+UNUSED_VRE = VREConfig(
+    base_channels=32, channel_multipliers=(1,) * 6, res_blocks=1, z_channels=32, codebook_size=77
+)
+SETTLING = 10  # divisions: SiLU bends the scale, so one is not enough
+
+
+class Initial(NamedTuple):
+    """Generator on the CPU with `requires_grad` set; network of the diffusion discriminator; their origin."""
+
+    generator: Generator
+    trunk: nn.Module | None
+    parent: str
+
+
+def build_initial(recipe: Recipe) -> Initial:
+    """Read everything and put it together.
+
+    Raises:
+        ConfigError: the recipe names no base, or parts that do not fit each other.
+        CheckpointError: a file is missing or of another model.
+    """
+    cfg = recipe.restorer
+    start = read_model(cfg.init) if cfg.init else None
+    if start is not None and start.config.arch != cfg.mode and not start.missing_parts:
+        raise ConfigError(f"restorer.init holds a {start.config.arch} model, restorer.mode is {cfg.mode}")
+    if cfg.train == "codec" and (start is None or start.missing_parts):
+        raise ConfigError("restorer.train codec: all else stays, so restorer.init must be a whole model")
+    vre = _vre(recipe, start)
+    config = model_config(cfg, start, vre.cfg)
+    if cfg.mode == "full":
+        return assemble(cfg, config, vre, start, _full_backbone(cfg, config, start))
+    if not cfg.base:
+        raise ConfigError(
+            "restorer.base is empty: give a Stable Diffusion 2.1-base, "
+            "a diffusers folder or a single-file .safetensors"
+        )
+    backbone = load_base(cfg.base)
+    if recipe.run.precision == "bf16":
+        halve(backbone)
+    return assemble(cfg, config, vre, start, backbone)
+
+
+def halve(backbone: Backbone) -> None:
+    """Frozen networks in bfloat16: half the memory; autocast runs them in it anyway."""
+    cast(nn.Module, backbone.codec).bfloat16()
+    cast(nn.Module, backbone.predictor).bfloat16()
+
+
+def assemble(
+    cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Checkpoint | None, backbone: Backbone
+) -> Initial:
+    """Prompt, adapters and gradients around a backbone."""
+    unet = cast(UNetPredictor, backbone.predictor).unet
+    judge = None
+    if cfg.gan.diffusion.weight > 0:
+        judge = trunk(unet, share=cfg.gan.diffusion.train == "lora")
+        if cfg.gan.diffusion.train == "all":
+            judge.float().requires_grad_(True)
+    choose_trained(cfg, config, backbone, start)
+    prompt = _prompt(cfg, config, vre, start)
+    generator = Generator(config, prompt, backbone, cfg.posterior)
+    return Initial(generator, judge, _parent(cfg))
+
+
+def _parent(cfg: RestorerTraining) -> str:
+    return Path(cfg.init).name if cfg.init else Path(cfg.base).name
+
+
+def model_config(cfg: RestorerTraining, start: Checkpoint | None, vre: VREConfig) -> OSDFaceConfig:
+    """The config of what will be exported."""
+    complete = start is not None and not start.missing_parts
+    projection = start.config.projection if start is not None and complete else cfg.projection
+    if cfg.prompt != "vre":
+        projection = replace(projection, learned=vre.tokens)
+    common: dict[str, Any] = {
+        "name": cfg.name, "vre": vre, "timestep": cfg.timestep, "projection": projection,
+    }  # fmt: skip
+    if start is not None and complete:
+        return replace(start.config, **common)
+    if cfg.mode == "full":
+        return OSDFaceConfig(arch="full", unet=cfg.unet, codec=cfg.codec, lora=None, base="", **common)
+    return OSDFaceConfig(arch="lora", lora=cfg.lora, **common)
+
+
+def _vre(recipe: Recipe, start: Checkpoint | None) -> VRE:
+    """The frozen VRE: `restorer.vre`, else `init`'s, else this run's stage 1."""
+    cfg = recipe.restorer
+    own = Path(recipe.run.dir).expanduser() / "vre" / "export.safetensors"
+    if cfg.vre:
+        source = read_model(cfg.vre)
+    elif start is not None and start.part("vre"):
+        source = start
+    elif own.is_file():
+        source = read_model(own)
+    elif cfg.prompt == "vre":
+        raise ConfigError(
+            f"no VRE: {own} does not exist. "
+            "Run `osdface train vre` with this recipe first, or set restorer.vre"
+        )
+    else:  # the format has a VRE even where the prompt does not come from it
+        return VRE(UNUSED_VRE).requires_grad_(False).eval()
+    vre = VRE(source.config.vre)
+    load_strict(vre, source.part("vre"), f"{cfg.vre or cfg.init or own}: vre")
+    return vre.requires_grad_(False).eval()
+
+
+def _full_backbone(cfg: RestorerTraining, config: OSDFaceConfig, start: Checkpoint | None) -> Backbone:
+    """Own UNet and tiny codec: from `init`, else TAESD and random weights."""
+    backbone = build_full(config)
+    unet = cast(UNetPredictor, backbone.predictor).unet
+    if start is not None and not start.missing_parts:
+        load_strict(unet, start.part("unet"), f"{cfg.init}: unet")
+        load_strict(backbone.codec, start.part("codec"), f"{cfg.init}: codec")
+    elif cfg.codec_init == "random":
+        pass
+    elif cfg.codec_init:
+        load_taesd(backbone.codec, cfg.codec_init)
+    else:
+        raise ConfigError(
+            f"restorer.codec_init is empty: give the folder of taesd_encoder.safetensors and "
+            f"taesd_decoder.safetensors from {TAESD_SOURCE}"
+        )
+    return backbone
+
+
+def choose_trained(
+    cfg: RestorerTraining, config: OSDFaceConfig, backbone: Backbone, start: Checkpoint | None = None
+) -> None:
+    """Set `requires_grad`: LoRA layers (lora), or the decoder, its fidelity branch and the UNet (full)."""
+    codec, unet = cast(Any, backbone.codec), cast(UNetPredictor, backbone.predictor).unet
+    codec.requires_grad_(False)
+    unet.requires_grad_(False)
+    if cfg.mode == "full":
+        unet.requires_grad_(cfg.train == "all")
+        codec.decoder.requires_grad_(True)
+        if codec.guide is not None:
+            codec.guide.requires_grad_(True)
+        return
+    assert config.lora is not None
+    if start is not None and not start.missing_parts:
+        attach_lora(unet, parse_lora(start.part("lora")), config.lora.alpha)
+    else:
+        _fresh_lora(unet, config)
+    for name, parameter in unet.named_parameters():
+        learns = ".lora_" in name
+        parameter.requires_grad_(learns)
+        if learns:
+            parameter.data = parameter.data.float()
+
+
+def _fresh_lora(unet: nn.Module, config: OSDFaceConfig) -> None:
+    """New adapters whose product is zero."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    assert config.lora is not None
+    rank, alpha = config.lora.rank, config.lora.alpha
+    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(config.lora.targets))  # type: ignore[arg-type]
+    inject_adapter_in_model(lora, unet)
+
+
+def _prompt(cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Checkpoint | None) -> VisualPrompt:
+    """VRE and projection; free vectors for `learned`, zeros that stay for `none`."""
+    learns = cfg.prompt != "none" and cfg.train == "all"
+    projection = Projection(config.vre.z_channels, config.projection).requires_grad_(learns)
+    if cfg.prompt == "none":
+        nn.init.zeros_(projection.vectors)
+    elif cfg.prompt == "vre":
+        start_at_text_scale(projection, vre)
+    if start is not None and not start.missing_parts and start.config.projection == config.projection:
+        load_strict(projection, start.part("projection"), f"{cfg.init}: projection")
+    return VisualPrompt(vre, projection)
+
+
+@torch.no_grad()
+def start_at_text_scale(projection: Projection, vre: VRE) -> None:
+    """Scale the last layer until the prompts of the whole dictionary have a root mean square of 1.
+
+    That is about the size of a text encoder's output, which is what cross-attention expects. PyTorch's own
+    start gives a tenth of it: a UNet that began there never listened to its prompt (docs/mini.md).
+    """
+    codes = vre.quantize.embedding.weight[None]
+    for _ in range(SETTLING):
+        size = projection(codes).square().mean().sqrt()
+        for parameter in projection.conv2.parameters():
+            parameter /= size

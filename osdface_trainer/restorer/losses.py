@@ -1,0 +1,132 @@
+"""The generator's losses apart from the adversarial ones, and the networks they need (paper Eq. 12-14)."""
+
+import torch
+from torch import Tensor
+
+from osdface_core.models.identity import IdentityNet, load_identity
+
+from ..losses import reconstruction
+from ..losses.edge_dists import EdgeAwareDists
+from ..losses.features import Weights
+from ..losses.identity import IdentityLoss
+from ..losses.perceptual import PerceptualLoss
+from ..recipe.restorer import RestorerTraining
+from .generator import Restored, Windows
+
+
+class Networks:
+    """Frozen networks that judge pictures; each is loaded on first use and once.
+
+    Raises (on use):
+        CheckpointError: one line with the missing file and its source.
+    """
+
+    def __init__(self, cfg: RestorerTraining, device: torch.device) -> None:
+        self._cfg, self._device = cfg, device
+        self._perceptual: PerceptualLoss | None = None
+        self._identity: IdentityNet | None = None
+
+    def perceptual(self) -> PerceptualLoss:
+        """The network of `[restorer.perceptual]`."""
+        if self._perceptual is None:
+            term = self._cfg.perceptual
+            weights = self.features(term.net, term.file)
+            self._perceptual = PerceptualLoss(term.net, weights, term.distance).to(self._device)
+        return self._perceptual
+
+    def identity(self) -> IdentityNet:
+        """The network of `[restorer.identity]`."""
+        if self._identity is None:
+            self._identity = self.load_identity().to(self._device)
+        return self._identity
+
+    def edge_dists(self) -> EdgeAwareDists:
+        """A network for `[restorer.ea_dists]`."""
+        term = self._cfg.ea_dists
+        return EdgeAwareDists(term.net, self.features(term.net, term.file)).to(self._device)
+
+    def features(self, net: str, file: str) -> Weights:
+        """Where a backbone's weights come from; an empty file means torch's download cache."""
+        del net
+        return file or None
+
+    def load_identity(self) -> IdentityNet:
+        """Read the identity network."""
+        return load_identity(self._cfg.identity.file or None)
+
+
+class Objectives:
+    """All terms with a weight above 0.
+
+    Args:
+        cfg: the weights.
+        networks: see there.
+    """
+
+    def __init__(self, cfg: RestorerTraining, networks: Networks) -> None:
+        self.cfg = cfg
+        self.weights = {name: weight for name, weight in _weights(cfg).items() if weight > 0}
+        self._perceptual = networks.perceptual() if "perceptual" in self.weights else None
+        self._ea_dists = networks.edge_dists() if "ea_dists" in self.weights else None
+        self._identity = IdentityLoss(networks.identity()) if "identity" in self.weights else None
+
+    @property
+    def needs_latent(self) -> bool:
+        """Whether the clean latent is asked for."""
+        return "latent_mse" in self.weights or "latent_l1" in self.weights
+
+    def terms(
+        self, restored: Restored, hq: Tensor, clean: Tensor | None, windows: Windows | None = None
+    ) -> dict[str, Tensor]:
+        """The unweighted terms, 0-d float32 with gradient.
+
+        Args:
+            hq: (B, 3, H, W) signed, the whole face.
+            clean: (B, 4, H/8, W/8), its latent; needed when `needs_latent`.
+            windows: the parts that `restored.image` shows; without them identity counts too.
+        """
+        target = hq if windows is None else windows.of_image(hq)
+        image, has = restored.image, self.weights.__contains__
+        terms: dict[str, Tensor] = {}
+        if has("mse"):
+            terms["mse"] = reconstruction.mse(image, target)
+        if has("l1"):
+            terms["l1"] = self._l1(image, target)
+        if has("latent_mse") and clean is not None:
+            terms["latent_mse"] = reconstruction.mse(restored.latent, clean)
+        if has("latent_l1") and clean is not None:
+            terms["latent_l1"] = reconstruction.l1(restored.latent, clean)
+        if self._perceptual is not None:
+            terms["perceptual"] = self._perceptual(image, target)
+        if self._ea_dists is not None:
+            terms["ea_dists"] = self._ea_dists(image, target)
+        if has("color"):
+            terms["color"] = reconstruction.low_frequency_loss(image, target, self.cfg.color.sigma)
+        if self._identity is not None and windows is None:
+            terms["identity"] = self._identity(image, target)
+        return terms
+
+    def _l1(self, image: Tensor, target: Tensor) -> Tensor:
+        eps = self.cfg.pixel.eps
+        return reconstruction.charbonnier(image, target, eps) if eps > 0 else reconstruction.l1(image, target)
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Weighted sum, 0-d."""
+        return torch.stack(list(self.weighted(terms).values())).sum()
+
+    def weighted(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each term times its weight."""
+        return {name: self.weights[name] * value for name, value in terms.items()}
+
+
+def _weights(cfg: RestorerTraining) -> dict[str, float]:
+    return {
+        "mse": cfg.pixel.mse,
+        "l1": cfg.pixel.l1,
+        "latent_mse": cfg.latent.mse,
+        "latent_l1": cfg.latent.l1,
+        "perceptual": cfg.perceptual.weight,
+        "ea_dists": cfg.ea_dists.weight,
+        "identity": cfg.identity.weight,
+        "color": cfg.color.weight,
+    }

@@ -1,0 +1,161 @@
+"""What the training loop needs from a stage, and what a stage gets from the loop.
+
+`loop.py` owns the clock: data order, seeds, checkpoints, logging, samples, NaN stops. A stage
+(`vre/stage.py`, `restorer/stage.py`) owns the mathematics of one optimiser step. Neither knows the
+other's inside.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from osdface_core.config import OSDFaceConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pixel-aligned pairs on the training device, for one optimiser step of this process.
+
+    Attributes:
+        hq: (B, 3, S, S) float32, `unit`, the clean face (already flipped).
+        lq: (B, 3, S, S) float32, `unit`, the degraded one.
+        index: (B,) int64 on the CPU, positions in the training faces: keys of caches, and with `flip` they
+            name the pixels. Faces of the hold-out have negative ones, -1 - position.
+        flip: (B,) bool on the CPU, True where the pair is mirrored.
+    """
+
+    hq: Tensor
+    lq: Tensor
+    index: Tensor
+    flip: Tensor
+
+    def __len__(self) -> int:
+        return self.hq.shape[0]
+
+    def split(self, parts: int) -> Iterator["Batch"]:
+        """`parts` micro-batches of equal size, in order (gradient accumulation)."""
+        fields = (self.hq, self.lq, self.index, self.flip)
+        for pieces in zip(*(tensor.chunk(parts) for tensor in fields), strict=True):
+            yield Batch(*pieces)
+
+
+class Stage(Protocol):
+    """One trainable stage. Built by `build(recipe, accelerator)` of its module, already on the device.
+
+    Attributes:
+        name: sub-folder of the run, `vre` or `restorer`.
+        total_steps: optimiser steps from the first to the last phase.
+        modules: everything whose weights or buffers change while training; the loop stores them in the
+            checkpoint under these names, but for frozen parameters: those come from their own files, and
+            one that changes without gradient belongs into `state_dict`. The stage has passed them through
+            `accelerator.prepare`.
+        optimizers: by name; the loop stores their states. Learning rates are set by the stage from the
+            step number alone (see schedule.py), so nothing else has to resume.
+    """
+
+    name: str
+    total_steps: int
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, Optimizer]
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """One optimiser step (all micro-batches, all optimisers).
+
+        The random generators were seeded from (seed, step, process) just before, so a stage may use the
+        global generator freely and still resumes exactly. `step` counts from 0.
+
+        Returns:
+            Detached 0-d tensors on the device, the same keys through a phase: no `.item()` here, the
+            loop reads them at log intervals. A value that is not finite stops the run.
+        """
+        ...
+
+    def sample(self, batch: Batch) -> Tensor:
+        """(B, 3, S, n·S) float, `unit`: a strip per pair, LQ | restored | HQ or what the stage shows."""
+        ...
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Hold-out scores, means over the batch, 0-d on the device; {} when the stage has none."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resumes beyond modules and optimisers: nested dicts of tensors, numbers, strings."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        ...
+
+    def export(self) -> tuple[OSDFaceConfig, dict[str, Tensor], dict[str, Any]]:
+        """Config, tensors and provenance for `osdface_core.checkpoint.save_checkpoint`.
+
+        The loop adds step, seed, recipe and data hash to the provenance.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of `--dry-run`: a network, how much of it is trained and what it costs.
+
+    Attributes:
+        trained, frozen: parameter counts.
+        weights, gradients, optimizer, activations: bytes on the training device.
+        note: where the number comes from, e.g. "saved tensors of one micro-batch on the meta device".
+    """
+
+    name: str
+    trained: int
+    frozen: int
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    note: str = ""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all four columns."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `--dry-run` prints for a stage, from `plan(recipe) -> Plan` of its module: no disk, no device."""
+
+    stage: str
+    steps: dict[str, int]
+    parts: tuple[Part, ...]
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """`module` in eval mode with every gradient off."""
+    return module.eval().requires_grad_(False)
+
+
+def to_signed(unit: Tensor) -> Tensor:
+    """`unit` to `signed`."""
+    return unit * 2 - 1
+
+
+def to_unit(signed: Tensor) -> Tensor:
+    """`signed` to `unit`, clamped: for pictures, not for losses."""
+    return (signed.detach().float() / 2 + 0.5).clamp(0, 1)
+
+
+def position(phases: Mapping[str, int], step: int) -> tuple[str, int, int]:
+    """Phase of an optimiser step, the step within it, and the phase's length; past the end the last step.
+
+    Args:
+        phases: steps by phase, in order; a phase may have none.
+    """
+    start, found = 0, (next(iter(phases)), 0, 0)
+    for phase, steps in phases.items():
+        if step < start + steps:
+            return phase, step - start, steps
+        found = (phase, steps - 1, steps) if steps else found
+        start += steps
+    return found

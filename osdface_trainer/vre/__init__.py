@@ -1,0 +1,1 @@
+"""Stage 1: the visual representation embedder (paper §3.2)."""

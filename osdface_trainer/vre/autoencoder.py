@@ -1,0 +1,173 @@
+"""One autoencoder of stage 1 with its dictionary, discriminator and two optimisers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from osdface_core.models.vre import VQAutoencoder
+
+from .. import distributed
+from ..distributed import all_rows, all_sum
+from ..losses.adversarial import discriminator_loss, generator_loss
+from ..losses.discriminators import PatchDiscriminator
+from ..optim import set_lr
+from ..recipe.config import RunConfig
+from ..recipe.vre import VRETraining
+from .codebook import Dictionary, vq_loss
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What one pass through an autoencoder gives.
+
+    Attributes:
+        image: (B, 3, R, R), about `signed`.
+        features: (B, D, h, w) before quantisation, float32.
+        codes: (B, D, h, w) nearest codes, gradient to the dictionary.
+        indices: (B, h·w).
+    """
+
+    image: Tensor
+    features: Tensor
+    codes: Tensor
+    indices: Tensor
+
+
+class Autoencoding(nn.Module):
+    """A `VQAutoencoder` whose forward pass is the training one, so that DDP and FSDP see it."""
+
+    def __init__(self, net: VQAutoencoder) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, signed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Fields of `Reconstruction`. Encoder and decoder follow autocast; code distances stay float32."""
+        features = self.net.features(signed)
+        with torch.autocast(signed.device.type, enabled=False):
+            features = features.float()
+            quantised = self.net.quantize(features)
+        image = self.net.decoder(self.net.post_quant_conv(quantised.codes))
+        return image, features, quantised.raw_codes, quantised.indices
+
+
+class Branch:
+    """Autoencoder, dictionary, discriminator, and an Adam for each of the two networks."""
+
+    def __init__(self, cfg: VRETraining, run: RunConfig, accelerator: Accelerator) -> None:
+        self.cfg, self.accelerator = cfg, accelerator
+        net = Autoencoding(VQAutoencoder(cfg.model))
+        disc = PatchDiscriminator(cfg.gan.channels, cfg.gan.layers, cfg.gan.norm, cfg.gan.spectral)
+        if run.channels_last:
+            net, disc = net.to(memory_format=torch.channels_last), disc.to(memory_format=torch.channels_last)
+        net, disc = net.to(accelerator.device), disc.to(accelerator.device)
+        if cfg.codebook.update == "ema":
+            net.net.quantize.requires_grad_(False)
+        if run.compile:
+            compile_parts(net.net)
+            disc.compile(dynamic=False)
+        self.core = net.net
+        self.net, self.optimizer = distributed.prepare(accelerator, net, self._adam, keep=True)
+        self.disc, self.disc_optimizer = distributed.prepare(accelerator, disc, self._adam)
+        self.dictionary = Dictionary(
+            self.core.quantize.embedding.weight, cfg.codebook,
+            reduce=lambda x: all_sum(accelerator, x), gather=lambda x: all_rows(accelerator, x),
+        )  # fmt: skip
+        self.norms: dict[str, Tensor] = {}
+
+    def _adam(self, module: nn.Module) -> Optimizer:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        fused = self.accelerator.device.type == "cuda"
+        return Adam(trained, lr=self.cfg.lr, betas=self.cfg.betas, fused=fused or None)
+
+    def reconstruct(self, signed: Tensor) -> Reconstruction:
+        """(B, 3, R, R) through encoder, dictionary and decoder."""
+        return Reconstruction(*self.net(signed))
+
+    def vq_loss(self, result: Reconstruction) -> Tensor:
+        """The pull between features and codes."""
+        return vq_loss(result.features, result.codes, self.cfg.codebook)
+
+    def adversarial_loss(self, result: Reconstruction, target: Tensor) -> Tensor:
+        """What the autoencoder minimises against its discriminator, whose weights get no gradient here."""
+        with self._judge() as judge:
+            real = judge(target) if self.cfg.gan.loss == "relativistic" else None
+            return generator_loss(self.cfg.gan.loss, judge(result.image), real)
+
+    @contextmanager
+    def _judge(self) -> Iterator[nn.Module]:
+        """The discriminator with its gradients off; under DDP unwrapped, because DDP waits for them."""
+        parameters = list(self.disc.parameters())
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield self.accelerator.unwrap_model(self.disc)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    def discriminator_loss(self, image: Tensor, target: Tensor) -> Tensor:
+        """What the discriminator minimises; no gradient reaches the images.
+
+        Two passes: its batch normalisation sees real and reconstructed images apart, as in the lineage.
+        """
+        return discriminator_loss(self.cfg.gan.loss, self.disc(target), self.disc(image.detach()))
+
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the decoder's last convolution: where the adaptive weight compares gradients.
+
+        Between forward and backward pass this is the one that the graph knows, also when FSDP shards it.
+        """
+        return self.core.decoder.conv_out.weight
+
+    def update(self, optimizer: Optimizer, module: nn.Module, factor: float) -> Tensor | None:
+        """Clip, step, and clear one network; returns the gradient norm when clipping is on."""
+        norm = None
+        if self.cfg.clip > 0:
+            norm = distributed.clip(module.parameters(), self.cfg.clip)
+        set_lr(optimizer, self.cfg.lr, factor)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def start_from(self, other: "Branch") -> None:
+        """Copy weights, buffers and dictionary statistics of another branch; optimisers stay fresh."""
+        self.settle()
+        other.settle()
+        for mine, theirs in ((self.net, other.net), (self.disc, other.disc)):
+            for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+                a.copy_(b)
+            for a, b in zip(mine.buffers(), theirs.buffers(), strict=True):
+                a.copy_(b)
+        self.dictionary.load_state_dict(other.dictionary.state_dict())
+
+    def settle(self) -> None:
+        """After passes without gradients, before weights are written."""
+        distributed.settle(self.net)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"dictionary": self.dictionary.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.dictionary.load_state_dict(state["dictionary"])
+
+
+def compile_parts(net: VQAutoencoder) -> None:
+    """Compile everything but the last layer: a gradient there must not run through the whole network."""
+    net.encoder.compile(dynamic=False)
+    net.decoder.mid.compile(dynamic=False)
+    for level in net.decoder.up:
+        level.compile(dynamic=False)
+
+
+def pixel_loss(image: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference, float32 (paper Eq. 7)."""
+    return F.l1_loss(image.float(), target.float())

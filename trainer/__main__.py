@@ -1,8 +1,0 @@
-"""`python -m trainer`, also the target of `accelerate launch -m trainer`."""
-
-import sys
-
-from .cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())
