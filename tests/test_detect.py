@@ -14,11 +14,7 @@ from osdface_core.faces import detect
 from osdface_core.faces import mtcnn as mtcnn_module
 from osdface_core.faces.detect import load_detector
 from osdface_core.faces.mtcnn import Mtcnn, cut_patches, patch_levels, square
-<<<<<<< HEAD
-=======
-from osdface_core.faces.mtcnn_nets import load_stage, proposal_net
 from osdface_core.faces.nms import drop_shadowed, merge_rows
->>>>>>> c81e2ee (Layout by the field's terms: models/, cli/ and benchmarks/; the trainer is osdface_trainer, in packages)
 from osdface_core.faces.views import spans, tiles, whole
 
 EYES = ((200.5, 98.5), (245.0, 101.5))
