@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .photo import PhotoResult
     from .pipeline import OSDFacePipeline
 
-__version__ = "0.1.0"
+    __version__: str
 
 _HOME = {
     "CheckpointError": "errors",
@@ -54,6 +54,23 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def _version() -> str:
+    """Read the version where it is written, in pyproject.toml.
+
+    A clone that ComfyUI loads is not installed, and another release may be: its own file comes first.
+    """
+    import re
+    from importlib import metadata
+    from pathlib import Path
+
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    text = project.read_text(encoding="utf-8") if project.is_file() else ""
+    found = re.search(r'^name = "osdface"\nversion = "([^"]+)"', text, re.MULTILINE)
+    return found[1] if found else metadata.version("osdface")

@@ -22,6 +22,16 @@ def test_typology_angle(colour: tuple[float, float, float]) -> None:
     )
 
 
+def test_cielab_values() -> None:
+    """White, black and the sRGB primaries as published (D65), and a colour on the curve's linear part."""
+    expected = {
+        (1, 1, 1): (100.0, 0.0), (0, 0, 0): (0.0, 0.0), (1, 0, 0): (53.24, 67.20), (0, 1, 0): (87.73, 83.18),
+        (0, 0, 1): (32.30, -107.86), (0.02, 0.02, 0.03): (1.449, -0.965),
+    }  # fmt: skip
+    for colour, values in expected.items():
+        assert labels.lightness_and_yellow(np.array(colour, float)) == pytest.approx(values, abs=0.02)
+
+
 def test_turn_does_not_depend_on_tilt_or_size() -> None:
     points = np.array([[0.0, 0], [10, 0], [7, 8], [2, 14], [8, 14]])
     assert labels.turn(points) == pytest.approx(0.2)

@@ -42,7 +42,7 @@ def test_everything_in_the_tree_is_on_the_disk() -> None:
 def test_everything_on_the_disk_is_in_the_tree() -> None:
     paths = set(tree())
     assert listed(ROOT) - {"README.md", "LICENSE"} - paths == set()
-    core = {f"osdface_core/{name}" for name in listed(ROOT / "osdface_core") - {"__init__.py"}}
+    core = {f"osdface_core/{name}" for name in listed(ROOT / "osdface_core") - {"__init__.py", "py.typed"}}
     assert core - paths == set()
 
 
