@@ -61,7 +61,7 @@ def test_two_processes_equal_one(tiny_faces: Path, tmp_path: Path) -> None:
     for name, launcher in launchers.items():
         sets = [word for key in _sets(tiny_faces, tmp_path / name, *same) for word in ("--set", key)]
         done = subprocess.run(
-            [*launcher, "-m", "trainer", "train", "restorer", "smoke", "--quiet", *sets], cwd=ROOT, text=True,
+            [*launcher, "-m", "osdface_trainer", "train", "restorer", "smoke", "--quiet", *sets], cwd=ROOT, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

@@ -23,7 +23,7 @@ def run(faces: Path, folder: Path, launcher: list[str], *extra: str) -> str:
     places = (f"data.train={faces}", f"data.val={faces}", f"run.dir={folder}")
     sets = [word for assignment in (*places, *COMPARABLE, *extra) for word in ("--set", assignment)]
     done = subprocess.run(
-        [*launcher, "-m", "trainer", "train", "vre", "smoke", "--quiet", *sets], cwd=ROOT, text=True,
+        [*launcher, "-m", "osdface_trainer", "train", "vre", "smoke", "--quiet", *sets], cwd=ROOT, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

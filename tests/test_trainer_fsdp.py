@@ -33,8 +33,8 @@ RESTORER = (
 RUNS = """
     import os, sys
     from accelerate.state import AcceleratorState, GradientState, PartialState
-    from trainer.config import load_recipe
-    from trainer.run import train
+    from osdface_trainer.recipe.config import load_recipe
+    from osdface_trainer.loop import train
 
     def run(shards, stage, *sets):
         os.environ.update(ACCELERATE_USE_FSDP=str(shards).lower(), FSDP_VERSION="2")

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKI
 def command(faces: Path, folder: Path, extra: Sequence[str] = ()) -> list[str]:
     overrides = (f"data.train={faces}", f"run.dir={folder}", *LONGER, *extra)
     sets = [word for assignment in overrides for word in ("--set", assignment)]
-    return [sys.executable, "-m", "trainer", "train", "vre", "smoke", "--quiet", *sets]
+    return [sys.executable, "-m", "osdface_trainer", "train", "vre", "smoke", "--quiet", *sets]
 
 
 def environment() -> dict[str, str]:

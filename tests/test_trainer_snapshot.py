@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARDED = """
     import torch, torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
-    from trainer import snapshot
+    from osdface_trainer import snapshot
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))

@@ -18,7 +18,7 @@ from . import settings
 from .restorer import RestorerTraining
 from .vre import VRETraining
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 StageName = Literal["vre", "restorer"]
 
 # Keys that change neither the weights nor their order of updates: a resumed run may change them.
