@@ -21,7 +21,7 @@ from osdface_core.errors import ConfigError, ImageError
 from osdface_trainer.data.augment import Augmentation, augment, flips
 from osdface_trainer.data.dataset import Batches, FaceDataset, epoch_order
 from osdface_trainer.data.preview import preview_grid
-from osdface_trainer.data.sources import data_hash, hold_out, list_items, weigh_small
+from osdface_trainer.data.sources import data_hash, hold_out, list_faces, weigh_small
 
 
 def pixels(index: int, side: int = 32) -> np.ndarray:
@@ -90,10 +90,10 @@ def test_folder_is_listed_in_name_order_and_decoded(folder):
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.json"])
 def test_manifest_carries_identity_split_and_hash(folder, name):
     rows = write_manifest(folder, name)
-    items = list_items(folder)  # a folder with a manifest means the manifest
+    items = list_faces(folder)  # a folder with a manifest means the manifest
     assert {item.sha256 for item in items} == {row["sha256"] for row in rows}
-    assert len(list_items(folder / name, split="val")) == 3
-    assert len(list_items(folder / name, split="train")) == 8
+    assert len(list_faces(folder / name, split="val")) == 3
+    assert len(list_faces(folder / name, split="train")) == 8
     assert items[0].size == 400
     (folder / items[0].name).write_bytes((folder / items[1].name).read_bytes())
     assert FaceDataset(folder, 32)[0].shape == (3, 32, 32)
@@ -123,7 +123,7 @@ def test_remote_shards_are_fetched_once(folder, tmp_path):
     assert len(first) == len(again) == 6
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".tar"]
     with pytest.raises(ConfigError, match="cannot be fetched"):
-        list_items(f"pipe:cat {tmp_path}/none.tar", cache_dir=tmp_path / "cache")
+        list_faces(f"pipe:cat {tmp_path}/none.tar", cache_dir=tmp_path / "cache")
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".tar"]
 
 
@@ -137,7 +137,7 @@ def test_shards_come_over_http(folder, tmp_path):
         base = f"http://127.0.0.1:{server.server_address[1]}"
         far = FaceDataset(f"{base}/faces-{{000..001}}.tar", 32, cache_dir=tmp_path / "cache")
         with pytest.raises(ConfigError, match=r"none\.tar cannot be fetched \(exit \d+\)") as caught:
-            list_items(f"{base}/none.tar", cache_dir=tmp_path / "cache")
+            list_faces(f"{base}/none.tar", cache_dir=tmp_path / "cache")
         server.shutdown()
     assert "\n" not in str(caught.value)
     assert torch.equal(far.get(range(11)), FaceDataset(folder, 32).get(range(11)))
@@ -231,18 +231,18 @@ def test_batches_do_not_depend_on_cache_or_workers(folder):
 
 
 def test_small_faces_are_left_out_or_drawn_less(folder):
-    small = next(item for item in list_items(folder) if item.name.endswith("03.png"))
+    small = next(item for item in list_faces(folder) if item.name.endswith("03.png"))
     assert small.name not in [item.name for item in FaceDataset(folder, 32, min_size=20).items]
     lighter = FaceDataset(folder, 32, min_size=20, small_weight=0.5)
     assert len(lighter) == 11
     assert sorted(lighter.weights)[0] == 0.5
     with pytest.raises(ConfigError, match="smaller than min_size"):
-        weigh_small(list_items(folder), 999, 0)
+        weigh_small(list_faces(folder), 999, 0)
 
 
 def test_hold_out_keeps_people_together(folder):
     write_manifest(folder)
-    items = list_items(folder)
+    items = list_faces(folder)
     train, held = hold_out(items, 0.3, seed=4)
     assert len(train) + len(held) == 11
     assert not {item.identity for item in train} & {item.identity for item in held}
@@ -258,7 +258,7 @@ def test_hold_out_keeps_people_together(folder):
 def test_fingerprint_follows_the_content(folder):
     write_manifest(folder)
     before = FaceDataset(folder, 32).fingerprint()
-    assert before == data_hash(list_items(folder))
+    assert before == data_hash(list_faces(folder))
     assert before != FaceDataset(folder, 32, limit=10).fingerprint()
 
 
@@ -270,16 +270,16 @@ def test_bad_sources_say_what_to_do(folder, tmp_path):
     }
     for source, message in cases.items():
         with pytest.raises(ConfigError, match=message):
-            list_items(source)
+            list_faces(source)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="has no images"):
-        list_items(tmp_path / "empty")
+        list_faces(tmp_path / "empty")
     (tmp_path / "bad.csv").write_text("name,size\nx,1\n")
     with pytest.raises(ConfigError, match=r"row 1: no `file`"):
-        list_items(tmp_path / "bad.csv")
+        list_faces(tmp_path / "bad.csv")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
-        list_items(tmp_path / "bad.json")
+        list_faces(tmp_path / "bad.json")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     with pytest.raises(ImageError, match=r"broken.png: no readable image"):
         FaceDataset(folder, 32, cache="cpu")

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from osdface_core.errors import ConfigError
 from osdface_trainer.data import degrade as module
-from osdface_trainer.data.degrade import PROFILES, Degradation, Stage, degrade, draw
+from osdface_trainer.data.degrade import PROFILES, Degradation, DegradationStage, degrade, draw_params
 from osdface_trainer.data.degrade_ops import (
     AREA,
     BICUBIC,
@@ -149,7 +149,7 @@ def test_simulated_jpeg_takes_a_quality_per_sample_and_skips_zero():
 def both_ways(name: str) -> torch.Tensor:
     """Differences [1/255] between the canvas path of a GPU and the one-by-one path of the CPU, same codec."""
     hq = torch.cat([picture(112, seed=i) for i in range(6)])
-    draws = [draw(name, seed) for seed in (5, 77, 1234567890123, 3, 2, 1)]
+    draws = [draw_params(name, seed) for seed in (5, 77, 1234567890123, 3, 2, 1)]
     together = module._run(hq, draws, real=False)
     alone = torch.cat([module._run(hq[i : i + 1], draws[i : i + 1], real=False) for i in range(6)])
     return (together - alone).abs() * 255
@@ -182,7 +182,7 @@ def test_draws_stay_in_the_ranges_of_the_evaluation_profiles_and_fill_them():
         "severe": ((2, 10), (8, 16), (4, 15), (40, 75)),
     }
     for name, ranges in expected.items():
-        stages = [draw(name, seed).stages[0] for seed in range(400)]
+        stages = [draw_params(name, seed).stages[0] for seed in range(400)]
         drawn = (
             [value for stage in stages for value in stage.sigma],
             [stage.scale for stage in stages],
@@ -198,7 +198,7 @@ def test_draws_stay_in_the_ranges_of_the_evaluation_profiles_and_fill_them():
 
 
 def test_mixture_takes_its_parts_by_weight():
-    names = [draw("mini", seed).name for seed in range(2000)]
+    names = [draw_params("mini", seed).name for seed in range(2000)]
     for weight, part in PROFILES["mini"].alternatives:
         assert abs(names.count(part.name) / 2000 - weight) < 0.04
 
@@ -207,18 +207,18 @@ def test_identity_and_rounding():
     hq = picture(64)
     result = degrade(hq, "identity", [1])
     assert torch.equal(result, torch.round(hq * 255) / 255)
-    free = Degradation("free", (Stage(blur=(1, 1)),), eight_bit=False)
+    free = Degradation("free", (DegradationStage(blur=(1, 1)),), eight_bit=False)
     values = degrade(hq, free, [1]) * 255
     assert (values - values.round()).abs().max() > 0.1
 
 
 def test_noise_has_the_asked_strength():
     hq = torch.full((1, 3, 256, 256), 0.5)
-    flat = Degradation("noise", (Stage(noise=(10, 10)),), eight_bit=False)
+    flat = Degradation("noise", (DegradationStage(noise=(10, 10)),), eight_bit=False)
     assert math.isclose(float(degrade(hq, flat, [4]).std()) * 255, 10, rel_tol=0.02)
-    grey = degrade(hq, Degradation("grey", (Stage(noise=(10, 10), grey_noise=1.0),)), [4])
+    grey = degrade(hq, Degradation("grey", (DegradationStage(noise=(10, 10), grey_noise=1.0),)), [4])
     assert torch.equal(grey[:, 0], grey[:, 1])
-    shot = degrade(hq, Degradation("shot", (Stage(shot=(20, 20)),), eight_bit=False), [4])
+    shot = degrade(hq, Degradation("shot", (DegradationStage(shot=(20, 20)),), eight_bit=False), [4])
     assert math.isclose(float(shot.std()) * 255, 20 * 0.5**0.5, rel_tol=0.02)
 
 
@@ -246,9 +246,9 @@ def test_errors_name_the_cause():
     with pytest.raises(ConfigError, match="expected float"):
         degrade((hq * 255).byte(), "mild", [1])
     with pytest.raises(ConfigError, match="jpeg is"):
-        Stage(jpeg=(0, 50))
+        DegradationStage(jpeg=(0, 50))
     with pytest.raises(ConfigError, match="blur is"):
-        Stage(blur=(3, 1))
+        DegradationStage(blur=(3, 1))
 
 
 def test_options_of_a_mixture_hold_for_its_parts():
@@ -261,7 +261,7 @@ def test_options_of_a_mixture_hold_for_its_parts():
 
 def test_memory_format_does_not_matter():
     hq = torch.cat([picture(64, seed=i) for i in range(2)])
-    draws = [draw("second_order", seed) for seed in (1, 2)]
+    draws = [draw_params("second_order", seed) for seed in (1, 2)]
     plain = module._run(hq, draws, real=False)
     assert torch.equal(plain, module._run(hq.to(memory_format=torch.channels_last), draws, real=False))
 

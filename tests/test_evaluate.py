@@ -12,10 +12,10 @@ from torch import Tensor
 
 from osdface_core.errors import ConfigError, OSDFaceError
 from osdface_trainer.evaluation.cli import add_arguments, run
-from osdface_trainer.evaluation.evaluate import Options, evaluate, evaluate_degraded, face_seed
+from osdface_trainer.evaluation.evaluate import EvaluationOptions, evaluate, evaluate_degraded, face_seed
 from osdface_trainer.evaluation.pairing import list_images, pair
 
-FAST = Options(metrics=("psnr", "ssim", "hf_energy", "colour_shift"), device="cpu")
+FAST = EvaluationOptions(metrics=("psnr", "ssim", "hf_energy", "colour_shift"), device="cpu")
 
 
 def save(path: Path, seed: int, size: int = 64, noise: float = 0.0) -> None:
@@ -113,7 +113,7 @@ def test_unusable_folders_are_named(folders, tmp_path) -> None:
 
 def test_without_references_only_metrics_that_need_none_run(folders, shared) -> None:
     save(folders / "big" / "a.png", 1, size=256, noise=6)
-    options = Options(metrics=("psnr", "niqe"), weights=shared / "weights", device="cpu")
+    options = EvaluationOptions(metrics=("psnr", "niqe"), weights=shared / "weights", device="cpu")
     report = evaluate(folders / "big", None, options=options)
     assert set(report.rows[0].restored) == {"niqe"}
 
@@ -136,12 +136,16 @@ def soften(images: Tensor) -> Tensor:
 
 def test_degrading_is_reproducible_and_independent_of_the_batch(faces) -> None:
     runs = [
-        evaluate_degraded(faces, ["mild"], soften, options=Options(("psnr",), device="cpu", batch_size=size))
+        evaluate_degraded(
+            faces, ["mild"], soften, options=EvaluationOptions(("psnr",), device="cpu", batch_size=size)
+        )
         for size in (1, 3)
     ]
     first, second = ([(row.name, row.restored, row.input) for row in run.rows] for run in runs)
     assert first == second
-    other = evaluate_degraded(faces, ["mild"], soften, options=Options(("psnr",), device="cpu", seed=1))
+    other = evaluate_degraded(
+        faces, ["mild"], soften, options=EvaluationOptions(("psnr",), device="cpu", seed=1)
+    )
     assert other.rows[0].input != runs[0].rows[0].input
     assert runs[0].settings["resized_faces"] == 1
 
@@ -153,7 +157,7 @@ def test_the_baseline_is_bicubic_whatever_the_model_gets(faces) -> None:
         seen.append(images.clone())
         return images
 
-    options = Options(("psnr",), device="cpu", limit=1)
+    options = EvaluationOptions(("psnr",), device="cpu", limit=1)
     same = evaluate_degraded(faces, ["severe"], restore, options=options).rows[0]
     mixed = evaluate_degraded(faces, ["severe"], restore, enlarge="bilinear", options=options).rows[0]
     assert same.restored == same.input
@@ -168,7 +172,9 @@ def test_the_clean_profile_gives_the_model_the_face_and_compares_with_a_jpeg(fac
         seen.append(images)
         return images
 
-    row = evaluate_degraded(faces, ["identity"], restore, options=Options(("psnr",), device="cpu")).rows[1]
+    row = evaluate_degraded(
+        faces, ["identity"], restore, options=EvaluationOptions(("psnr",), device="cpu")
+    ).rows[1]
     clean = torch.from_numpy(np.asarray(Image.open(faces / "f1.png")).copy()).permute(2, 0, 1) / 255
     assert torch.allclose(seen[0][1], clean, atol=1e-6)
     assert row.restored["psnr"] == 100.0
@@ -176,7 +182,7 @@ def test_the_clean_profile_gives_the_model_the_face_and_compares_with_a_jpeg(fac
 
 
 def test_saved_images_give_the_same_numbers_as_the_run(faces, tmp_path) -> None:
-    options = Options(("psnr", "colour_shift"), device="cpu")
+    options = EvaluationOptions(("psnr", "colour_shift"), device="cpu")
     report = evaluate_degraded(faces, ["medium"], soften, save=tmp_path / "out", options=options)
     again = evaluate(tmp_path / "out/medium/restored", faces, lq=tmp_path / "out/medium/lq", options=options)
     assert again.failed == {"f0": again.failed["f0"]}  # 128 px, resized in the run
@@ -188,7 +194,7 @@ def test_saved_images_give_the_same_numbers_as_the_run(faces, tmp_path) -> None:
 def test_faces_that_are_not_square_or_readable_fail_alone(faces) -> None:
     Image.new("RGB", (64, 32)).save(faces / "wide.png")
     (faces / "broken.png").write_bytes(b"no")
-    report = evaluate_degraded(faces, ["mild"], soften, options=Options(("psnr",), device="cpu"))
+    report = evaluate_degraded(faces, ["mild"], soften, options=EvaluationOptions(("psnr",), device="cpu"))
     assert set(report.failed) == {"wide", "broken"} and "expected a square face crop" in report.failed["wide"]
     assert len(report.rows) == 3
 
@@ -197,9 +203,9 @@ def test_an_unknown_profile_or_option_is_refused_before_work(faces) -> None:
     with pytest.raises(ConfigError, match="unknown degradation profile 'sever'"):
         evaluate_degraded(faces, ["sever"], soften)
     with pytest.raises(ConfigError, match="at least 1"):
-        evaluate_degraded(faces, ["mild"], soften, options=Options(batch_size=0))
+        evaluate_degraded(faces, ["mild"], soften, options=EvaluationOptions(batch_size=0))
     with pytest.raises(ConfigError, match="--group-by needs --manifest"):
-        evaluate_degraded(faces, ["mild"], soften, options=Options(group_by=("tone",)))
+        evaluate_degraded(faces, ["mild"], soften, options=EvaluationOptions(group_by=("tone",)))
 
 
 def test_command_writes_every_report(folders, capsys) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from osdface_core.errors import CheckpointError, ConfigError
 from osdface_trainer.losses.features import BACKBONES
-from osdface_trainer.metrics import METRICS, WeightFinder, build_panel, distribution, perceptual
+from osdface_trainer.metrics import METRICS, WeightFinder, distribution, load_metrics, perceptual
 from osdface_trainer.metrics.arcface_resnet import ArcFaceResNet18
 from osdface_trainer.metrics.fidelity import ColourShift, HighFrequencyEnergy, Psnr, Ssim
 from osdface_trainer.metrics.identity import ARCFACE, ArcFaceDegrees, FaceIdentity, angle_degrees
@@ -318,13 +318,13 @@ def test_inception_distances_use_one_pass_and_name_their_mode(tmp_path) -> None:
 
 def test_inception_weights_of_another_network_are_refused(tmp_path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / distribution.INCEPTION.names[0])
-    panel = build_panel(["fid"], WeightFinder(tmp_path), CPU)
+    panel = load_metrics(["fid"], WeightFinder(tmp_path), CPU)
     assert panel.sets is None
     assert "does not fit Inception-v3" in panel.missing["fid"]
 
 
 def test_missing_weights_are_named_with_file_and_source(tmp_path) -> None:
-    panel = build_panel(None, WeightFinder(tmp_path), CPU)
+    panel = load_metrics(None, WeightFinder(tmp_path), CPU)
     for metric, file in {
         "perceptual": "squeezenet1_0-b66bff10.pth", "lpips_vgg": "vgg16-397923af.pth",
         "dists": "vgg16-397923af.pth",
@@ -338,7 +338,7 @@ def test_missing_weights_are_named_with_file_and_source(tmp_path) -> None:
 
 def test_unreadable_weights_do_not_end_the_evaluation(tmp_path) -> None:
     (tmp_path / "squeezenet1_0-b66bff10.pth").write_bytes(b"no weights")
-    panel = build_panel(["perceptual", "psnr"], WeightFinder(tmp_path), CPU)
+    panel = load_metrics(["perceptual", "psnr"], WeightFinder(tmp_path), CPU)
     assert "cannot be read" in panel.missing["perceptual"]
     assert [column.name for column in panel.columns] == ["psnr"]
 
@@ -356,18 +356,18 @@ def test_weights_are_sought_in_the_given_folder_then_the_environment(tmp_path, m
 
 def test_an_unknown_metric_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="unknown metric 'lpip'"):
-        build_panel(["lpip"], WeightFinder(tmp_path), CPU)
+        load_metrics(["lpip"], WeightFinder(tmp_path), CPU)
     assert len(set(METRICS)) == len(METRICS)
 
 
 def test_optional_scores_go_through_pyiqa_where_it_is_installed(monkeypatch, tmp_path) -> None:
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    assert "pip install pyiqa" in build_panel(["musiq"], WeightFinder(tmp_path), CPU).missing["musiq"]
+    assert "pip install pyiqa" in load_metrics(["musiq"], WeightFinder(tmp_path), CPU).missing["musiq"]
     stand_in = types.ModuleType("pyiqa")
     stand_in.__version__ = "9"  # type: ignore[attr-defined]
     stand_in.create_metric = lambda name, device: lambda images: images.mean((1, 2, 3))[:, None]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pyiqa", stand_in)
-    panel = build_panel(["musiq"], WeightFinder(tmp_path), CPU)
+    panel = load_metrics(["musiq"], WeightFinder(tmp_path), CPU)
     values = panel.score(None, {"x": torch.full((2, 3, 4, 4), 0.25)})
     assert values["x"]["musiq"] == pytest.approx([0.25, 0.25])
 
@@ -380,8 +380,8 @@ def test_panel_sends_the_reference_through_each_network_once(pair) -> None:
             seen.append(len(images))
             return images
 
-    panel = build_panel([], WeightFinder(), CPU)
-    panel.measures.append(Counting())
+    panel = load_metrics([], WeightFinder(), CPU)
+    panel.metrics.append(Counting())
     scores = panel.score(pair[1], {"a": pair[0], "b": pair[1]})
     assert len(seen) == 3
     assert scores["b"]["psnr"] == [100.0, 100.0] and scores["a"]["psnr"][0] < 40

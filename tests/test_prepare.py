@@ -15,7 +15,7 @@ from osdface_core.errors import ConfigError
 from osdface_core.faces import Face
 from osdface_trainer.data.dataset import FaceDataset
 from osdface_trainer.data.degrade_ops import real_jpeg
-from osdface_trainer.data.sources import list_items
+from osdface_trainer.data.sources import list_faces
 from osdface_trainer.prepare import photos as photos_module
 from osdface_trainer.prepare.run import prepare
 from osdface_trainer.prepare.similarity import hash_signs, linked_groups, perceptual_hash
@@ -118,8 +118,8 @@ def test_the_result_is_a_data_set(photos, tmp_path, detector):
     dst = tmp_path / "faces"
     summary = run(photos, dst, holdout=0.3)
     assert summary.split_by == "identity"
-    assert len(list_items(dst, split="train")) == summary.train
-    assert len(list_items(dst, split="val")) == summary.val > 0
+    assert len(list_faces(dst, split="train")) == summary.train
+    assert len(list_faces(dst, split="val")) == summary.val > 0
     dataset = FaceDataset(dst, 128, verify=True)
     assert len(dataset) == 8
     assert dataset.items[0].size == CELL

@@ -18,8 +18,8 @@ from torch import Tensor
 from osdface_core.errors import ConfigError
 
 from ..seeds import mix, spread
-from .prefetch import ahead
-from .sources import Item, data_hash, decode, list_items, weigh_small
+from .prefetch import prefetch
+from .sources import FaceFile, data_hash, decode, list_faces, weigh_small
 
 Cache = Literal["none", "cpu", "ram", "device"]
 
@@ -37,7 +37,7 @@ class FaceDataset:
     """Aligned faces of one resolution.
 
     Args:
-        source: what `list_items` takes, or the items themselves.
+        source: what `list_faces` takes, or the items themselves.
         resolution: side [px]; other sizes are resized with antialiasing.
         cache: "none" decodes on demand; "cpu" (or "ram") and "device" decode everything once and keep it as
             one uint8 tensor there (0.79 MB per 512² face), so that a step never waits for the disk.
@@ -52,7 +52,7 @@ class FaceDataset:
 
     def __init__(
         self,
-        source: str | Path | Sequence[Item],
+        source: str | Path | Sequence[FaceFile],
         resolution: int = 512,
         *,
         cache: Cache = "none",
@@ -67,7 +67,7 @@ class FaceDataset:
         cache_dir: str | Path | None = None,
     ) -> None:
         if isinstance(source, str | Path):
-            items = list_items(source, split=split, cache_dir=cache_dir)
+            items = list_faces(source, split=split, cache_dir=cache_dir)
         else:
             items = list(source)
         if min_size > 0:
@@ -121,7 +121,7 @@ class FaceDataset:
         faces = torch.empty(shape, dtype=torch.uint8, device=device)
         bar = tqdm(range(len(self)), desc="decode faces", unit="face", disable=not progress)
         with ThreadPoolExecutor(self.workers) as pool:
-            for index, face in ahead(pool, self.__getitem__, bar, 4 * self.workers):
+            for index, face in prefetch(pool, self.__getitem__, bar, 4 * self.workers):
                 faces[index] = face
         return faces
 

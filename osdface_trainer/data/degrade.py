@@ -16,10 +16,18 @@ from osdface_core.errors import ConfigError
 
 from ..seeds import as_seeds, mix
 from .degrade_ops import BICUBIC, BILINEAR, blur, extend, gaussian_kernels, real_jpeg, resize, simulate_jpeg
-from .degrade_params import Draw, StageDraw, draw
-from .degrade_profiles import PROFILES, Degradation, Stage, named_profile
+from .degrade_params import DegradationParams, StageParams, draw_params
+from .degrade_profiles import PROFILES, Degradation, DegradationStage, named_profile
 
-__all__ = ["PROFILES", "Degradation", "Draw", "Stage", "degrade", "draw", "named_profile"]
+__all__ = [
+    "PROFILES",
+    "Degradation",
+    "DegradationParams",
+    "DegradationStage",
+    "degrade",
+    "draw_params",
+    "named_profile",
+]
 
 Jpeg = Literal["auto", "real", "simulated"]
 Enlarge = Literal["bilinear", "bicubic"]
@@ -55,7 +63,7 @@ def degrade(
         )
     if len(seeds) != len(hq):
         raise ConfigError(f"degrade: got {len(seeds)} seeds for {len(hq)} images: give one per image")
-    draws = [draw(profile, seed) for seed in seeds]
+    draws = [draw_params(profile, seed) for seed in seeds]
     real = jpeg == "real" or (jpeg == "auto" and hq.device.type == "cpu")
     back = {"bilinear": BILINEAR, "bicubic": BICUBIC}[enlarge]
     with torch.no_grad(), torch.autocast(hq.device.type, enabled=False):
@@ -69,12 +77,12 @@ def degrade(
         return _run(hq, draws, real, back) if draws else hq
 
 
-def _run(hq: Tensor, draws: list[Draw], real: bool, enlarge: int = BILINEAR) -> Tensor:
+def _run(hq: Tensor, draws: list[DegradationParams], real: bool, enlarge: int = BILINEAR) -> Tensor:
     """The stages of a batch on one canvas; `sizes` follows what each sample occupies of it."""
     full = (hq.shape[2], hq.shape[3])
     image, sizes = hq, [full] * len(draws)
     for index in range(max(len(one.stages) for one in draws)):
-        stages = [one.stages[index] if index < len(one.stages) else StageDraw() for one in draws]
+        stages = [one.stages[index] if index < len(one.stages) else StageParams() for one in draws]
         image = _blur(image, stages, sizes)
         smaller = [_scaled(size, stage.scale) for size, stage in zip(sizes, stages, strict=True)]
         image = _resize(image, sizes, smaller, [stage.kernel for stage in stages])
@@ -101,7 +109,7 @@ def _fills(image: Tensor, sizes: list[tuple[int, int]]) -> bool:
     return all(size == tuple(image.shape[2:]) for size in sizes)
 
 
-def _blur(image: Tensor, stages: list[StageDraw], sizes: list[tuple[int, int]]) -> Tensor:
+def _blur(image: Tensor, stages: list[StageParams], sizes: list[tuple[int, int]]) -> Tensor:
     if not any(max(stage.sigma) > 0 for stage in stages):
         return image
     rows = [(*stage.sigma, stage.theta, float(stage.radius)) for stage in stages]
@@ -126,7 +134,7 @@ def _resize(
 
 
 def _add_noise(
-    image: Tensor, stages: list[StageDraw], sizes: list[tuple[int, int]], seeds: list[int]
+    image: Tensor, stages: list[StageParams], sizes: list[tuple[int, int]], seeds: list[int]
 ) -> Tensor:
     if not any(stage.noise or stage.shot for stage in stages):
         return image
@@ -152,7 +160,7 @@ def _add_noise(
     return noise.add_(image).clamp_(0, 1)
 
 
-def _compress(image: Tensor, stages: list[StageDraw], sizes: list[tuple[int, int]], real: bool) -> Tensor:
+def _compress(image: Tensor, stages: list[StageParams], sizes: list[tuple[int, int]], real: bool) -> Tensor:
     if not any(stage.quality for stage in stages):
         return image
     if real:
@@ -166,7 +174,7 @@ def _compress(image: Tensor, stages: list[StageDraw], sizes: list[tuple[int, int
     return simulate_jpeg(image, quality)[..., : occupied[0], : occupied[1]]
 
 
-def _compress_each(image: Tensor, stages: list[StageDraw], sizes: list[tuple[int, int]]) -> Tensor:
+def _compress_each(image: Tensor, stages: list[StageParams], sizes: list[tuple[int, int]]) -> Tensor:
     image = image.clone()
     for picture, stage, (height, width) in zip(image, stages, sizes, strict=True):
         if stage.quality:
@@ -175,7 +183,7 @@ def _compress_each(image: Tensor, stages: list[StageDraw], sizes: list[tuple[int
     return image
 
 
-def _finish(image: Tensor, draws: list[Draw]) -> Tensor:
+def _finish(image: Tensor, draws: list[DegradationParams]) -> Tensor:
     if any(any(one.shift) for one in draws):
         image = image + torch.tensor([one.shift for one in draws]).to(image.device)[..., None, None]
     if any(one.grey for one in draws):

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from ..seeds import mix
 from .degrade_ops import BILINEAR
-from .degrade_profiles import RESIZE_KERNELS, Degradation, Stage, named_profile
+from .degrade_profiles import RESIZE_KERNELS, Degradation, DegradationStage, named_profile
 
 
 @dataclass(frozen=True)
-class StageDraw:
+class StageParams:
     """What one sample goes through in one stage: blur σ and radius in px, θ in rad, noise σ in unit range."""
 
     sigma: tuple[float, float] = (0.0, 0.0)
@@ -26,18 +26,18 @@ class StageDraw:
 
 
 @dataclass(frozen=True)
-class Draw:
+class DegradationParams:
     """All random choices of one sample; `name` is the profile (or the alternative) that was taken."""
 
     name: str
-    stages: tuple[StageDraw, ...]
+    stages: tuple[StageParams, ...]
     grey: bool
     shift: tuple[float, float, float]
     eight_bit: bool
     seed: int
 
 
-def draw(profile: str | Degradation, seed: int) -> Draw:
+def draw_params(profile: str | Degradation, seed: int) -> DegradationParams:
     """Draw the parameters of one sample. Pure: the same profile and seed give the same draw everywhere."""
     profile = named_profile(profile)
     source = random.Random(mix(seed, 0xD1CE))
@@ -49,14 +49,14 @@ def draw(profile: str | Degradation, seed: int) -> Draw:
             break
         weights = [weight for weight, _ in profile.alternatives]
         profile = source.choices([part for _, part in profile.alternatives], weights)[0]
-    stages = tuple(_draw_stage(stage, source) for stage in profile.stages)
+    stages = tuple(_draw_stage_params(stage, source) for stage in profile.stages)
     grey = source.random() < grey_prob
     amount = shift / 255 if source.random() < shift_prob else 0.0
     red, green, blue = (source.uniform(-amount, amount) for _ in range(3))
-    return Draw(profile.name, stages, grey, (red, green, blue), eight_bit, seed)
+    return DegradationParams(profile.name, stages, grey, (red, green, blue), eight_bit, seed)
 
 
-def _draw_stage(stage: Stage, source: random.Random) -> StageDraw:
+def _draw_stage_params(stage: DegradationStage, source: random.Random) -> StageParams:
     happens = source.random() < stage.prob
     sigma = [source.uniform(*stage.blur), source.uniform(*stage.blur)]
     if source.random() < stage.isotropic:
@@ -77,7 +77,7 @@ def _draw_stage(stage: Stage, source: random.Random) -> StageDraw:
     grey_noise = source.random() < stage.grey_noise
     quality = source.randint(*stage.jpeg) if stage.jpeg else 0
     compressed = source.random() < stage.jpeg_prob
-    drawn = StageDraw(
+    drawn = StageParams(
         (sigma[0], sigma[1]),
         theta,
         radius,
@@ -89,4 +89,4 @@ def _draw_stage(stage: Stage, source: random.Random) -> StageDraw:
         quality * compressed,
         stage.restore,
     )
-    return drawn if happens else StageDraw()
+    return drawn if happens else StageParams()

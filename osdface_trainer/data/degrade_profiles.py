@@ -14,7 +14,7 @@ RESIZE_KERNELS = ("linear", "bilinear", "area", "bicubic")
 
 
 @dataclass(frozen=True)
-class Stage:
+class DegradationStage:
     """One pass of blur → resize by 1/s → noise → JPEG (→ resize back), x = [(y ⊗ k)↓s + n]_JPEG.
 
     Args:
@@ -91,7 +91,7 @@ class Degradation:
     """
 
     name: str
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[DegradationStage, ...] = ()
     alternatives: tuple[tuple[float, "Degradation"], ...] = ()
     grey_prob: float = 0.0
     colour_shift: float = 0.0
@@ -108,7 +108,7 @@ class Degradation:
 
 
 def _single(name: str, **ranges: Any) -> Degradation:
-    return Degradation(name, (Stage(**ranges),))
+    return Degradation(name, (DegradationStage(**ranges),))
 
 
 def _published(name: str, blur: Range, scale: Range, noise: Range, jpeg: tuple[int, int]) -> Degradation:
@@ -128,13 +128,15 @@ _WAVEFACE: dict[str, Any] = {
     "jpeg": (40, 95),
     "restore": True,
 }
-DUAL_STAGE = Degradation("dual_stage", (Stage(**_WAVEFACE), Stage(**_WAVEFACE, prob=0.5)))
+DUAL_STAGE = Degradation(
+    "dual_stage", (DegradationStage(**_WAVEFACE), DegradationStage(**_WAVEFACE, prob=0.5))
+)
 
 _ANY_RESIZE = ("bilinear", "area", "bicubic")
 SECOND_ORDER = Degradation(
     "second_order",
     (
-        Stage(
+        DegradationStage(
             blur=(0.2, 3),
             kernel=(7, 21),
             isotropic=0.6,
@@ -146,7 +148,7 @@ SECOND_ORDER = Degradation(
             grey_noise=0.4,
             jpeg=(30, 95),
         ),
-        Stage(
+        DegradationStage(
             blur=(0.2, 1.5),
             kernel=(7, 21),
             isotropic=0.6,
@@ -170,7 +172,7 @@ IDENTITY = Degradation("identity")
 NEARLY_CLEAN = Degradation(
     "nearly_clean",
     (
-        Stage(
+        DegradationStage(
             blur=(0.1, 0.8),
             blur_prob=0.5,
             scale=(1, 1.3),
@@ -197,7 +199,7 @@ MINI_WIDE = _single(
 MINI_TWICE = Degradation(
     "mini_twice",
     (
-        Stage(
+        DegradationStage(
             blur=(0.2, 3),
             scale=(1, 6),
             log_scale=True,
@@ -207,7 +209,7 @@ MINI_TWICE = Degradation(
             grey_noise=0.3,
             jpeg=(45, 95),
         ),
-        Stage(
+        DegradationStage(
             blur=(0.2, 1.5),
             blur_prob=0.5,
             scale=(0.7, 2),

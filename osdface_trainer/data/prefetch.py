@@ -9,7 +9,7 @@ Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 
-def ahead(
+def prefetch(
     pool: ThreadPoolExecutor, work: Callable[[Key], Result], keys: Iterable[Key], depth: int
 ) -> Iterator[tuple[Key, Result]]:
     """(key, work(key)) in order, with at most `depth` results under way: a plain map would hold them all."""

@@ -24,7 +24,7 @@ MANIFEST_NAMES = ("manifest.csv", "manifest.json")
 
 
 @dataclass(frozen=True)
-class Item:
+class FaceFile:
     """One face on the disk: a file, or a member of a tar shard (`offset` >= 0, `length` bytes).
 
     `size` is the side of the face crop before it was resampled [px], 0 when unknown; `weight` is how often
@@ -57,9 +57,9 @@ class Item:
         return data
 
 
-def list_items(
+def list_faces(
     source: str | Path, *, split: str | None = None, cache_dir: str | Path | None = None
-) -> list[Item]:
+) -> list[FaceFile]:
     """All faces of a source in a stable order (by name).
 
     Args:
@@ -93,13 +93,13 @@ def list_items(
     return items
 
 
-def _folder(folder: Path) -> list[Item]:
+def _folder(folder: Path) -> list[FaceFile]:
     files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     named = sorted((file.relative_to(folder).as_posix(), file) for file in files)
-    return [Item(name, file) for name, file in named]
+    return [FaceFile(name, file) for name, file in named]
 
 
-def read_manifest(path: Path) -> list[Item]:
+def read_manifest(path: Path) -> list[FaceFile]:
     """A manifest's `file` (or `path`) relative to it; optional sha256, identity, split, size, weight."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -113,7 +113,7 @@ def read_manifest(path: Path) -> list[Item]:
     return sorted((_row(path, row, number) for number, row in enumerate(rows, 1)), key=lambda item: item.name)
 
 
-def _row(manifest: Path, row: dict, number: int) -> Item:
+def _row(manifest: Path, row: dict, number: int) -> FaceFile:
     name = row.get("file") or row.get("path")
     if not name:
         raise ConfigError(f"manifest {manifest}, row {number}: no `file` column")
@@ -122,10 +122,10 @@ def _row(manifest: Path, row: dict, number: int) -> Item:
     except ValueError as error:
         raise ConfigError(f"manifest {manifest}, row {number}: {error}") from None
     sha256, identity, split = (str(row.get(key) or "") for key in ("sha256", "identity", "split"))
-    return Item(str(name), manifest.parent / str(name), -1, 0, sha256, identity, split, int(size), weight)
+    return FaceFile(str(name), manifest.parent / str(name), -1, 0, sha256, identity, split, int(size), weight)
 
 
-def _shards(pattern: str, cache_dir: str | Path | None) -> list[Item]:
+def _shards(pattern: str, cache_dir: str | Path | None) -> list[FaceFile]:
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
@@ -168,17 +168,17 @@ def _local(url: str, cache_dir: str | Path | None) -> Path:
     return target
 
 
-def _index_shard(shard: Path) -> list[Item]:
+def _index_shard(shard: Path) -> list[FaceFile]:
     """Positions of the images inside an uncompressed tar, so that any face can be read without the others."""
     try:
         with tarfile.open(shard, "r:") as archive:
             members = [m for m in archive if m.isfile() and Path(m.name).suffix.lower() in IMAGE_SUFFIXES]
     except (OSError, tarfile.TarError) as error:
         raise ConfigError(f"shard {shard} cannot be read as an uncompressed tar: {error}") from error
-    return [Item(f"{shard.name}/{m.name}", shard, m.offset_data, m.size) for m in members]
+    return [FaceFile(f"{shard.name}/{m.name}", shard, m.offset_data, m.size) for m in members]
 
 
-def decode(item: Item, resolution: int, verify: bool = False) -> np.ndarray:
+def decode(item: FaceFile, resolution: int, verify: bool = False) -> np.ndarray:
     """Read one square face as (resolution, resolution, 3) uint8, resized with antialiasing when it differs.
 
     Raises:
@@ -203,7 +203,7 @@ def decode(item: Item, resolution: int, verify: bool = False) -> np.ndarray:
     return np.asarray(face)
 
 
-def weigh_small(items: Sequence[Item], min_size: int, weight: float) -> list[Item]:
+def weigh_small(items: Sequence[FaceFile], min_size: int, weight: float) -> list[FaceFile]:
     """Down-weight faces whose own resolution is below `min_size` px; weight 0 leaves them out.
 
     A face enlarged from 200 px teaches a restorer that blurry is clean. The size comes from the manifest,
@@ -217,7 +217,7 @@ def weigh_small(items: Sequence[Item], min_size: int, weight: float) -> list[Ite
     return kept
 
 
-def _header_size(item: Item) -> int:
+def _header_size(item: FaceFile) -> int:
     try:
         with Image.open(io.BytesIO(item.read())) as picture:
             return min(picture.size)
@@ -225,7 +225,7 @@ def _header_size(item: Item) -> int:
         raise ImageError(f"{item.name}: no readable image ({error})") from error
 
 
-def hold_out(items: Sequence[Item], share: float, seed: int = 0) -> tuple[list[Item], list[Item]]:
+def hold_out(items: Sequence[FaceFile], share: float, seed: int = 0) -> tuple[list[FaceFile], list[FaceFile]]:
     """Split by person: (train, held out). Faces of one identity stay together; no side stays empty.
 
     Items without an identity count as a person each. A person's side depends on the seed and the names alone.
@@ -246,7 +246,7 @@ def _text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def data_hash(items: Iterable[Item]) -> str:
+def data_hash(items: Iterable[FaceFile]) -> str:
     """One hash that names a data set: of all names with their content hashes (or sizes on disk)."""
     digest = hashlib.sha256()
     for item in items:

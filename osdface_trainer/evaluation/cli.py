@@ -9,7 +9,7 @@ from osdface_core.errors import ConfigError, OSDFaceError
 from ..data.degrade import Enlarge, named_profile
 from ..metrics import check_names
 from . import gallery, montage, table, targets
-from .evaluate import Options, Restore, evaluate, evaluate_degraded
+from .evaluate import EvaluationOptions, Restore, evaluate, evaluate_degraded
 from .scores import Report, to_json, write_text
 
 TARGET_METRICS = ("perceptual", "identity", "psnr", "hf_energy", "colour_shift")
@@ -141,7 +141,7 @@ def _outputs(args: argparse.Namespace) -> dict[str, Path | None]:
 
 def _evaluate(args: argparse.Namespace, thumbs: bool) -> Report:
     metrics = _names(args.metrics) or (TARGET_METRICS if args.targets else None)
-    options = Options(
+    options = EvaluationOptions(
         metrics=metrics, weights=args.weights, fid_stats=args.fid_stats,
         manifest=args.manifest, group_by=_names(args.group_by) or (),
         device=args.device, batch_size=args.batch_size, limit=args.limit, seed=args.seed,

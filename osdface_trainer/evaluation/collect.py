@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..metrics import Panel
+from ..metrics import MetricCollection
 from .scores import Report, Row
 from .thumbs import thumbnail
 
@@ -13,7 +13,7 @@ SIDES = ("restored", "input")
 
 
 @dataclass
-class Variant:
+class RestoredBatch:
     """Restored images (B,3,H,W) of one profile, and the baseline that they are compared with."""
 
     restored: Tensor
@@ -31,20 +31,20 @@ class Collector:
 
     def __init__(
         self,
-        panel: Panel,
+        metrics: MetricCollection,
         report: Report,
         device: torch.device,
         groups: dict[str, dict[str, str]],
         thumbs: bool,
     ) -> None:
-        self.panel = panel
+        self.metrics = metrics
         self.report = report
         self.device = device
         self.groups = groups
         self.thumbs = thumbs
         self._features: dict[tuple[str, str], list[Tensor]] = {}
 
-    def add(self, names: list[str], reference: Tensor | None, variants: list[Variant]) -> None:
+    def add(self, names: list[str], reference: Tensor | None, variants: list[RestoredBatch]) -> None:
         """Score a batch; the reference (B,3,H,W) goes through each network once for all variants."""
         reference = None if reference is None else reference.to(self.device)
         candidates: dict[tuple[str, str], Tensor] = {}
@@ -52,7 +52,7 @@ class Collector:
             candidates[variant.profile, "restored"] = variant.restored.to(self.device)
             if variant.baseline is not None:
                 candidates[variant.profile, "input"] = variant.baseline.to(self.device)
-        scores = self.panel.score(reference, candidates)
+        scores = self.metrics.score(reference, candidates)
         self._keep_features(reference, candidates)
         for variant in variants:
             sides = {side: scores.get((variant.profile, side), {}) for side in SIDES}
@@ -64,7 +64,7 @@ class Collector:
         self,
         i: int,
         name: str,
-        variant: Variant,
+        variant: RestoredBatch,
         sides: dict[str, dict[str, list[float]]],
         reference: Tensor | None,
     ) -> Row:
@@ -76,19 +76,19 @@ class Collector:
         )
 
     def _keep_features(self, reference: Tensor | None, candidates: dict[tuple[str, str], Tensor]) -> None:
-        if self.panel.sets is None:
+        if self.metrics.sets is None:
             return
         every = dict(candidates) if reference is None else {**candidates, ("", "reference"): reference}
         with torch.no_grad():
             for key, images in every.items():
-                self._features.setdefault(key, []).append(self.panel.sets.features(images))
+                self._features.setdefault(key, []).append(self.metrics.sets.features(images))
 
     def finish(self) -> Report:
         """Compute the metrics over whole sets; call once after the last batch."""
         joined = {key: torch.cat(parts) for key, parts in self._features.items()}
         reference = joined.pop(("", "reference"), None)
         for (profile, side), features in joined.items():
-            if self.panel.sets is not None:
-                for name, value in self.panel.sets.compute(features, reference).items():
+            if self.metrics.sets is not None:
+                for name, value in self.metrics.sets.compute(features, reference).items():
                     self.report.sets.setdefault(profile, {}).setdefault(name, {})[side] = value
         return self.report

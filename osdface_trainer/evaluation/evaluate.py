@@ -19,8 +19,8 @@ from osdface_core.errors import ConfigError, ImageError
 from osdface_core.files import replacing
 
 from ..data.degrade import Enlarge, degrade, named_profile
-from ..metrics import WeightFinder, build_panel
-from .collect import Collector, Variant
+from ..metrics import WeightFinder, load_metrics
+from .collect import Collector, RestoredBatch
 from .intervals import read_groups
 from .pairing import batches, list_images, pair, read_image, resize_bicubic
 from .scores import Report
@@ -33,7 +33,7 @@ FACE = 512
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """How to measure, in either way of evaluating.
 
     Attributes:
@@ -60,7 +60,11 @@ class Options:
 
 
 def evaluate(
-    restored: Path, reference: Path | None, *, lq: Path | None = None, options: Options | None = None
+    restored: Path,
+    reference: Path | None,
+    *,
+    lq: Path | None = None,
+    options: EvaluationOptions | None = None,
 ) -> Report:
     """Compare folders of images, matched by file stem.
 
@@ -72,7 +76,7 @@ def evaluate(
     Raises:
         ConfigError: a folder is unusable, nothing matches, or an option is wrong.
     """
-    options = options or Options()
+    options = options or EvaluationOptions()
     pairing = pair(restored, reference, lq)
     items = pairing.items[: options.limit]
     collector = _collector(options)
@@ -81,7 +85,7 @@ def evaluate(
     collector.report.settings |= {side: str(path) for side, path in folders.items() if path}
     with _bar(len(items), options) as bar:
         for batch in batches(items, options.batch_size, collector.report.failed):
-            collector.add(batch.names, batch.reference, [Variant(batch.restored, batch.lq)])
+            collector.add(batch.names, batch.reference, [RestoredBatch(batch.restored, batch.lq)])
             bar.update(len(batch.names))
     return collector.finish()
 
@@ -93,7 +97,7 @@ def evaluate_degraded(
     *,
     enlarge: Enlarge = "bicubic",
     save: Path | None = None,
-    options: Options | None = None,
+    options: EvaluationOptions | None = None,
 ) -> Report:
     """Degrade clean faces, restore them, and compare restored and input with the clean ones.
 
@@ -110,7 +114,7 @@ def evaluate_degraded(
     Raises:
         ConfigError: an unknown profile, an unusable folder or a wrong option.
     """
-    options = options or Options()
+    options = options or EvaluationOptions()
     for profile in profiles:
         named_profile(profile)
     files = list(list_images(faces).values())[: options.limit]
@@ -141,12 +145,12 @@ def face_seed(name: str, seed: int) -> int:
 
 def _variant(
     names: list[str], clean: Tensor, profile: str, restore: Restore, enlarge: Enlarge, seed: int
-) -> Variant:
+) -> RestoredBatch:
     seeds = [face_seed(name, seed) for name in names]
     baseline = degrade(clean, profile, seeds, enlarge="bicubic")
     lq = baseline if enlarge == "bicubic" else degrade(clean, profile, seeds, enlarge=enlarge)
     restored = eight_bit(restore(lq).float().cpu())
-    return Variant(restored, _jpeg(clean) if profile == CLEAN else eight_bit(baseline), profile)
+    return RestoredBatch(restored, _jpeg(clean) if profile == CLEAN else eight_bit(baseline), profile)
 
 
 def eight_bit(images: Tensor) -> Tensor:
@@ -182,7 +186,7 @@ def _read_faces(files: Sequence[Path], report: Report) -> tuple[list[str], Tenso
     return names, torch.stack(faces) if faces else torch.empty(0, 3, FACE, FACE)
 
 
-def _save(folder: Path | None, names: list[str], variants: Sequence[Variant]) -> None:
+def _save(folder: Path | None, names: list[str], variants: Sequence[RestoredBatch]) -> None:
     for variant in variants if folder else ():
         for side, images in (("restored", variant.restored), ("lq", variant.baseline)):
             for name, image in zip(names, images if images is not None else (), strict=True):
@@ -190,7 +194,7 @@ def _save(folder: Path | None, names: list[str], variants: Sequence[Variant]) ->
                     to_picture(image).save(temporary)
 
 
-def _collector(options: Options) -> Collector:
+def _collector(options: EvaluationOptions) -> Collector:
     if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
         raise ConfigError(
             f"batch size {options.batch_size} and limit {options.limit}: both must be at least 1"
@@ -199,19 +203,22 @@ def _collector(options: Options) -> Collector:
         raise ConfigError("--group-by needs --manifest CSV, a table with a column 'file'")
     groups = read_groups(options.manifest, options.group_by) if options.manifest else {}
     device = pick_device(options.device)
-    panel = build_panel(
+    metrics = load_metrics(
         options.metrics, WeightFinder(options.weights), device, fid_stats=options.fid_stats, seed=options.seed
     )
     settings: dict[str, Any] = {"seed": options.seed, "device": str(device), "torch": torch.__version__}
-    if panel.sets:
-        settings["fid_mode"] = panel.sets.mode
+    if metrics.sets:
+        settings["fid_mode"] = metrics.sets.mode
     report = Report(
-        panel.columns, panel.sets.columns if panel.sets else (), missing=panel.missing, settings=settings
+        metrics.columns,
+        metrics.sets.columns if metrics.sets else (),
+        missing=metrics.missing,
+        settings=settings,
     )
-    return Collector(panel, report, device, groups, options.thumbs)
+    return Collector(metrics, report, device, groups, options.thumbs)
 
 
-def _bar(total: int, options: Options) -> Any:
+def _bar(total: int, options: EvaluationOptions) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, unit="image", desc="evaluate", disable=None if options.progress else True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..metrics.base import Column
 from .intervals import finite
 from .page import PAGE
-from .scores import Report, Row, Summary, worst_first, write_text
+from .scores import GroupSummary, Report, Row, worst_first, write_text
 from .table import cells, set_cells, title
 
 LIMIT = 300
@@ -90,7 +90,7 @@ def _row(row: Row) -> dict[str, object]:
     }
 
 
-def _table(summary: Summary, report: Report) -> str:
+def _table(summary: GroupSummary, report: Report) -> str:
     lines = [line for line in summary.lines if line.restored.n]
     rows = [(line.column.about, cells(line)) for line in lines]
     if summary.group is None:

@@ -16,7 +16,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
-class Item:
+class ImageSet:
     """One restored image with what belongs to it."""
 
     name: str
@@ -29,12 +29,12 @@ class Item:
 class Pairing:
     """The matched items and, per folder, the file names that found no partner."""
 
-    items: list[Item]
+    items: list[ImageSet]
     unmatched: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
-class Batch:
+class ImageBatch:
     """Images of one size, (B,3,H,W) float in [0,1]."""
 
     names: list[str]
@@ -79,7 +79,9 @@ def pair(restored: Path, reference: Path | None, lq: Path | None = None) -> Pair
         raise ConfigError(
             f"no image in {restored} has the same stem as one in {reference}: name the pairs alike"
         )
-    items = [Item(stem, files[stem], targets[stem] if targets else None, inputs.get(stem)) for stem in common]
+    items = [
+        ImageSet(stem, files[stem], targets[stem] if targets else None, inputs.get(stem)) for stem in common
+    ]
     left = {
         "restored": [files[stem].name for stem in files if stem not in common],
         "reference": [path.name for stem, path in (targets or {}).items() if stem not in files],
@@ -103,7 +105,7 @@ def resize_bicubic(image: Tensor, size: tuple[int, int]) -> Tensor:
     )
 
 
-def read_item(item: Item) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def read_images(item: ImageSet) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Restored, reference and LQ; the LQ is brought to the size of the restored image by bicubic resizing.
 
     Raises:
@@ -120,7 +122,7 @@ def read_item(item: Item) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return restored, reference, resize_bicubic(read_image(item.lq), size) if item.lq else None
 
 
-def batches(items: Sequence[Item], size: int, failed: dict[str, str]) -> Iterator[Batch]:
+def batches(items: Sequence[ImageSet], size: int, failed: dict[str, str]) -> Iterator[ImageBatch]:
     """Batches of up to `size` images of one shape, in order; unreadable items go to `failed` (name ->
     reason).
     """
@@ -128,12 +130,12 @@ def batches(items: Sequence[Item], size: int, failed: dict[str, str]) -> Iterato
         read = []
         for item in chunk:
             try:
-                read.append((item.name, *read_item(item)))
+                read.append((item.name, *read_images(item)))
             except (ImageError, OSError) as error:
                 failed[item.name] = str(error)
         for _, alike in groupby(read, key=lambda one: (one[1].shape, one[3] is None)):
             names, restored, reference, lq = zip(*alike, strict=True)
-            yield Batch(list(names), torch.stack(restored), _stack(reference), _stack(lq))
+            yield ImageBatch(list(names), torch.stack(restored), _stack(reference), _stack(lq))
 
 
 def _stack(images: Sequence[Tensor | None]) -> Tensor | None:

@@ -31,7 +31,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Line:
+class MetricSummary:
     """One column over a set of images. `improved`: share of images on which restored beats the input."""
 
     column: Column
@@ -42,15 +42,15 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Summary:
+class GroupSummary:
     """All columns over the images of one profile, or of one group within it (`group` is (column, value))."""
 
     profile: str
     group: tuple[str, str] | None
     n: int
-    lines: tuple[Line, ...]
+    lines: tuple[MetricSummary, ...]
 
-    def line(self, name: str) -> Line | None:
+    def line(self, name: str) -> MetricSummary | None:
         """The line of a column, or None where it was not measured."""
         return next((line for line in self.lines if line.column.name == name and line.restored.n), None)
 
@@ -91,7 +91,7 @@ class Report:
             return known.get(name)
         return next((known[one] for one in WORST_BY if one in known), next(iter(known.values()), None))
 
-    def summaries(self, groups: bool = True) -> list[Summary]:
+    def summaries(self, groups: bool = True) -> list[GroupSummary]:
         """One per profile, then one per profile and group."""
         seed = int(self.settings.get("seed", 0))
         whole = [
@@ -100,7 +100,7 @@ class Report:
         ]
         return whole + (list(self._by_group(seed)) if groups else [])
 
-    def _by_group(self, seed: int) -> Iterator[Summary]:
+    def _by_group(self, seed: int) -> Iterator[GroupSummary]:
         for column in dict.fromkeys(key for row in self.rows for key in row.groups):
             for value in sorted({row.groups[column] for row in self.rows if column in row.groups}):
                 for profile in self.profiles:
@@ -125,22 +125,22 @@ def worst_first(rows: Sequence[Row], column: Column) -> list[Row]:
 
 def summarise(
     profile: str, group: tuple[str, str] | None, rows: Sequence[Row], columns: Sequence[Column], seed: int
-) -> Summary:
+) -> GroupSummary:
     """Means, intervals and ratios of every column over `rows`."""
     lines = []
     for column in columns:
         restored = [_kept(row.restored, column) for row in rows]
         before = [_kept(row.input, column) for row in rows]
         if not any(math.isfinite(value) for value in before):
-            lines.append(Line(column, mean_interval(restored, seed)))
+            lines.append(MetricSummary(column, mean_interval(restored, seed)))
             continue
         lines.append(
-            Line(
+            MetricSummary(
                 column, mean_interval(restored, seed), mean_interval(before, seed),
                 ratio_interval(restored, before, seed), _improved(restored, before, column),
             )
         )  # fmt: skip
-    return Summary(profile, group, len(rows), tuple(lines))
+    return GroupSummary(profile, group, len(rows), tuple(lines))
 
 
 def _kept(values: Values, column: Column) -> float:
@@ -197,7 +197,7 @@ def _row_dict(row: Row) -> dict[str, Any]:
     return {"name": row.name, "profile": row.profile, "groups": row.groups, **values}
 
 
-def _summary_dict(summary: Summary) -> dict[str, Any]:
+def _summary_dict(summary: GroupSummary) -> dict[str, Any]:
     metrics = {}
     for line in summary.lines:
         entry: dict[str, Any] = {"restored": line.restored.to_dict()}

@@ -3,7 +3,7 @@
 import math
 
 from .intervals import Interval, finite
-from .scores import Line, Report, Summary
+from .scores import GroupSummary, MetricSummary, Report
 
 
 def to_text(report: Report) -> str:
@@ -21,7 +21,7 @@ def to_text(report: Report) -> str:
     return "\n\n".join([*parts, *report.notes]) + "\n"
 
 
-def title(summary: Summary) -> str:
+def title(summary: GroupSummary) -> str:
     """One line that names a summary: profile, group, number of images."""
     parts = [summary.profile, "=".join(summary.group) if summary.group else ""]
     name = ", ".join(part for part in parts if part)
@@ -29,7 +29,7 @@ def title(summary: Summary) -> str:
     return f"{name}: {count}" if name else count
 
 
-def cells(line: Line) -> list[str]:
+def cells(line: MetricSummary) -> list[str]:
     """The texts of one line: name, restored, input, ratio, share of improved images."""
     name = line.column.name + (f" [{line.column.unit}]" if line.column.unit else "")
     direction = {"higher": "higher is better", "lower": "lower is better", "one": "1 is ideal"}[
@@ -64,7 +64,7 @@ def _number(interval: Interval, digits: int) -> str:
     return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
-def _table(summary: Summary, report: Report) -> str:
+def _table(summary: GroupSummary, report: Report) -> str:
     header = ["metric", "", "restored [95 %]", "input [95 %]", "restored/input", "improved"]
     rows = [cells(line) for line in summary.lines if line.restored.n]
     rows += set_cells(report, summary.profile) if summary.group is None else []

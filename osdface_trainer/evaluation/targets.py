@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .scores import Line, Report, Summary
+from .scores import GroupSummary, MetricSummary, Report
 
 PROFILES = ("mild", "medium", "severe", "identity")
 CLEAN = "identity"
@@ -31,14 +31,14 @@ class Target:
         return dict(self.__dict__)
 
 
-Check = tuple[str, str, Callable[[Line], float], Callable[[float], bool]]
+Check = tuple[str, str, Callable[[MetricSummary], float], Callable[[float], bool]]
 
 
-def _ratio(line: Line) -> float:
+def _ratio(line: MetricSummary) -> float:
     return line.ratio.mean if line.ratio else math.nan
 
 
-def _gain(line: Line) -> float:
+def _gain(line: MetricSummary) -> float:
     return line.restored.mean - line.input.mean if line.input else math.nan
 
 
@@ -93,7 +93,7 @@ def check_targets(report: Report) -> list[Target]:
     ]
 
 
-def _check(summary: Summary, check: Check) -> Target:
+def _check(summary: GroupSummary, check: Check) -> Target:
     metric, rule, read, holds = check
     line = summary.line(metric)
     value = read(line) if line else math.nan

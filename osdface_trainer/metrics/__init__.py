@@ -1,4 +1,4 @@
-"""The metrics of `osdface evaluate`, each in its own small file; `build_panel` loads those that can run
+"""The metrics of `osdface evaluate`, each in its own small file; `load_metrics` loads those that can run
 here.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from osdface_core.errors import ConfigError, OSDFaceError
 
-from .base import Column, Measure, SetMeasure, WeightFinder
+from .base import Column, Metric, SetMetric, WeightFinder
 from .distribution import InceptionDistances
 from .fidelity import ColourShift, HighFrequencyEnergy, Psnr, Ssim
 from .identity import ArcFaceDegrees, FaceIdentity
@@ -22,10 +22,10 @@ from .optional import NAMES as OPTIONAL
 from .optional import PyiqaScore
 from .perceptual import Dists, FeatureDistance
 
-__all__ = ["METRICS", "Column", "Panel", "WeightFinder", "build_panel", "check_names"]
+__all__ = ["METRICS", "Column", "MetricCollection", "WeightFinder", "check_names", "load_metrics"]
 
 Label = TypeVar("Label")
-Loader = Callable[[WeightFinder, torch.device], Measure]
+Loader = Callable[[WeightFinder, torch.device], Metric]
 
 LOADERS: tuple[tuple[str, Loader], ...] = (
     ("perceptual", FeatureDistance.squeezenet),
@@ -48,17 +48,17 @@ METRICS = (*(name for name, _ in LOADERS), "fid")
 
 
 @dataclass
-class Panel:
+class MetricCollection:
     """The metrics that run, and why the others do not (metric name -> one line)."""
 
-    measures: list[Measure] = field(default_factory=list)
-    sets: SetMeasure | None = None
+    metrics: list[Metric] = field(default_factory=list)
+    sets: SetMetric | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[Column, ...]:
         """Per-image columns, in report order."""
-        return tuple(column for measure in self.measures for column in measure.columns)
+        return tuple(column for metric in self.metrics for column in metric.columns)
 
     @torch.no_grad()
     def score(
@@ -73,12 +73,12 @@ class Panel:
             label -> column -> B values, NaN where an image has none.
         """
         scores: dict[Label, dict[str, list[float]]] = {label: {} for label in candidates}
-        for measure in self.measures:
-            if measure.needs_reference and reference is None:
+        for metric in self.metrics:
+            if metric.needs_reference and reference is None:
                 continue
-            known = measure.features(reference) if measure.needs_reference and reference is not None else None
+            known = metric.features(reference) if metric.needs_reference and reference is not None else None
             for label, images in candidates.items():
-                values = measure.compare(measure.features(images), known)
+                values = metric.compare(metric.features(images), known)
                 scores[label].update({name: value.cpu().double().tolist() for name, value in values.items()})
         return scores
 
@@ -90,30 +90,30 @@ def check_names(names: Sequence[str]) -> None:
             raise ConfigError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
 
 
-def build_panel(
+def load_metrics(
     names: Sequence[str] | None,
     finder: WeightFinder,
     device: torch.device,
     *,
     fid_stats: Path | None = None,
     seed: int = 0,
-) -> Panel:
+) -> MetricCollection:
     """Load the metrics in `names` (None: all of them); what cannot be loaded is listed with its reason.
 
     Raises:
         ConfigError: for a name that is no metric.
     """
     check_names(names or ())
-    panel = Panel()
+    collection = MetricCollection()
     for name, load in LOADERS:
         if names is None or name in names:
             try:
-                panel.measures.append(load(finder, device))
+                collection.metrics.append(load(finder, device))
             except (OSDFaceError, ImportError) as error:
-                panel.missing[name] = str(error)
+                collection.missing[name] = str(error)
     if names is None or "fid" in names:
         try:
-            panel.sets = InceptionDistances.load(finder, device, fid_stats, seed)
+            collection.sets = InceptionDistances.load(finder, device, fid_stats, seed)
         except (OSDFaceError, ImportError) as error:
-            panel.missing["fid"] = str(error)
-    return panel
+            collection.missing["fid"] = str(error)
+    return collection

@@ -30,7 +30,7 @@ class Column:
     drop_below: float | None = None
 
 
-class Measure(Protocol):
+class Metric(Protocol):
     """A per-image metric in two steps: a network sees every image once, however often it is compared."""
 
     columns: tuple[Column, ...]
@@ -45,7 +45,7 @@ class Measure(Protocol):
         ...
 
 
-class SetMeasure(Protocol):
+class SetMetric(Protocol):
     """A metric of two whole sets of images, such as FID."""
 
     columns: tuple[Column, ...]

@@ -24,7 +24,7 @@ FaceFormat = Literal["png", "jpg"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class PrepareOptions:
     """What decides about a single photo; changing any of it processes all photos again.
 
     Args:
@@ -102,7 +102,7 @@ def process_photo(
     source: str,
     sha256: str,
     target: Path,
-    choice: Choice,
+    options: PrepareOptions,
     device: torch.device | str | None = None,
     embed: Embed | None = None,
 ) -> PhotoRecord:
@@ -117,16 +117,20 @@ def process_photo(
         DetectorError: the detector or its weights are missing. ImageError: the photo cannot be processed.
     """
     found = detect(
-        pixels, choice.detector, detector_dir=choice.detector_dir, device=device, min_face=choice.min_face / 2
+        pixels,
+        options.detector,
+        detector_dir=options.detector_dir,
+        device=device,
+        min_face=options.min_face / 2,
     )
     if not found:
         return PhotoRecord(source, sha256, rejected=("no face",))
-    kept, rejected = _choose(found, pixels.shape[:2], choice)
+    kept, rejected = _choose(found, pixels.shape[:2], options)
     if not kept:
         return PhotoRecord(source, sha256, rejected=tuple(rejected))
-    crops = align(pixels, kept, choice.size, device=device).clamp(0, 1)
+    crops = align(pixels, kept, options.size, device=device).clamp(0, 1)
     sharp = sharpness(crops).tolist()
-    good = [i for i, value in enumerate(sharp) if value >= choice.min_sharpness]
+    good = [i for i, value in enumerate(sharp) if value >= options.min_sharpness]
     rejected += ["blurry"] * (len(kept) - len(good))
     if not good:
         return PhotoRecord(source, sha256, rejected=tuple(rejected))
@@ -136,7 +140,7 @@ def process_photo(
     records = []
     for number, (index, crop) in enumerate(zip(good, crops, strict=True)):
         face = kept[index]
-        name = _face_name(source, sha256, number, choice.format)
+        name = _face_name(source, sha256, number, options.format)
         digest = _write(target / name, crop)
         records.append(
             FaceRecord(
@@ -155,23 +159,25 @@ def process_photo(
     return PhotoRecord(source, sha256, tuple(records), tuple(rejected))
 
 
-def _choose(found: Sequence[Face], shape: tuple[int, int], choice: Choice) -> tuple[list[Face], list[str]]:
+def _choose(
+    found: Sequence[Face], shape: tuple[int, int], options: PrepareOptions
+) -> tuple[list[Face], list[str]]:
     """Faces that are large enough and inside the photo, largest first, under the policy for several."""
     rejected: list[str] = []
     large = []
     for face in sorted(found, key=lambda face: -face.size):
         reason = (
             "too small"
-            if face.size < choice.min_face
-            else ("beyond the border" if _coverage(face, shape) < choice.min_coverage else "")
+            if face.size < options.min_face
+            else ("beyond the border" if _coverage(face, shape) < options.min_coverage else "")
         )
         if reason:
             rejected.append(reason)
         else:
             large.append(face)
-    if choice.multi_faces == "skip" and len(large) > 1:
+    if options.multi_faces == "skip" and len(large) > 1:
         return [], [*rejected, *["several faces"] * len(large)]
-    if choice.multi_faces == "largest":
+    if options.multi_faces == "largest":
         return large[:1], [*rejected, *["not the largest"] * (len(large) - 1)]
     return large, rejected
 

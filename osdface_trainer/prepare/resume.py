@@ -7,15 +7,15 @@ from pathlib import Path
 
 from osdface_core.files import replacing
 
-from .photos import Choice, PhotoRecord
+from .photos import PhotoRecord, PrepareOptions
 
 
-class Journal:
+class PhotoRecords:
     """One line per photo that is done; the first line holds the options that all lines depend on."""
 
-    def __init__(self, dst: Path, choice: Choice, identity: str | Path | None) -> None:
+    def __init__(self, dst: Path, options: PrepareOptions, identity: str | Path | None) -> None:
         self.path = dst / ".prepare.jsonl"
-        self.header = {"version": 1, **asdict(choice), "identity": str(identity or "")}
+        self.header = {"version": 1, **asdict(options), "identity": str(identity or "")}
         self.records: dict[str, PhotoRecord] = {}
         dst.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():

@@ -1,6 +1,6 @@
 """Any photos → aligned, filtered training faces with a manifest: resumable, and repeatable to the byte.
 
-Two passes. The first looks at each photo by itself and notes the outcome in a journal, so a killed run
+Two passes. The first looks at each photo by itself and notes the outcome in a file, so a killed run
 continues where it stopped and an unchanged photo is never looked at twice. The second looks at all faces
 together (duplicates, people, hold-out) and writes the manifest; it takes seconds and runs every time.
 """
@@ -19,15 +19,15 @@ import torch
 from osdface_core.errors import ConfigError, ImageError
 from osdface_core.files import replacing
 
-from ..data.prefetch import ahead
+from ..data.prefetch import prefetch
 from ..data.sources import IMAGE_SUFFIXES
-from .photos import Choice, Embed, FaceFormat, MultiFaces, PhotoRecord, process_photo
-from .resume import Journal
+from .photos import Embed, FaceFormat, MultiFaces, PhotoRecord, PrepareOptions, process_photo
+from .resume import PhotoRecords
 from .selection import distinct, people_of, split_of, write_manifest
 
 
 @dataclass(frozen=True)
-class Summary:
+class PrepareSummary:
     """Outcome of `prepare`. Counts are faces unless named otherwise.
 
     `rejected` counts by reason, "duplicate" and "same file" (photos) included; `unreadable` lists photos and
@@ -76,17 +76,17 @@ def prepare(
     size: int = 512,
     format: FaceFormat = "png",
     progress: bool = True,
-) -> Summary:
+) -> PrepareSummary:
     """Turn a folder of photos into a folder of training faces.
 
     Writes faces/…, manifest.csv (what `FaceDataset` reads) and report.json below `dst`. Call it again after a
     kill or after adding, changing or removing photos: only what changed is done again. With another value of
-    an option of `Choice` every photo is.
+    an option of `PrepareOptions` every photo is.
 
     Args:
         src: folder of photos, searched recursively. dst: target folder; may lie below `src`.
         detector, detector_dir, min_face, min_sharpness, min_coverage, multi_faces, size, format: see
-            `photos.Choice`.
+            `photos.PrepareOptions`.
         device: where faces are detected and embedded.
         duplicates: two faces are the same picture when their looks differ in at most so many of 255 bits (the
             larger one stays); −1 keeps all. Photos with equal bytes count once in any case.
@@ -103,12 +103,14 @@ def prepare(
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
     if not 0 <= holdout < 1:
         raise ConfigError(f"holdout is {holdout}, expected a share from 0 to below 1")
-    choice = Choice(detector, detector_dir, min_face, min_sharpness, min_coverage, multi_faces, size, format)
+    options = PrepareOptions(
+        detector, detector_dir, min_face, min_sharpness, min_coverage, multi_faces, size, format
+    )
     run = _Run(
         _list_photos(src, dst),
         dst,
-        choice,
-        Journal(dst, choice, identity),
+        options,
+        PhotoRecords(dst, options, identity),
         device,
         _embedder(identity, device),
         progress,
@@ -117,12 +119,12 @@ def prepare(
     chosen, rejected = distinct(records, duplicates)
     gone = {record.source for record, face in chosen if not (dst / face.file).is_file()}
     if gone:  # crops that someone deleted, or duplicates that are wanted now
-        run.journal.forget(gone)
+        run.records.forget(gone)
         records, _ = _first_pass(run)
         chosen, rejected = distinct(records, duplicates)
     people = people_of(chosen, same_person)
     split, split_by = split_of(chosen, people, holdout, seed)
-    summary = Summary(
+    summary = PrepareSummary(
         write_manifest(dst, chosen, people, split),
         photos=len(run.photos),
         resumed=resumed,
@@ -136,7 +138,7 @@ def prepare(
     )
     with replacing(dst / "report.json") as temporary:
         temporary.write_text(json.dumps(asdict(summary), default=str, indent=1, ensure_ascii=False), "utf-8")
-    run.journal.rewrite()
+    run.records.rewrite()
     _remove_unlisted(dst, {face.file for _, face in chosen})
     return summary
 
@@ -145,8 +147,8 @@ def prepare(
 class _Run:
     photos: dict[str, Path]
     dst: Path
-    choice: Choice
-    journal: Journal
+    options: PrepareOptions
+    records: PhotoRecords
     device: torch.device | str | None
     embed: Embed | None
     progress: bool
@@ -177,11 +179,11 @@ def _first_pass(run: _Run) -> tuple[list[PhotoRecord], int]:
     from tqdm import tqdm
 
     records, resumed, seen = [], 0, set()
-    run.journal.forget(run.journal.records.keys() - run.photos.keys())
+    run.records.forget(run.records.records.keys() - run.photos.keys())
     with ThreadPoolExecutor(2) as pool:
         bar = tqdm(run.photos, desc="prepare", unit="photo", disable=None if run.progress else True)
-        for source, (sha256, pixels, error) in ahead(pool, partial(_load, run), bar, 3):
-            record = run.journal.done(source, sha256)
+        for source, (sha256, pixels, error) in prefetch(pool, partial(_load, run), bar, 3):
+            record = run.records.done(source, sha256)
             if error:
                 record = PhotoRecord(source, sha256, error=error)
             elif sha256 in seen:
@@ -190,7 +192,7 @@ def _first_pass(run: _Run) -> tuple[list[PhotoRecord], int]:
                 resumed += 1
             elif pixels is not None:
                 record = _process(run, pixels, source, sha256)
-                run.journal.add(record)
+                run.records.add(record)
             seen.add(sha256)
             records.append(record)
     return records, resumed
@@ -203,14 +205,14 @@ def _load(run: _Run, source: str) -> tuple[str, np.ndarray | None, str]:
     path = run.photos[source]
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        return sha256, None if run.journal.done(source, sha256) else read_photo(path).pixels, ""
+        return sha256, None if run.records.done(source, sha256) else read_photo(path).pixels, ""
     except (ImageError, OSError) as error:
         return "", None, str(error)
 
 
 def _process(run: _Run, pixels: np.ndarray, source: str, sha256: str) -> PhotoRecord:
     try:
-        return process_photo(pixels, source, sha256, run.dst, run.choice, run.device, run.embed)
+        return process_photo(pixels, source, sha256, run.dst, run.options, run.device, run.embed)
     except ImageError as error:
         return PhotoRecord(source, sha256, error=str(error))
 

@@ -10,7 +10,7 @@ import torch
 
 from osdface_core.files import replacing
 
-from ..data.sources import Item, hold_out
+from ..data.sources import FaceFile, hold_out
 from .photos import FaceRecord, PhotoRecord, decode_embedding
 from .similarity import HASH_BITS, hash_signs, linked_groups
 
@@ -74,7 +74,7 @@ def split_of(chosen: Chosen, people: list[str], share: float, seed: int) -> tupl
     for name, keys in (("identity", people), ("photo", photos)):
         if share > 0 and len(set(keys)) > 1:
             items = [
-                Item(face.file, Path(), identity=key) for key, (_, face) in zip(keys, chosen, strict=True)
+                FaceFile(face.file, Path(), identity=key) for key, (_, face) in zip(keys, chosen, strict=True)
             ]
             held = {item.name for item in hold_out(items, share, seed)[1]}
             return ["val" if face.file in held else "train" for _, face in chosen], name

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from osdface_core.errors import ConfigError
 
 from ..data.augment import Augmentation
-from ..data.degrade_profiles import Degradation, named_profile
-from ..data.degrade_profiles import Stage as DegradationStage
+from ..data.degrade_profiles import Degradation, DegradationStage, named_profile
 from . import settings
 from .restorer import RestorerTraining
 from .vre import VRETraining
