@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,6 +159,35 @@ def test_heavy_libraries_load_where_they_are_needed() -> None:
     assert not bad, named(bad)
     early = [i for i in all_imports(CORE) if i.level and i.target[-1] == "tiny_codec" and not i.inside]
     assert not early, named(early)
+
+
+def modules_used(file: Path) -> set[Path]:
+    """Files of the own package that a file imports, inside functions or not."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            home = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            places = [home / alias.name for alias in node.names]
+            found |= {f for place in places if (f := place.with_suffix(".py")).is_file()} or {
+                f for f in (home.with_suffix(".py"), home / "__init__.py") if f.is_file()
+            }
+    return found - {file}
+
+
+def part_of(file: Path) -> str:
+    """Folder of a package, or file at its top."""
+    return file.relative_to(ROOT).parts[1]
+
+
+@pytest.mark.parametrize("files", [TRAINER, NODES], ids=["osdface_trainer", "nodes"])
+def test_no_circles(files: list[Path]) -> None:
+    """Neither between files nor between folders; `static_order` raises CycleError with the way round."""
+    used = {file: modules_used(file) & set(files) for file in files}
+    assert list(TopologicalSorter(used).static_order())
+    parts: dict[str, set[str]] = {part_of(file): set() for file in files}
+    for file, targets in used.items():
+        parts[part_of(file)] |= {part_of(target) for target in targets} - {part_of(file)}
+    assert list(TopologicalSorter(parts).static_order())
 
 
 ALLOWED = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)

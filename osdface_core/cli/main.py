@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
@@ -69,19 +71,29 @@ def _parser(name: str) -> argparse.ArgumentParser:
 
 
 def _load(module: str) -> ModuleType:
-    """The module of a subcommand.
-
-    Raises:
-        OSDFaceError: it lies in the repository alone, and this is an installed package.
-    """
+    """Import the module of a subcommand. Raises OSDFaceError for `bench` without a clone."""
     try:
         return importlib.import_module(module, __package__)
     except ModuleNotFoundError as error:
         if error.name != "benchmarks":
             raise
-        raise OSDFaceError(
-            "benchmarks/ is not installed: at the root of a clone run python -m osdface_core bench"
-        ) from error
+        return _beside(module)
+
+
+def _beside(name: str) -> ModuleType:
+    """Load a package that lies in the clone beside this one and is never installed.
+
+    Raises:
+        OSDFaceError: there is no clone.
+    """
+    entry = Path(__file__).resolve().parents[2] / name / "__init__.py"
+    spec = importlib.util.spec_from_file_location(name, entry)
+    if not entry.is_file() or spec is None or spec.loader is None:
+        raise OSDFaceError(f"{name}/ is not installed: run this command from a clone (pip install -e .)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _trainer(argv: list[str]) -> int:
