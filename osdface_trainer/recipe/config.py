@@ -1,7 +1,7 @@
 """A recipe: one TOML file that describes a whole model, as frozen dataclasses.
 
-`[data]`, `[run]` and `[degrade]` serve both stages; `[vre]` (vre_config.py) is stage 1 and `[restorer]`
-(restorer_config.py) stage 2. An unknown key or a value of another type is a ConfigError that names the key.
+`[data]`, `[run]` and `[degrade]` serve both stages; `[vre]` (vre.py) is stage 1 and `[restorer]`
+(restorer.py) stage 2. An unknown key or a value of another type is a ConfigError that names the key.
 """
 
 from collections.abc import Sequence
