@@ -19,3 +19,16 @@ class DetectorError(OSDFaceError):
 
 class ConfigError(OSDFaceError):
     """A recipe or option has an unknown key, a wrong type or a value out of range."""
+
+
+class OptionError(ConfigError):
+    """An option has a value that the table of options does not allow.
+
+    Attributes:
+        option: its name in that table.
+        got, expected: what was given, and what is allowed.
+    """
+
+    def __init__(self, option: str, got: object, expected: str) -> None:
+        super().__init__(f"`{option}` is {got!r}, expected {expected}")
+        self.option, self.got, self.expected = option, got, expected
