@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .config import OSDFaceConfig, from_dict
 from .errors import CheckpointError
+from .file_kinds import kind_of_file, kind_of_tensors
 from .files import replacing
 
 FORMAT = 1
@@ -96,14 +97,14 @@ def read_header(path: str | Path) -> tuple[OSDFaceConfig, dict[str, Any], list[s
             metadata = file.metadata() or {}
             names = list(file.keys())
     except (SafetensorError, OSError) as error:
+        known = kind_of_file(path)
         raise CheckpointError(
-            f"{path.name} is truncated or no safetensors file ({error}); download it again"
+            f"{path.name} is {known or f'truncated or no safetensors file ({error}); download it again'}"
         ) from error
     version = metadata.get("osdface.format")
     if version is None:
-        raise CheckpointError(
-            f"{path.name} is no OSDFace checkpoint (no osdface.format); a released folder goes as it is"
-        )
+        known = kind_of_tensors(names) or "no OSDFace checkpoint (no osdface.format)"
+        raise CheckpointError(f"{path.name} is {known}; give an OSDFace .safetensors or a released folder")
     if not version.isdigit() or int(version) > FORMAT:
         raise CheckpointError(
             f"{path.name} has format {version}, this osdface reads up to {FORMAT}; update osdface"

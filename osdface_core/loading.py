@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from .checkpoint import Checkpoint, load_checkpoint, load_strict
 from .config import CodecConfig, OSDFaceConfig
 from .errors import CheckpointError
+from .file_kinds import kind_of_weights
 from .models.backbone import Backbone, UNetPredictor, build_full
 from .models.lora import attach_lora, merge_lora, parse_lora
 from .models.sd21 import load_base
@@ -48,14 +49,25 @@ def read_model(source: str | Path) -> Checkpoint:
             f"the embedded checkpoint is missing at {path}; install osdface again, or give a --model"
         )
     if not path.is_dir():
-        if path.suffix in {".ckpt", ".pth", ".pt"}:
-            raise CheckpointError(
-                f"{path.name} is one of the released files; give its folder, or run osdface convert"
-            )
+        if path.suffix in {".ckpt", ".pth", ".pt"} and path.is_file():
+            _refuse_pickle(path)
         return load_checkpoint(path)
     from .released import read_released  # the one module that opens pickles: only for released folders
 
     return read_released(path)
+
+
+def _refuse_pickle(path: Path) -> NoReturn:
+    """Say what a .pth is that stands where a model should."""
+    from .released import RELEASED_FILES
+
+    if known := kind_of_weights(path):
+        raise CheckpointError(f"{path.name} is {known}; give an OSDFace model here")
+    if path.name in RELEASED_FILES:
+        raise CheckpointError(f"{path.name} is one of the released files; give its folder")
+    raise CheckpointError(
+        f"{path.name} is a PyTorch file of another program; give an OSDFace .safetensors or a released folder"
+    )
 
 
 def load_model(

@@ -18,6 +18,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import LoRAConfig, OSDFaceConfig
 from .errors import CheckpointError
+from .file_kinds import kind_of_file
 from .files import replacing
 from .models.lora import lora_config, parse_lora
 
@@ -45,6 +46,10 @@ def read_released(folder: str | Path) -> Checkpoint:
         CheckpointError: a file is missing, truncated, unsafe, or holds a tensor that nobody expects.
     """
     folder = Path(folder).expanduser()
+    if (folder / "unet" / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a Stable Diffusion folder; it goes to --base, beside an OSDFace model"
+        )
     for name in RELEASED_FILES:
         if not (folder / name).is_file():
             raise CheckpointError(
@@ -55,8 +60,9 @@ def read_released(folder: str | Path) -> Checkpoint:
     try:
         lora = load_file(folder / LORA_FILE)
     except (SafetensorError, OSError) as error:
+        known = kind_of_file(folder / LORA_FILE)
         raise CheckpointError(
-            f"{LORA_FILE} is truncated or no safetensors file ({error}); download it again"
+            f"{LORA_FILE} is {known or f'truncated or no safetensors file ({error}); download it again'}"
         ) from error
     adapters = parse_lora(lora)
     config = OSDFaceConfig(name="osdface-released", lora=lora_config(adapters, LoRAConfig().alpha))
@@ -102,16 +108,18 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"no file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path.name} holds more than tensors and is not opened for safety; get it from its authors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path.name} is truncated or no PyTorch file; download it again") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path.name} is {kind_of_file(path) or _damage(error)}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path.name} holds no tensors by name")
     return state
+
+
+def _damage(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "not opened for safety: it holds more than tensors; get it from its authors"
+    return "truncated or no PyTorch file; download it again"
 
 
 def _lq_branch(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .file_kinds import kind_of_file
 
 
 def find_weights(weights: str | Path | None, filename: str, what: str, source: str) -> Path:
@@ -53,6 +54,8 @@ def read_state_dict(path: Path, what: str, source: str) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
         reason = str(error).strip().split("\n")[0][:200]
+        if known := kind_of_file(path):
+            raise CheckpointError(f"{what} weights at {path}: the file is {known} (from {source})") from error
         raise CheckpointError(
             f"{what} weights at {path} cannot be read ({reason}): get them again from {source}"
         ) from error

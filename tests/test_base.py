@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from osdface_core.errors import CheckpointError
 from osdface_core.models.backbone import Backbone
-from osdface_core.models.sd21 import V_PREDICTION_PROBE, load_base
+from osdface_core.models.sd21 import V_PREDICTION_PROBE, find_variant, load_base
 
 WIDTHS = (64, 128)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
 def build(prompt_width: int = 1024, channels: int = 4) -> tuple[Any, Any]:
@@ -177,7 +178,47 @@ def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "sd.ckpt").write_bytes(b"")
     refused(tmp_path / "sd.ckpt", r"must be \.safetensors")
     (tmp_path / "empty.safetensors").write_bytes(b"")
-    refused(tmp_path / "empty.safetensors", "truncated or no safetensors file")
+    refused(tmp_path / "empty.safetensors", "is truncated: it is empty; download it again")
+
+
+@pytest.mark.parametrize("variant", ["fp16", "non_ema"])
+def test_a_folder_that_holds_a_variant_only(models: tuple[Any, Any], tmp_path: Path, variant: str) -> None:
+    for module, part in zip(models, ("unet", "vae"), strict=True):
+        copy = type(module).from_config(module.config)
+        copy.load_state_dict(module.state_dict())
+        copy.half().save_pretrained(tmp_path / part, variant=variant)
+    loaded: Any = load_base(tmp_path)
+    for module, own in zip((loaded.predictor.unet, loaded.codec.vae), models, strict=True):
+        expected = {name: value.half().float() for name, value in own.state_dict().items()}
+        assert all(value.dtype == torch.float32 for value in module.state_dict().values())
+        assert all(value.equal(expected[name]) for name, value in module.state_dict().items())
+
+
+def test_which_variant_is_taken(tmp_path: Path) -> None:
+    def among(*files: str) -> str | None:
+        for old in tmp_path.iterdir():
+            old.unlink()
+        for name in files:
+            (tmp_path / f"diffusion_pytorch_model{name}").touch()
+        return find_variant(tmp_path)
+
+    assert among(".safetensors", ".fp16.safetensors") is None
+    assert among(".non_ema.safetensors", ".fp16.safetensors", ".bin") == "fp16"
+    assert among(".non_ema.safetensors") == "non_ema"
+    assert among(".fp16-00001-of-00002.safetensors", ".fp16-00002-of-00002.safetensors") == "fp16"
+    assert among("-00001-of-00002.fp16.safetensors", "-00002-of-00002.fp16.safetensors") == "fp16"
+    assert among("-00001-of-00002.safetensors", "-00002-of-00002.safetensors") is None
+    assert among(".fp16.bin") == "fp16"
+    with pytest.raises(CheckpointError, match=r"has no diffusion_pytorch_model\*\.safetensors"):
+        among()
+
+
+def test_pointers_in_a_folder_are_named(folder: Path, tmp_path: Path) -> None:
+    for part in ("unet", "vae"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_bytes((folder / part / "config.json").read_bytes())
+        (tmp_path / part / "diffusion_pytorch_model.fp16.safetensors").write_bytes(POINTER)
+    refused(tmp_path, r"diffusion_pytorch_model\.fp16\.safetensors is a Git LFS pointer .*run git lfs pull")
 
 
 def test_a_truncated_single_file(single_file: Path, tmp_path: Path) -> None:

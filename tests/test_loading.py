@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import types
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from osdface_core import loading
 from osdface_core.checkpoint import save_checkpoint
@@ -18,6 +20,7 @@ from osdface_core.config import CodecConfig, OSDFaceConfig
 from osdface_core.errors import CheckpointError
 from osdface_core.loading import load_model, load_vre, read_model, resolve
 from osdface_core.models.tiny_codec import TinyCodec, taesd
+from osdface_core.released import RELEASED_FILES
 from tests.random_weights import save_taesd
 
 Tensors = dict[str, torch.Tensor]
@@ -62,11 +65,76 @@ def test_the_embedded_checkpoint() -> None:
     assert sum(p.numel() for p in backbone.predictor.unet.parameters()) <= 20_000_000
 
 
-@pytest.mark.parametrize("name", ["associate_2.ckpt", "embedding_change_weights.pth", "x.pt"])
+@pytest.mark.parametrize("name", ["associate_2.ckpt", "embedding_change_weights.pth"])
 def test_one_of_the_released_files(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"")
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(CheckpointError, match=f"{name} is one of the released files; give its folder"):
         read_model(tmp_path / name)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (POINTER, "is a Git LFS pointer and not the file itself; run git lfs pull"),
+        (b"\n<!DOCTYPE html><html><body>Sign in", "is a web page; download the file itself"),
+        (b'{"error": "Repository not found"}', "is a JSON text, perhaps a server's error message"),
+        (b"", "is truncated: it is empty; download it again"),
+        (b"\x89PNG\r\n\x1a\n", "is a picture"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "GFPGANv1.4.pth", "associate_2.ckpt"])
+def test_a_file_that_is_no_model_at_all(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)} {message}") as error:
+        read_model(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"params_ema": {"stylegan_decoder.style_mlp.1.weight": torch.zeros(1)}}, "is a GFPGAN model"),
+        ({"params_ema": {"position_emb": torch.zeros(1)}}, "is a CodeFormer model"),
+        ({"params": {"conv_first.weight": torch.zeros(1)}}, "is an upscaling model; --upscale-model"),
+        ({"state_dict": {"vqvae_LQ.encoder.conv_in.weight": torch.zeros(1)}}, "released OSDFace files; give"),
+        ({"fc.weight": torch.zeros(1)}, "is a PyTorch file of another program; give an OSDFace"),
+    ],
+)
+def test_a_model_of_another_program(tmp_path: Path, state: dict[str, Any], message: str) -> None:
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=f"x.pth .*{message}"):
+        read_model(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ("model.diffusion_model.out.2.weight", "is a Stable Diffusion checkpoint; --base takes 2.1-base"),
+        ("unet.down_blocks.0.attentions.0.lora_A.weight", "is a LoRA without the rest of OSDFace"),
+        ("fc.weight", "is no OSDFace checkpoint"),
+    ],
+)
+def test_a_safetensors_file_of_another_program(tmp_path: Path, tensor: str, message: str) -> None:
+    save_file({tensor: torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        read_model(tmp_path / "x.safetensors")
+
+
+def test_a_base_in_the_place_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a Stable Diffusion folder; it goes to --base"):
+        read_model(tmp_path)
+
+
+def test_pointers_in_a_released_folder(tmp_path: Path) -> None:
+    for name in RELEASED_FILES:
+        (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"associate_2\.ckpt is a Git LFS pointer"):
+        read_model(tmp_path)
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:

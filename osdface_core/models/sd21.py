@@ -7,6 +7,7 @@ layout is derived here from the tensors' shapes.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..file_kinds import kind_of_file
 from .backbone import Backbone, KLCodec, UNetPredictor
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 PROMPT_WIDTH = 1024  # SD 2.x; SD 1.x has 768, SDXL 2048
 HEAD_CHANNELS = 64  # SD 2.x: heads = width / 64
+WEIGHTS = "diffusion_pytorch_model"
+# .safetensors, .fp16.safetensors, .fp16-00001-of-00002.safetensors, -00001-of-00002.fp16.safetensors
+VARIANT = re.compile(r"(?:-\d+-of-\d+)?(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 WHERE = (
     "use a Stable Diffusion 2.1-base (512 px, epsilon prediction): "
     "a diffusers folder or v2-1_512-ema-pruned.safetensors"
@@ -57,14 +62,44 @@ def _load_folder(folder: Path) -> Backbone:
     _refuse_v_prediction(folder)
     config = _read_json(folder / "unet" / "config.json")
     _check_widths(config.get("cross_attention_dim"), config.get("in_channels"), str(folder))
+    unet = _load_part(UNet2DConditionModel, folder / "unet")
+    return _backbone(unet, _load_part(AutoencoderKL, folder / "vae"))
+
+
+def _load_part(cls: Any, folder: Path) -> Any:
+    """Load a part of a diffusers folder in float32, from whichever of its weight files is there."""
+    variant = find_variant(folder)
     try:
-        unet = UNet2DConditionModel.from_pretrained(
-            folder / "unet", local_files_only=True, low_cpu_mem_usage=False
-        )
-        vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, low_cpu_mem_usage=False)
+        return cls.from_pretrained(folder, variant=variant, local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the base model in {folder}: {_first_line(error)}") from error
-    return _backbone(unet, vae)
+        reasons = (f"{file.name} is {kind}" for file in _weight_files(folder) if (kind := kind_of_file(file)))
+        reason = next(reasons, _first_line(error))
+        raise CheckpointError(f"cannot read the base model in {folder}: {reason}") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """List the .safetensors of a part, or its .bin files where it has no others."""
+    found = (sorted(folder.glob(f"{WEIGHTS}*.{suffix}")) for suffix in ("safetensors", "bin"))
+    return next((files for files in found if files), [])
+
+
+def find_variant(folder: Path) -> str | None:
+    """Name the variant of the weights in a part of a diffusers folder.
+
+    Returns:
+        None for the plain file; else `fp16` before others, and `non_ema` last: adapters are trained on the
+        averaged weights.
+    Raises:
+        CheckpointError: no weights are there.
+    """
+    files = _weight_files(folder)
+    if not files:
+        raise CheckpointError(f"{folder} has no {WEIGHTS}*.safetensors; {WHERE}")
+    found = {VARIANT.fullmatch(file.name.removeprefix(WEIGHTS)) for file in files}
+    names = {match["variant"] for match in found if match}
+    if None in names or not names:
+        return None
+    return min(names, key=lambda name: (name == "non_ema", name != "fp16", name))
 
 
 def _refuse_v_prediction(folder: Path) -> None:
@@ -127,8 +162,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
                 raise CheckpointError(f"{path.name} looks like SDXL; {WHERE}")
             tensors = {k: file.get_tensor(k).float() for k in names}
     except (SafetensorError, OSError) as error:
+        known = kind_of_file(path)
         raise CheckpointError(
-            f"{path.name} is truncated or no safetensors file: {_first_line(error)}"
+            f"{path.name} is {known or f'truncated or no safetensors file: {_first_line(error)}'}"
         ) from error
     probe = tensors.get(UNET_PREFIX + V_PREDICTION_PROBE)
     says_v = metadata.get("modelspec.prediction_type", "epsilon").startswith("v")
