@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osdface_core.devices import DTYPES, pick_device, pick_dtype
-from osdface_core.engines import ENGINES, use_engine
+from osdface_core.engines import ENGINES
 from osdface_core.errors import ConfigError
 from osdface_core.faces import DETECTORS
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         type=_engines,
         metavar="LIST",
-        help=f"of {', '.join(ENGINES)}; default eager,graphs on CUDA, else eager,fast",
+        help=f"of {', '.join(ENGINES)}; default eager,graphs on CUDA, else eager",
     )
     parser.add_argument("--runs", type=_count, default=5, metavar="N", help="rounds; medians over them (5)")
     parser.add_argument("--size", type=_side, default=512, metavar="PX", help="side of a face (512)")
@@ -120,12 +120,12 @@ def run(args: argparse.Namespace) -> int:
     }
     say(f"built after {time.perf_counter() - start:.1f} s; peaks {result['peak_tflops']} TFLOP/s")
     warm_ups = WARM_UPS.get(device.type, 1)
-    engines = args.engine or (["eager", "graphs"] if device.type == "cuda" else ["eager", "fast"])
+    engines = args.engine or (["eager", "graphs"] if device.type == "cuda" else ["eager"])
     faces = {b: models.faces(b, args.size, device) for b in args.batch_size}
     for (name, dtype), engine in itertools.product(dtypes.items(), engines):
         say(f"{name}, {engine}: warming up …")
         pipeline, before = models.ours(parts, dtype)
-        use_engine(pipeline, engine)
+        pipeline.use_engine(engine)
         checked = measure.compare(plain, pipeline, models.faces(1, args.size, device))
         rounds = measure.rounds(plain, pipeline, faces, args.runs, warm_ups, before, say)
         for record in report.summary(rounds, name, checked, result["gmacs"], result["peak_tflops"]):
@@ -148,7 +148,7 @@ def _peak(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
         models.full_size(device, dtype) if args.full_size else models.from_file(args.model, args.base, device)
     )
     pipeline = models.whole(parts, dtype)
-    use_engine(pipeline, args.engine[0] if args.engine else "auto")
+    pipeline.use_engine(args.engine[0] if args.engine else "auto")
     marks = [memory.peak_bytes(device)]
     for _ in range(args.runs):
         measure.total(pipeline, models.faces(1, args.size, device))
@@ -164,7 +164,7 @@ def _photos(args: argparse.Namespace, pipeline: OSDFacePipeline, say: Callable[[
 
     if args.plot and args.photos:
         raise ConfigError("--plot draws --memory or --cost; leave it out with --photos")
-    use_engine(pipeline, args.engine[0] if args.engine else "auto")
+    pipeline.use_engine(args.engine[0] if args.engine else "auto")
     options = {"detector": args.detector, "max_faces": args.max_faces}
     if args.photos:
         result = photos.folder(pipeline, args.photos, options, args.runs, say)

@@ -120,17 +120,16 @@ def stages(pipeline: OSDFacePipeline, faces: Tensor) -> Times:
     """The same work one stage after the other (`restore` lets the VRE and the encoder overlap on CUDA)."""
     clock = Clock(faces.device)
     signed = faces * 2.0 - 1.0
-    half = signed.to(pipeline.dtype)
     codes = pipeline.vre(signed)
     clock.mark("vre")
-    prompt = pipeline.projection(codes).to(pipeline.dtype)
+    prompt = pipeline.projection(codes)
     clock.mark("projection")
-    latent = pipeline.backbone.codec.encode(half)
+    latent = pipeline.backbone.codec.encode(signed)
     clock.mark("encode")
     eps = pipeline.backbone.predictor(latent, pipeline.config.timestep, prompt)
     clock.mark("unet")
     x0 = predict_x0(latent, eps, alpha_bar(pipeline.config))
-    pipeline.backbone.codec.decode(x0.to(pipeline.dtype), half).float().clamp(-1.0, 1.0)
+    pipeline.backbone.codec.decode(x0, signed).float().clamp(-1.0, 1.0)
     clock.mark("decode")
     return clock.read()
 

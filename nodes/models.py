@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..osdface_core.color import keep_grey
 from ..osdface_core.config import OSDFaceConfig
 from ..osdface_core.devices import FACE_BYTES, faces_at_once, pick_dtype
-from ..osdface_core.engines import use_engine
 from ..osdface_core.loading import Loaded, load_model, load_prompt_side, read_model, resolve
 from ..osdface_core.models.backbone import Backbone
 from ..osdface_core.models.vre import VRE, Projection
@@ -72,7 +71,7 @@ class Restorer:
             device=torch.device("cpu"), dtype=precision or pick_dtype(dtype, device),
         )  # fmt: skip
         if device.type == "cpu":
-            use_engine(pipeline, "auto")
+            pipeline.use_engine()
         modules = nn.ModuleList([cast(nn.Module, backbone.codec), cast(nn.Module, backbone.predictor)])
         return cls(pipeline, host.Managed(modules))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .config import OSDFaceConfig
 from .devices import faces_at_once, is_out_of_memory, pick_device, pick_dtype
-from .engines import use_engine
+from .engines import Engine, choose_engine
 from .errors import ImageError
 from .loading import Loaded, load_model
 from .models.backbone import Backbone, Posterior
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
-Forward = Callable[[Tensor, "Tensor | None", int, float, Posterior, "torch.Generator | None"], Tensor]
 
 
 class OSDFacePipeline:
@@ -33,9 +32,8 @@ class OSDFacePipeline:
     Attributes:
         config: every number of the model.
         vre, projection: prompt side; the VRE is float32 whatever `dtype` is.
-        backbone: `.codec` and `.predictor`, the two protocols of `backbone.py`.
-        engine: how it runs; set by `engines.use_engine`.
-        forward: one batch through all of them; `engines.use_engine` may put another in its place.
+        backbone: `.codec` and `.predictor`, the two protocols of `backbone.py`, as `engine` runs them.
+        engine: how they run; `use_engine` sets it.
         training: provenance from the checkpoint's header.
     """
 
@@ -59,8 +57,8 @@ class OSDFacePipeline:
         self.vre = vre.to(device).to(memory_format=layout).eval()  # type: ignore[call-overload]
         self.projection = projection.to(device).eval()
         self.backbone = backbone
-        self.engine = "eager"
-        self.forward: Forward = self._forward
+        self._own = backbone
+        self.engine: Engine = choose_engine("eager", device)
         for part in (backbone.codec, backbone.predictor):
             if isinstance(part, nn.Module):
                 part.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -88,7 +86,7 @@ class OSDFacePipeline:
             lora: "merged" into the weights, or "live" (needs peft) so that `set_lora_scale` can turn it.
             device: auto | cpu | cuda[:n] | mps.
             dtype: auto | fp32 | fp16 | bf16 or a torch dtype, for everything but the VRE.
-            engine: how it runs; see `engines.use_engine`.
+            engine: how it runs; see `engines.choose_engine`.
             codec: "own", or "taesd" for quicker, softer previews with a model on Stable Diffusion.
             codec_dir: folder with TAESD's two files; torch's cache without one.
         Raises:
@@ -108,14 +106,26 @@ class OSDFacePipeline:
             dtype=pick_dtype(dtype, target),
             training=loaded.training,
         )
-        use_engine(pipeline, "eager" if lora == "live" and engine == "auto" else engine)
+        pipeline.use_engine(engine)
         return pipeline
+
+    def use_engine(self, name: str = "auto") -> None:
+        """Run codec and predictor through another engine; the VRE, and so its tokens, stay as they are.
+
+        Args:
+            name: see `engines.choose_engine`.
+        Raises:
+            ConfigError: an unknown name, or an engine that this device or installation lacks.
+        """
+        self.engine = choose_engine(name, self.device)
+        self.backbone = self.engine.prepare(self._own)
 
     def set_lora_scale(self, strength: float) -> None:
         """Turn a live LoRA (`from_pretrained(lora="live")`): 0 the bare base, 1 as trained."""
         from .models.lora import set_strength
 
-        set_strength(self.backbone.predictor, strength)  # type: ignore[arg-type]
+        set_strength(self._own.predictor, strength)  # type: ignore[arg-type]
+        self.backbone = self.engine.prepare(self._own)  # an engine may have worked the old strength in
 
     @torch.inference_mode()
     def tokens(self, faces: Tensor) -> Tensor:
@@ -168,7 +178,7 @@ class OSDFacePipeline:
             chunk = faces[start : start + size]
             own = None if prompt is None else prompt.expand(len(faces), -1, -1)[start : start + size]
             try:
-                out = self.forward(self._signed(chunk), own, steps, a_bar, posterior, generator)
+                out = self._forward(self._signed(chunk), own, steps, a_bar, posterior, generator)
             except (RuntimeError, MemoryError) as error:
                 if len(chunk) == 1 or not is_out_of_memory(error):
                     raise
@@ -206,15 +216,15 @@ class OSDFacePipeline:
         generator: torch.Generator | None,
     ) -> Tensor:
         """One diffusion step: signed faces on the device to a signed, unclamped, float32 result."""
-        codec, half = self.backbone.codec, signed.to(self.dtype)
+        codec = self.backbone.codec
         with _side_stream(self.device) as side:
             # The VRE and the codec's encoder do not depend on each other (supplement B: 14 % faster).
             prompt = self._prompt(signed) if prompt is None else prompt.to(self.device)
-        latent = codec.encode(half, posterior, generator)
+        latent = codec.encode(signed, posterior, generator)
         side.join(prompt)
-        eps = self.backbone.predictor(latent, timestep, prompt.to(self.dtype))
+        eps = self.backbone.predictor(latent, timestep, prompt)
         x0 = predict_x0(latent, eps, a_bar)
-        return codec.decode(x0.to(self.dtype), half).float()
+        return codec.decode(x0, signed).float()
 
     def _finish(self, faces: Tensor, signed: Tensor, strength: float, color_fix: str) -> Tensor:
         restored = (signed.clamp(-1.0, 1.0) * 0.5 + 0.5).to(faces.device)

@@ -33,7 +33,7 @@ def result(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 def test_every_combination_is_measured(result: dict[str, Any]) -> None:
     found = [(r["dtype"], r["engine"], r["batch_size"]) for r in result["results"]]
-    assert found == [(d, e, b) for d in ("float32", "bfloat16") for e in ("eager", "fast") for b in (1, 2)]
+    assert found == [(d, e, b) for d in ("float32", "bfloat16") for e in ("eager",) for b in (1, 2)]
     for record in result["results"]:
         assert set(record["ms_per_face"]) == {*models.STAGES, "total"}
         assert len(record["ratio_rounds"]) == len(record["rounds"]["total"]) == 3

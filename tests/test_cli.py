@@ -245,16 +245,11 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("device", "engine", "count", "expected"),
-    [
-        ("cpu", "fast", 2, one_by_one),
-        ("cpu", "native", 2, overlapped),
-        ("cuda", "eager", 2, overlapped),
-        ("mps", "eager", 1, one_by_one),
-    ],
+    ("overlaps", "count", "expected"),
+    [(False, 2, one_by_one), (True, 2, overlapped), (True, 1, one_by_one)],
 )
-def test_the_steps_overlap_where_it_pays(device: str, engine: str, count: int, expected: Any) -> None:
-    pipeline: Any = types.SimpleNamespace(device=torch.device(device), engine=engine)
+def test_the_steps_overlap_where_it_pays(overlaps: bool, count: int, expected: Any) -> None:
+    pipeline: Any = types.SimpleNamespace(engine=types.SimpleNamespace(overlaps=overlaps))
     jobs: Any = [1, 2]
     assert restore.runner_for(pipeline, jobs[:count]) is expected
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from osdface_core.engines.compiled import halves
-from osdface_core.engines.fast import speed_up
-from osdface_core.engines.half import HalfLayers
-from osdface_core.engines.layers import Layers
 from osdface_core.errors import CheckpointError
 from osdface_core.models.lora import (
     attach_lora,
@@ -186,19 +180,3 @@ def test_what_a_checkpoint_records(tensors: dict) -> None:
     ]
     pair = parse_lora({f"{n}.lora_{s}.weight": torch.ones(1, 1) for n in names for s in "AB"})
     assert lora_config(pair, 1.0).targets == ("ff.net.0.proj", "to_out.0")
-
-
-@pytest.mark.parametrize("layers", [Layers, HalfLayers])
-@pytest.mark.parametrize("rank", [16, 64])
-def test_engines_leave_a_live_lora_its_layers(layers: type[Layers], rank: int) -> None:
-    if layers is HalfLayers and (shutil.which("c++") is None or not halves()):
-        pytest.skip("no C++ compiler, or a CPU that does not multiply half precision")
-    torch.manual_seed(0)
-    net = nn.ModuleDict({"a": nn.Linear(5120, 64), "c": nn.Conv2d(64, 64, 3)})
-    inject_adapter_in_model(LoraConfig(r=rank, target_modules=["a", "c"], init_lora_weights=False), net)
-    net.bfloat16()
-    exact = copy.deepcopy(net).float()
-    with torch.inference_mode():
-        speed_up(net, torch.bfloat16, layers())
-        for name, x in (("a", torch.randn(2, 5120)), ("c", torch.randn(1, 64, 9, 9))):
-            assert torch.allclose(net[name](x), exact[name](x), atol=0.02)

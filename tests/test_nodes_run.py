@@ -230,13 +230,6 @@ def test_memory_manager_owns_the_modules(comfy, group):
     assert all(activations > 0 and whole for _, activations, whole in comfy.loads)
 
 
-def test_the_cpu_runs_the_fast_engine(comfy):
-    widgets = {"checkpoint": "mini", "base": "none", "lora_strength": 1.0}
-    (backbone,) = run("OSDFaceLoadRestorer", **widgets, dtype="fp32")
-    blocks = {type(block).__name__ for block in backbone.pipeline.backbone.codec.modules()}
-    assert "FusedTinyBlock" in blocks
-
-
 def test_cancel_between_batches(comfy, group):
     frames = group.repeat(3, 1, 1, 1)
     comfy.interrupt_after = (

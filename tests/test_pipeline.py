@@ -108,7 +108,7 @@ class Memory:
     """A device on which at most `fits` faces find room; counts the attempts."""
 
     def __init__(self, pipeline: OSDFacePipeline, fits: int, error: Exception) -> None:
-        self.step, self.fits, self.error = pipeline.forward, fits, error
+        self.step, self.fits, self.error = pipeline._forward, fits, error
         self.attempts: list[int] = []
 
     def __call__(self, chunk: Tensor, *rest: Any) -> Tensor:
@@ -136,7 +136,7 @@ def test_the_batch_is_halved_when_memory_runs_out(
     batch = faces(7)
     expected = tiny_pipeline.restore(batch)
     memory = Memory(tiny_pipeline, 2, error)
-    monkeypatch.setattr(tiny_pipeline, "forward", memory)
+    monkeypatch.setattr(tiny_pipeline, "_forward", memory)
     with caplog.at_level(logging.WARNING):
         result = tiny_pipeline.restore(batch, batch_size=6)
     assert torch.allclose(result, expected, atol=1e-5)
@@ -154,7 +154,7 @@ def test_other_errors_and_a_single_face_too_many_are_raised(
     tiny_pipeline: OSDFacePipeline, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     memory = Memory(tiny_pipeline, 0, error)
-    monkeypatch.setattr(tiny_pipeline, "forward", memory)
+    monkeypatch.setattr(tiny_pipeline, "_forward", memory)
     with pytest.raises(type(error)):
         tiny_pipeline.restore(faces(2), batch_size=2)
     assert memory.attempts == ([2, 1] if "memory" in str(error) else [2])

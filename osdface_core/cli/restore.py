@@ -70,9 +70,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument("--dtype", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
-    group.add_argument(
-        "--engine", choices=ENGINES, default="auto", help="how it runs; auto is fast on the CPU"
-    )
+    group.add_argument("--engine", choices=ENGINES, default="auto", help="how it runs (auto)")
 
 
 def load(args: argparse.Namespace) -> OSDFacePipeline:
@@ -201,9 +199,7 @@ def _restore_all(
 
 def runner_for(pipeline: OSDFacePipeline, jobs: Sequence[Job]) -> Callable[..., None]:
     """Beside PyTorch's own layers the other steps compete for the CPU's cores: 1.54 times as long."""
-    alone = pipeline.device.type == "cpu" and pipeline.engine != "native"
-    return one_by_one if alone or len(jobs) == 1 else overlapped
-
+    return overlapped if pipeline.engine.overlaps and len(jobs) > 1 else one_by_one
 
 def _faces_on(bar: Any) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:

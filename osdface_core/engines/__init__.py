@@ -1,5 +1,6 @@
 """Other ways to run the same weights."""
 
-from .choose import ENGINES, use_engine
+from .choose import ENGINES, choose_engine
+from .engine import Engine
 
-__all__ = ["ENGINES", "use_engine"]
+__all__ = ["ENGINES", "Engine", "choose_engine"]

@@ -15,7 +15,7 @@ Posterior = Literal["mode", "sample"]
 
 
 class LatentCodec(Protocol):
-    """Between pictures in [-1, 1] and scaled latents."""
+    """Between pictures in [-1, 1] and scaled latents, of any floating type; it casts to its own."""
 
     def encode(
         self, signed: Tensor, posterior: Posterior = "mode", generator: torch.Generator | None = None
@@ -30,7 +30,7 @@ class LatentCodec(Protocol):
 
 
 class NoisePredictor(Protocol):
-    """The noise that a diffusion model sees in a latent."""
+    """The noise that a diffusion model sees in a latent; it casts its input to its own floating type."""
 
     def __call__(self, latent: Tensor, timestep: int, prompt: Tensor) -> Tensor:
         """(B, 4, h, w), timestep [steps], (B, 77, D) to (B, 4, h, w)."""
@@ -45,6 +45,11 @@ class Backbone:
     predictor: NoisePredictor
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the floating type of a module's weights."""
+    return next(module.parameters()).dtype
+
+
 class UNetPredictor(nn.Module):
     """A diffusers UNet2DConditionModel as `NoisePredictor`."""
 
@@ -55,6 +60,8 @@ class UNetPredictor(nn.Module):
     def forward(self, latent: Tensor, timestep: int, prompt: Tensor) -> Tensor:
         # A tensor of the batch's size: diffusers would copy a Python number to the device and wait for it.
         steps = torch.full((latent.shape[0],), timestep, device=latent.device, dtype=torch.long)
+        dtype = dtype_of(self)
+        latent, prompt = latent.to(dtype), prompt.to(dtype)
         return self.unet(latent, steps, encoder_hidden_states=prompt, return_dict=False)[0]
 
 
@@ -69,12 +76,13 @@ class KLCodec(nn.Module):
     def encode(
         self, signed: Tensor, posterior: Posterior = "mode", generator: torch.Generator | None = None
     ) -> Tensor:
-        distribution: Any = self.vae.encode(signed).latent_dist  # type: ignore[operator]
+        distribution: Any = self.vae.encode(signed.to(dtype_of(self))).latent_dist  # type: ignore[operator]
         latent = distribution.mode() if posterior == "mode" else distribution.sample(generator)
         return latent * self.scaling_factor
 
     def decode(self, latent: Tensor, guide: Tensor | None = None) -> Tensor:
-        return self.vae.decode(latent / self.scaling_factor, return_dict=False)[0]  # type: ignore[operator]
+        latent = latent.to(dtype_of(self)) / self.scaling_factor
+        return self.vae.decode(latent, return_dict=False)[0]  # type: ignore[operator]
 
 
 def build_unet(cfg: UNetConfig, latent_channels: int, prompt_dim: int) -> nn.Module:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import CodecConfig
 from ..weights import find_weights, load_strictly, read_state_dict
+from .backbone import dtype_of
 
 TAESD_SOURCE = "https://github.com/madebyollin/taesd (MIT)"
 
@@ -109,10 +110,11 @@ class TinyCodec(nn.Module):
     ) -> Tensor:
         """Deterministic: `posterior` and `generator` make no difference here."""
         signed = signed[..., : signed.shape[-2] // 8 * 8, : signed.shape[-1] // 8 * 8]
-        return self.encoder(signed)
+        return self.encoder(signed.to(dtype_of(self)))
 
     def decode(self, latent: Tensor, guide: Tensor | None = None) -> Tensor:
         """(B, 4, h, w) to (B, 3, 8h, 8w); `guide` is the low-quality face in [-1, 1] of that size."""
+        latent = latent.to(dtype_of(self))
         if self.guide is None or guide is None:
             return self.decoder(latent)
         guide = guide[..., : latent.shape[-2] * 8, : latent.shape[-1] * 8].to(latent.dtype)
