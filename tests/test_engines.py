@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from osdface_core.models.backbone import Backbone
 from osdface_core.engines import choose_engine
 from osdface_core.errors import ConfigError
+from osdface_core.models.backbone import Backbone
 from osdface_core.pipeline import OSDFacePipeline
 
 CPU = torch.device("cpu")

@@ -201,6 +201,7 @@ def runner_for(pipeline: OSDFacePipeline, jobs: Sequence[Job]) -> Callable[..., 
     """Beside PyTorch's own layers the other steps compete for the CPU's cores: 1.54 times as long."""
     return overlapped if pipeline.engine.overlaps and len(jobs) > 1 else one_by_one
 
+
 def _faces_on(bar: Any) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
         bar.total, bar.n = total, done

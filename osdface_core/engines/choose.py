@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..models.backbone import Backbone
 from ..errors import ConfigError
+from ..models.backbone import Backbone
 from .engine import Engine, wrapped
 
 ENGINES = ("auto", "eager", "graphs", "compile")
