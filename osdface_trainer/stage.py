@@ -53,7 +53,7 @@ class Stage(Protocol):
             one that changes without gradient belongs into `state_dict`. The stage has passed them through
             `accelerator.prepare`.
         optimizers: by name; the loop stores their states. Learning rates are set by the stage from the
-            step number alone (see schedule.py), so nothing else has to resume.
+            step number alone (see optim.py), so nothing else has to resume.
     """
 
     name: str

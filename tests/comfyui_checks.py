@@ -222,7 +222,7 @@ def check_native(base: Path) -> dict[str, Any]:
 
     start(base)
     native, lora, host = (pack_module(base, f"nodes.{n}") for n in ("native", "lora", "host"))
-    backbone, core_lora = (pack_module(base, f"osdface_core.{n}") for n in ("backbone", "lora"))
+    backbone, core_lora = (pack_module(base, f"osdface_core.{n}") for n in ("models.backbone", "models.lora"))
     model, unet = sd_shaped(base)
     native.check_model(model)
     generator = torch.Generator().manual_seed(0)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def write_tiny(target: Path, seed: int = 0) -> Path:
     """Write a self-contained checkpoint with random weights."""
     core = _core()
-    config_module, vre = core("config"), core("vre")
+    config_module, vre = core("config"), core("models.vre")
     config = config_module.OSDFaceConfig(
         arch="full",
         name="tiny",
@@ -31,7 +31,7 @@ def write_tiny(target: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     with torch.inference_mode(False):
         torch.manual_seed(seed)
-        backbone = core("backbone").build_full(config)
+        backbone = core("models.backbone").build_full(config)
         parts: dict[str, Any] = {
             "vre": vre.VRE(config.vre),
             "projection": vre.Projection(config.vre.z_channels, config.projection),
