@@ -67,10 +67,13 @@ def _version() -> str:
     A clone that ComfyUI loads is not installed, and another release may be: its own file comes first.
     """
     import re
-    from importlib import metadata
     from pathlib import Path
 
     project = Path(__file__).resolve().parents[1] / "pyproject.toml"
     text = project.read_text(encoding="utf-8") if project.is_file() else ""
     found = re.search(r'^name = "osdface"\nversion = "([^"]+)"', text, re.MULTILINE)
-    return found[1] if found else metadata.version("osdface")
+    if found:
+        return found[1]
+    from importlib import metadata  # late: more to load than all the rest
+
+    return metadata.version("osdface")

@@ -10,19 +10,26 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from osdface_core import options
 from osdface_core.cli import batch, report, restore
 from osdface_core.cli import main as cli
 from osdface_core.cli.batch import one_by_one, overlapped
 from osdface_core.cli.main import main
+from osdface_core.devices import DTYPES
+from osdface_core.engines import ENGINES
+from osdface_core.faces import retinaface
+from osdface_core.faces.select import ORDERS
 from osdface_core.images import Photo, read_photo, write_photo
 from osdface_core.pipeline import OSDFacePipeline
+
+ROOT = Path(__file__).resolve().parents[1]
 
 Run = Callable[..., int]
 
@@ -84,6 +91,7 @@ def test_everything_else_that_can_be_written(run: Run, faces: Path, tmp_path: Pa
     assert all(Image.open(Path("crops") / name).size == (512, 512) for name in names)
     assert Image.open("o_compare.png").size == (300, 2 * 150 + report.GAP)
     content = json.loads(Path("r/report.json").read_text(encoding="utf-8"))
+    assert content["detector"] == {"name": "mtcnn", "reason": "asked for"}
     assert (content["done"], content["failed"]) == (1, 0)
     photo = content["photos"][0]
     assert (photo["input"], photo["output"], photo["width"], photo["height"]) == (
@@ -97,7 +105,7 @@ def test_everything_else_that_can_be_written(run: Run, faces: Path, tmp_path: Pa
 
 
 def test_selection_and_sizes(run: Run, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for options, count in (
+    for chosen, count in (
         (["--faces", "largest"], 1),
         (["--faces", "1"], 1),
         (["--faces", "0-1"], 2),
@@ -105,7 +113,7 @@ def test_selection_and_sizes(run: Run, faces: Path, capsys: pytest.CaptureFixtur
         (["--min-face", "500"], 0),
         (["--max-face", "5"], 0),
     ):
-        assert run(faces, "-o", "o.png", *options) == 0
+        assert run(faces, "-o", "o.png", *chosen) == 0
         assert f"  {count} face" in capsys.readouterr().out
 
 
@@ -711,3 +719,54 @@ def test_the_readme_line_works_with_the_embedded_checkpoint(
     monkeypatch.chdir(tmp_path)
     assert main(["restore", str(faces), "-o", "out.png"]) == 0
     assert Image.open("out.png").size == (300, 150)
+
+
+# --- the detector is named
+
+
+def test_what_auto_chose_is_said_once_and_reported(
+    run: Run, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OSDFACE_HOME", str(tmp_path / "home"))
+    arguments = ["restore", str(faces), str(blank(tmp_path / "no.png")), "-o", "out", "--json", "r.json"]
+    assert main(arguments) == 0
+    report = json.loads(Path("r.json").read_text())["detector"]
+    assert report["name"] == "mtcnn" and str(tmp_path / "home") in report["reason"]
+    assert lines(capsys.readouterr().err) == [f"face detector: mtcnn ({report['reason']})"]
+    assert main([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_aligned_faces_need_no_detector(run: Run, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "face.png")
+    assert run("--aligned", "face.png", "-o", "o.png", "--json", "r.json") == 0
+    assert json.loads(Path("r.json").read_text())["detector"] is None
+
+
+def loaded_after(code: str) -> set[str]:
+    """Modules of a fresh process that has run `code`."""
+    script = f"import sys\n{code}\nprint('\\n'.join(sys.modules))"
+    call = [sys.executable, "-c", script]
+    return set(subprocess.run(call, check=True, cwd=ROOT, capture_output=True, text=True).stdout.split())
+
+
+@pytest.mark.parametrize("command", [[], ["restore"]])
+def test_help_needs_no_pytorch(command: list[str]) -> None:
+    """It answers in a tenth of a second: the choices stand in `options.py`, apart from what they choose."""
+    parse = (
+        f"from osdface_core.cli.main import main\ntry: main({[*command, '--help']})\nexcept SystemExit: pass"
+    )
+    loaded = loaded_after(parse)
+    assert "argparse" in loaded and not loaded & {"torch", "numpy", "PIL"}
+
+
+def test_torchvision_waits_for_the_first_detection() -> None:
+    """Its operators alone take a second to import."""
+    assert "torchvision" not in loaded_after("import osdface_core.pipeline, osdface_core.cli.batch")
+
+
+def test_choices_are_those_of_the_functions() -> None:
+    assert ("auto", *retinaface.RELEASES, "mtcnn") == get_args(options.Detector)
+    assert {"auto", *DTYPES} == set(get_args(options.Dtype))
+    assert get_args(options.Engine) == ENGINES
+    assert set(restore.ORDERS) == set(ORDERS)

@@ -6,22 +6,19 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tqdm import tqdm
 
 from .. import __version__
-from ..color import MODES
-from ..engines import ENGINES
 from ..errors import ConfigError, ImageError, OSDFaceError
-from ..faces import DETECTORS
-from ..faces.select import ORDERS, parse_which
-from ..loading import CODECS
-from ..pipeline import OSDFacePipeline
-from .batch import FileRestorer, Plan, compare_path, one_by_one, overlapped
-from .inputs import Guard, Job, Missing, plan
-from .report import save_json
+from ..options import Codec, ColorFix, Detector, Dtype, Engine, PasteMode
 
+if TYPE_CHECKING:  # PyTorch and all that needs it load in the functions: --help answers at once
+    from ..pipeline import OSDFacePipeline
+    from .inputs import Guard, Job, Missing
+
+ORDERS = ("area", "left_to_right", "top_to_bottom", "score")
 # Arguments that `photo.restore_photo` takes under another name.
 RENAMED = {"paste": "paste_mode"}
 MODEL_OPTIONS = ("aligned", "base", "lora_scale", "codec")
@@ -63,18 +60,23 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--lora", choices=("merged", "live"), default="merged", help="how it is applied (merged)"
     )
     group.add_argument(
-        "--codec", choices=CODECS, default="own", help="taesd: quicker, softer previews with --base (own)"
+        "--codec",
+        choices=get_args(Codec),
+        default="own",
+        help="taesd: quicker, softer previews with --base (own)",
     )
     group.add_argument(
         "--codec-dir", metavar="DIR", help="folder with taesd_encoder.safetensors, taesd_decoder.safetensors"
     )
     group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
-    group.add_argument("--dtype", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
-    group.add_argument("--engine", choices=ENGINES, default="auto", help="how it runs (auto)")
+    group.add_argument("--dtype", choices=get_args(Dtype), default="auto")
+    group.add_argument("--engine", choices=get_args(Engine), default="auto", help="how it runs (auto)")
 
 
 def load(args: argparse.Namespace) -> OSDFacePipeline:
     """The pipeline that `add_model_arguments` describe. Raises CheckpointError."""
+    from ..pipeline import OSDFacePipeline
+
     return OSDFacePipeline.from_pretrained(
         args.model,
         base=args.base,
@@ -93,7 +95,10 @@ def _add_face_arguments(group: Any) -> None:
         "--aligned", action="store_true", help="inputs are aligned face crops; square ones give 512x512"
     )
     group.add_argument(
-        "--detector", choices=DETECTORS, default="auto", help="auto takes RetinaFace where it is at hand"
+        "--detector",
+        choices=get_args(Detector),
+        default="auto",
+        help="auto takes RetinaFace where it is at hand",
     )
     group.add_argument("--detector-dir", metavar="DIR", help="folder with RetinaFace weights")
     group.add_argument(
@@ -104,7 +109,7 @@ def _add_face_arguments(group: Any) -> None:
     )
     group.add_argument("--max-face", type=_at_least(0), metavar="PX", help="leave larger faces alone")
     group.add_argument("--max-faces", type=_count, metavar="N", help="at most so many, the first in --order")
-    group.add_argument("--order", choices=tuple(ORDERS), default="area")
+    group.add_argument("--order", choices=ORDERS, default="area")
 
 
 def _add_look_arguments(group: Any) -> None:
@@ -114,7 +119,7 @@ def _add_look_arguments(group: Any) -> None:
     group.add_argument(
         "--timestep", type=_timestep, metavar="0..999", help="lower keeps more, higher invents more"
     )
-    group.add_argument("--color-fix", choices=MODES, default="none")
+    group.add_argument("--color-fix", choices=get_args(ColorFix), default="none")
     group.add_argument(
         "--upscale", type=_between(1, 16), default=1.0, metavar="F", help="enlarge the photo first"
     )
@@ -123,7 +128,7 @@ def _add_look_arguments(group: Any) -> None:
     )
     group.add_argument(
         "--paste",
-        choices=("residual", "replace"),
+        choices=get_args(PasteMode),
         default="residual",
         help="residual adds what changed and keeps detail finer than 512 px; replace covers the face",
     )
@@ -152,6 +157,9 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: the options or paths do not fit together; nothing was touched.
         CheckpointError: the model cannot be loaded.
     """
+    from .inputs import Guard, plan
+    from .report import save_json
+
     if args.aligned and (args.upscale != 1.0 or args.upscale_model):
         raise ConfigError("--aligned gives 512x512 faces; leave --upscale out")
     jobs, missing = plan(args.inputs, args.out.expanduser())
@@ -177,9 +185,13 @@ def _restore_all(
     records: list[dict[str, Any]],
 ) -> None:
     """A photo that fails is named and the others go on; three are in memory at a time at most."""
+    from .batch import FileRestorer, Plan
+
     options = {RENAMED.get(name, name): getattr(args, name) for name in PHOTO_OPTIONS}
     how = Plan(options, args.aligned, args.crops, args.compare)
     single = len(jobs) == 1
+    if args.detector == "auto" and (detector := _detector(args)) and not args.quiet:
+        _say(f"face detector: {detector['name']} ({detector['reason']})", sys.stderr)
     hidden = True if args.quiet else None  # None: hidden where stderr is no terminal
     with tqdm(total=len(jobs), unit="face" if single else "photo", disable=hidden, file=sys.stderr) as bar:
 
@@ -199,6 +211,8 @@ def _restore_all(
 
 def runner_for(pipeline: OSDFacePipeline, jobs: Sequence[Job]) -> Callable[..., None]:
     """Beside PyTorch's own layers the other steps compete for the CPU's cores: 1.54 times as long."""
+    from .batch import one_by_one, overlapped
+
     return overlapped if pipeline.engine.overlaps and len(jobs) > 1 else one_by_one
 
 
@@ -212,6 +226,8 @@ def _faces_on(bar: Any) -> Callable[[int, int], None]:
 
 def _refuse_overwriting(jobs: list[Job], args: argparse.Namespace, guard: Guard) -> None:
     """Before anything is read: no result may take the place of an input or of another result."""
+    from .batch import compare_path
+
     targets = {job.target for job in jobs}
     for job in jobs:
         if guard.refused(job.target):
@@ -226,6 +242,16 @@ def _refuse_overwriting(jobs: list[Job], args: argparse.Namespace, guard: Guard)
         raise ConfigError(f"--json {args.json} is a photo of this run; give another name")
 
 
+def _detector(args: argparse.Namespace) -> dict[str, str] | None:
+    """Name the detector that runs and why it is that one; None for crops, which need none."""
+    from ..faces.detect import choose_detector
+
+    if args.aligned:
+        return None
+    name, reason = choose_detector(args.detector, args.detector_dir)
+    return {"name": name, "reason": reason}
+
+
 def _report(args: argparse.Namespace, records: list[dict[str, Any]]) -> dict[str, Any]:
     failed = sum("error" in record for record in records)
     return {
@@ -234,6 +260,7 @@ def _report(args: argparse.Namespace, records: list[dict[str, Any]]) -> dict[str
         "options": {
             name: getattr(args, name) for name in ("aligned", "base", "lora_scale", "codec", *PHOTO_OPTIONS)
         },
+        "detector": _detector(args),
         "done": len(records) - failed,
         "failed": failed,
         "photos": records,
@@ -265,6 +292,8 @@ def _say(line: str, stream: Any) -> None:
 
 
 def _faces(text: str) -> str:
+    from ..faces.select import parse_which
+
     try:
         parse_which(text)
     except ImageError as error:
