@@ -16,11 +16,11 @@ import contextlib, io, sys
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
-from osdface_core import restore_command
-from osdface_core.bench.memory import peak_bytes, reset_peak, resident_bytes
-from osdface_core.cli import main
-from osdface_core.demo import demo_photo
-from osdface_core.overlap import overlapped
+from benchmarks.memory import peak_bytes, reset_peak, resident_bytes
+from osdface_core.cli import restore as restore_command
+from osdface_core.cli.batch import overlapped
+from osdface_core.cli.demo import demo_photo
+from osdface_core.cli.main import main
 from osdface_core.pipeline import OSDFacePipeline
 
 torch.set_num_threads(1)
