@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
 from osdface_core.errors import ImageError
-from osdface_core.images import Photo, from_unit, read_photo, to_unit, write_photo
+from osdface_core.images import Photo, from_unit, read_photo, to_unit, write_photo, xmp
 from osdface_core.images import exif as exif_block
 from osdface_core.images.read import upright
 
@@ -176,7 +176,7 @@ def test_reset_orientation_changes_one_value():
     reset = exif_block.reset_orientation(block)
     assert exif_block.orientation(block) == 6 and exif_block.orientation(reset) == 1
     assert sum(a != b for a, b in zip(block, reset, strict=True)) == 1
-    assert exif_block.reset_xmp_orientation(b'tiff:Orientation="6"') == b'tiff:Orientation="1"'
+    assert xmp.reset_orientation(b'tiff:Orientation="6"') == b'tiff:Orientation="1"'
 
 
 @SLOW

@@ -31,6 +31,11 @@ class Photo:
         text: text chunks of a PNG (image generators keep their settings there).
         lossless: whether the file keeps pixels exactly.
         premultiplied: colours are multiplied by alpha (TIFF only).
+        photoshop: Photoshop's image resources, the IPTC record among them (JPEG, TIFF, PNG), or None.
+        comments: comments of a JPEG or GIF.
+        chunks: PNG chunks, kind and body, that say what the samples mean (gAMA, cHRM, sRGB, cICP, mDCV, cLLI)
+            or that the PNG specification calls safe to copy.
+        notes: what of the file is left out or converted, a line each.
     """
 
     pixels: np.ndarray
@@ -44,6 +49,10 @@ class Photo:
     text: dict[str, str] = field(default_factory=dict)
     lossless: bool = True
     premultiplied: bool = False
+    photoshop: bytes | None = None
+    comments: tuple[bytes, ...] = ()
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def to_unit(array: np.ndarray) -> Tensor:

@@ -8,41 +8,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 from ..errors import ImageError
-from . import exif, high_depth
+from . import exif, formats, jpeg, png, tiff, xmp
+from .metadata import Metadata
 from .photo import Photo
+from .plane import Plane, from_pillow
 
 LARGEST = 178_956_970
 """Most pixels of a photo: Pillow's limit against decompression bombs; 12,000 x 9,000 is well inside."""
-STRIP = 2**22
-"""Pixels that are turned into an array at once."""
-TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+LOSSY = ("JPEG", "AVIF", "HEIF", "JPEG2000")
 
 
 def read_photo(path: str | Path) -> Photo:
     """Read a photo upright, in its own bit depth.
 
-    8 and 16 bits of PNG and TIFF and float TIFF keep their depth. Palette, CMYK (through its profile) and
-    other colour spaces become 8-bit RGB.
+    8 and 16 bits of PNG and TIFF, float TIFF and HEIC of 10 and 12 bits (as 16) keep their depth. Palette,
+    CMYK (through its profile) and other colour spaces become 8-bit RGB. Metadata that is damaged or describes
+    what is not read is left out; `Photo.notes` names it.
 
     Raises:
-        ImageError: one line: missing, no picture, damaged, too large, or several pictures in one file.
+        ImageError: one line: missing, no picture, damaged, too large, several pictures in one file, or a
+            format that needs another package.
     """
     path = Path(path).expanduser()
     head = _head(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # large but allowed sizes, odd metadata
         try:
-            photo = _read_tiff(path) if head[:4] in TIFF_MAGIC else None
-            return photo or _read_pillow(path, head)
+            return _read(path, head)
         except ImageError:
             raise
         except Image.DecompressionBombError as error:
             raise ImageError(f"{path} has more than {LARGEST} pixels: split or shrink it first") from error
         except Image.UnidentifiedImageError as error:
-            raise ImageError(f"{path} is no picture: expected PNG, JPEG, WebP, TIFF or BMP") from error
+            raise ImageError(_unidentified(path)) from error
         except MemoryError as error:
             raise ImageError(f"{path} does not fit into memory: shrink it first") from error
         except Exception as error:  # each decoder raises its own kinds for damaged files
@@ -66,39 +68,68 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _read_tiff(path: Path) -> Photo | None:
-    picture = high_depth.read_tiff(path, LARGEST)
-    if picture is None:
-        return None
-    block = exif.from_tiff(path)
-    return _assemble(picture.plane, block, picture.xmp, icc=picture.icc, format="TIFF", dpi=picture.dpi)
+def _unidentified(path: Path) -> str:
+    reason = formats.unread_reason(path.suffix)
+    if reason:
+        return f"{path}: {path.suffix} {reason}"
+    return f"{path} is no picture: expected PNG, JPEG, WebP, TIFF or BMP"
 
 
-def _read_pillow(path: Path, head: bytes) -> Photo:
-    with Image.open(_plain_tiff(path) if head[:4] in TIFF_MAGIC else path) as image:
-        if image.width * image.height > LARGEST:
-            raise Image.DecompressionBombError
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        if frames > 1:
-            raise ImageError(f"{path} holds {frames} frames: export the one to restore as its own file")
-        image.load()
-        icc = image.info.get("icc_profile")
-        plane, icc = (high_depth.read_png(path), icc) if high_depth.is_deep_png(head) else _decode(image)
-        kind = "JPEG" if image.format == "MPO" else image.format or ""  # phones append a second picture
-        text = getattr(image, "text", {})
-        about = image.info
-    del image  # Pillow's own copy: turning the picture upright takes another one
-    xmp = about.get("xmp")
-    return _assemble(
-        plane,
-        exif.from_tiff(path) if kind == "TIFF" else about.get("exif"),
-        xmp.encode() if isinstance(xmp, str) else xmp,
-        icc=icc,
-        format=kind,
-        dpi=_dpi(about.get("dpi")),
-        text={k: str(v) for k, v in text.items() if "adobe.xmp" not in k},
-        lossless=kind != "JPEG" and not (kind == "WEBP" and _lossy_webp(path)),
-    )
+def _read(path: Path, head: bytes) -> Photo:
+    if head.startswith(png.MAGIC):
+        return _assemble(*png.read(path.read_bytes(), path, LARGEST), "PNG")
+    if head[:4] in tiff.MAGIC:
+        return _assemble(*tiff.read(path, LARGEST), "TIFF")
+    if head[:3] == b"\xff\xd8\xff":
+        return _assemble(*_read_jpeg(path), "JPEG", lossless=False)
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head:
+        return _assemble(*_read_heic(path), "HEIF", lossless=False)
+    return _read_pillow(path)
+
+
+def _read_jpeg(path: Path) -> tuple[Plane, Metadata]:
+    stream, about = jpeg.read(path.read_bytes())
+    with Image.open(io.BytesIO(stream), formats=["JPEG"]) as image:
+        _load(image, path)
+        about.dpi = _dpi(image.info.get("dpi")) or _exif_dpi(about.exif)
+        return from_pillow(image, about), about
+
+
+def _exif_dpi(block: bytes | None) -> tuple[float, float] | None:
+    return tiff.dpi({entry.tag: entry for entry in exif.fields(block or b"")}, exif.byte_order(block))
+
+
+def _load(image: Image.Image, path: Path) -> None:
+    if image.width * image.height > LARGEST:
+        raise Image.DecompressionBombError
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ImageError(f"{path} holds {frames} frames: export the one to restore as its own file")
+    image.load()
+
+
+def _read_pillow(path: Path) -> Photo:
+    with Image.open(path) as image:
+        _load(image, path)
+        info, kind = image.info, image.format or ""
+        packet, comment = info.get("xmp"), info.get("comment")
+        about = Metadata(
+            icc=info.get("icc_profile"),
+            exif=_prefixed(info.get("exif")),
+            xmp=packet.encode() if isinstance(packet, str) else packet,
+            dpi=_dpi(info.get("dpi")),
+            comments=(comment.encode() if isinstance(comment, str) else comment,) if comment else (),
+        )
+        plane = from_pillow(image, about)
+    if kind == "AVIF":  # its container turns the picture, which Pillow puts into EXIF; XMP has no say
+        about.xmp = xmp.reset_orientation(about.xmp)
+        about.chunks = () if about.icc else _video_colors(path)
+    lossy = kind in LOSSY or (kind == "WEBP" and _lossy_webp(path))
+    return _assemble(plane, about, kind, lossless=not lossy)
+
+
+def _prefixed(block: bytes | None) -> bytes | None:
+    return exif.PREFIX + block.removeprefix(exif.PREFIX) if block else None
 
 
 def _lossy_webp(path: Path) -> bool:
@@ -107,66 +138,54 @@ def _lossy_webp(path: Path) -> bool:
         return b"VP8 " in file.read(1 << 20)
 
 
-def _plain_tiff(path: Path) -> io.BytesIO:
-    """The file's bytes, saying upright: Pillow turns TIFFs itself, and wrongly where they are not RGB."""
-    return io.BytesIO(exif.reset_orientation(path.read_bytes()) or b"")
+def _video_colors(path: Path) -> tuple[tuple[bytes, bytes], ...]:
+    """What an AVIF's `colr` box says, as PNG's cICP chunk: decoded samples are RGB of full range."""
+    with path.open("rb") as file:
+        _, found, rest = file.read(1 << 16).partition(b"colrnclx")
+    code = bytes((rest[1], rest[3])) if len(rest) >= 4 and not rest[0] and not rest[2] else b""
+    return _cicp(*code) if found and code else ()
 
 
-def _decode(image: Image.Image) -> tuple[high_depth.Plane, bytes | None]:
-    """Samples of a loaded 8-bit (or 16-bit grey) picture, and the profile that still fits them."""
-    icc = image.info.get("icc_profile")
-    if image.mode == "1" or (image.mode == "L" and "transparency" not in image.info):
-        return high_depth.Plane(_samples(image, "L")[..., None], None), icc
-    if image.mode.startswith("I"):
-        return high_depth.Plane(_sixteen(image)[..., None], None), icc
-    if image.mode == "F":
-        return high_depth.Plane(np.array(image, dtype=np.float32)[..., None], None), icc
-    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        return high_depth.Plane(_samples(_to_rgb(image, icc), "RGB"), None), None
-    if image.mode in ("LA", "La", "L"):
-        data = _samples(image, "LA")
-        return high_depth.Plane(data[..., :1], data[..., 1]), icc
-    if image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
-        data = _samples(image, "RGBA")
-        return high_depth.Plane(data[..., :3], data[..., 3]), icc
-    return high_depth.Plane(_samples(image, "RGB"), None), icc
+def _cicp(primaries: int, transfer: int) -> tuple[tuple[bytes, bytes], ...]:
+    """A cICP chunk; none for sRGB, for what video calls its equal, and for unknown colours (2)."""
+    if 2 in (primaries, transfer) or (primaries in (1, 5, 6) and transfer in (1, 6, 13)):
+        return ()
+    return ((b"cICP", bytes((primaries, transfer, 0, 1))),)
 
 
-def _samples(image: Image.Image, mode: str) -> np.ndarray:
-    """The picture as an array of `mode`, strip by strip: at once, Pillow holds it three more times."""
-    bands = len(mode)
-    samples = np.empty((image.height, image.width, bands)[: 3 if bands > 1 else 2], np.uint8)
-    step = max(1, STRIP // image.width)
-    for top in range(0, image.height, step):
-        bottom = min(top + step, image.height)
-        samples[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)).convert(mode))
-    return samples
+def _read_heic(path: Path) -> tuple[Plane, Metadata]:
+    """HEIC through pillow-heif, whose decoder turns the picture itself."""
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ImageError(f"{path}: HEIC {formats.HEIC_MISSING}") from error
+    file = pillow_heif.open_heif(path, convert_hdr_to_8bit=False, bgr_mode=False)
+    image: Any = file[file.primary_index]
+    width, height = image.size
+    if width * height > LARGEST:
+        raise Image.DecompressionBombError
+    data = np.asarray(image)
+    if data.dtype == np.uint16:  # the decoder shifts samples up to 16 bits
+        bits = image.info.get("bit_depth", 16)
+        top = 2**bits - 1
+        data = ((data >> (16 - bits)).astype(np.uint32) * 65535 // top).astype(np.uint16)
+    data = data[..., None] if data.ndim == 2 else data
+    color = 3 if data.shape[2] >= 3 else 1
+    block = exif.reset_orientation(_prefixed(image.info.get("exif")))
+    colors = image.info.get("nclx_profile") or {}
+    about = Metadata(
+        icc=image.info.get("icc_profile"),
+        exif=exif.without_thumbnail(block),
+        xmp=xmp.reset_orientation(image.info.get("xmp")),
+        chunks=_cicp(colors.get("color_primaries", 2), colors.get("transfer_characteristics", 2)),
+        notes=[f"its other {len(file) - 1} pictures are left out"] if len(file) > 1 else [],
+    )
+    return Plane(data[..., :color], data[..., color] if data.shape[2] > color else None), about
 
 
-def _sixteen(image: Image.Image) -> np.ndarray:
-    data = np.array(image)
-    if data.min() < 0 or data.max() > 65535:
-        raise ImageError("32-bit samples: expected 8 or 16 bits or float; convert the picture")
-    return data.astype(np.uint16)
-
-
-def _to_rgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """Through the picture's own profile if it has one, else by the plain formula."""
-    if icc and image.mode in ("CMYK", "LAB"):
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            target = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-            if converted is not None:
-                return converted
-        except (ImageCms.PyCMSError, OSError):
-            pass  # a broken profile: the plain formula is what viewers use then, too
-    return image.convert("RGB")
-
-
-def _assemble(plane: high_depth.Plane, block: bytes | None, xmp: bytes | None, **rest: Any) -> Photo:
+def _assemble(plane: Plane, about: Metadata, kind: str, *, lossless: bool = True) -> Photo:
     """Turn samples upright, make three channels of one, and reset the orientation in the metadata."""
-    turn = exif.orientation(block)
+    turn = about.make_upright()
     samples, alpha = plane.samples, plane.alpha
     if samples.dtype.kind == "f":
         samples = samples.astype(np.float32)
@@ -180,10 +199,10 @@ def _assemble(plane: high_depth.Plane, block: bytes | None, xmp: bytes | None, *
         pixels=np.ascontiguousarray(upright(pixels, turn)),
         alpha=None if alpha is None else np.ascontiguousarray(upright(alpha, turn)),
         grey=grey,
-        exif=exif.reset_orientation(block),
-        xmp=exif.reset_xmp_orientation(xmp),
+        format=kind,
+        lossless=lossless,
         premultiplied=plane.premultiplied,
-        **rest,
+        **{**vars(about), "notes": tuple(dict.fromkeys(about.notes))},
     )
 
 

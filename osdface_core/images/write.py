@@ -2,63 +2,69 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from ..errors import ImageError
 from ..files import replacing
-from . import exif, high_depth
+from . import exif, icc, jpeg, png, tiff, xmp
+from .formats import SUFFIXES
+from .metadata import Metadata
 from .photo import FULL_SCALE, Photo
+from .plane import Plane
 
-SUFFIXES = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".pnm": "PPM",
-}
-"""Formats that are written, by file suffix."""
 DEPTHS = {"PNG": ("uint8", "uint16"), "TIFF": ("uint8", "uint16", "float32")}
 """Sample types of the formats that hold more than 8 bits, in rising order."""
 WITH_ALPHA = ("PNG", "TIFF", "WEBP")
+HOLDS = {
+    "PNG": ("icc", "exif", "xmp", "text", "photoshop", "comments", "chunks"),
+    "JPEG": ("icc", "exif", "xmp", "photoshop", "comments"),
+    "TIFF": ("icc", "exif", "xmp", "photoshop"),
+    "WEBP": ("icc", "exif", "xmp"),
+}
+"""Metadata that each format has a place for; the others have none."""
+NAMES = {
+    "icc": "colour profile",
+    "exif": "EXIF",
+    "xmp": "XMP",
+    "text": "text",
+    "photoshop": "IPTC",
+    "comments": "comment",
+    "chunks": "other chunks",
+}
 
 
-def write_photo(path: str | Path, photo: Photo, *, quality: int = 95) -> None:
-    """Write a photo in the format that the suffix names, with its profile, EXIF, XMP and resolution.
+def write_photo(path: str | Path, photo: Photo, *, quality: int = 95) -> tuple[str, ...]:
+    """Write a photo in the format that the suffix names, with all metadata that the format holds.
 
     PNG and TIFF keep the bit depth (a float photo becomes 16-bit in PNG); the other formats hold 8 bits, to
     which deeper photos are rounded. JPEG is written without chroma subsampling, WebP without loss if the
-    photo came without. A grey photo stays a one-channel file while its channels are equal.
+    photo came without. A grey photo stays a one-channel file while its channels are equal. PNG's colour
+    description becomes a profile in JPEG, WebP and TIFF.
 
     Args:
         path: the folder is made if needed; an existing file is replaced once the new one is complete.
         quality: of JPEG and lossy WebP, 1 to 100.
+    Returns:
+        metadata that the format cannot hold and which is left out, a line each.
     Raises:
         ImageError: one line: unknown suffix, alpha that the format cannot hold, or a failed write (then
             nothing was replaced).
     """
     path = Path(path).expanduser()
     kind = file_format(path, photo)
+    check_alpha(path, photo)
     plane = to_depth(photo, kind)
-    if plane.alpha is not None and kind not in WITH_ALPHA:
-        if not bool((plane.alpha == np.max(full_alpha(plane.alpha))).all()):
-            raise ImageError(
-                f"{path}: {kind} cannot hold the photo's transparency; write a .png, .tif or .webp"
-            )
-        plane = high_depth.Plane(plane.samples, None)
+    about = _fitting(photo, kind, plane)
     try:
         with replacing(path) as temporary:
-            _write(temporary, photo, plane, kind, quality)
+            _write(temporary, plane, about, kind, quality, lossless=photo.lossless)
+            return tuple(about.notes)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ImageError(
@@ -68,18 +74,30 @@ def write_photo(path: str | Path, photo: Photo, *, quality: int = 95) -> None:
         raise ImageError(f"{path} cannot be written as {kind} ({error}): choose another format") from error
 
 
+def check_alpha(path: Path, photo: Photo) -> None:
+    """Refuse a path whose format cannot hold the photo's transparency.
+
+    Raises:
+        ImageError: one line, also for a suffix that is not written.
+    """
+    kind = file_format(path, photo)
+    alpha = photo.alpha
+    if alpha is not None and kind not in WITH_ALPHA and not bool((alpha == full_alpha(alpha)).all()):
+        raise ImageError(f"{path}: {kind} cannot hold the photo's transparency; write a .png, .tif or .webp")
+
+
 def file_format(path: Path, photo: Photo) -> str:
-    """The format for a path: by its suffix, or the photo's own where there is none."""
-    if not path.suffix and photo.format in SUFFIXES.values():
-        return photo.format
+    """The format for a path: by its suffix; without one the photo's own, or PNG if that is only read."""
+    if not path.suffix:
+        return photo.format if photo.format in SUFFIXES.values() else "PNG"
     kind = SUFFIXES.get(path.suffix.lower())
     if kind is None:
         known = ", ".join(dict.fromkeys(suffix for suffix in SUFFIXES))
-        raise ImageError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use one of {known}")
+        raise ImageError(f"{path}: cannot write {path.suffix}; use one of {known}")
     return kind
 
 
-def to_depth(photo: Photo, kind: str) -> high_depth.Plane:
+def to_depth(photo: Photo, kind: str) -> Plane:
     """Samples as (H, W, 1 or 3), in the photo's type or the deepest one below it that the format holds."""
     pixels, alpha = photo.pixels, photo.alpha
     if pixels.ndim != 3 or pixels.shape[2] != 3 or str(pixels.dtype) not in FULL_SCALE:
@@ -92,8 +110,8 @@ def to_depth(photo: Photo, kind: str) -> high_depth.Plane:
     target = np.dtype(own if own in allowed else allowed[-1])
     equal = photo.grey and kind != "WEBP" and bool((pixels == pixels[..., :1]).all())
     samples = pixels[..., :1] if equal else pixels
-    alpha = None if alpha is None else convert(alpha, target)
-    return high_depth.Plane(convert(samples, target), alpha, photo.premultiplied)
+    alpha = None if alpha is None or kind not in WITH_ALPHA else convert(alpha, target)
+    return Plane(convert(samples, target), alpha, photo.premultiplied)
 
 
 def convert(array: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
@@ -117,50 +135,51 @@ def fitting_icc(icc: bytes | None, channels: int) -> bytes | None:
     return icc if space == (b"GRAY" if channels == 1 else b"RGB ") else None
 
 
-def _write(path: Path, photo: Photo, plane: high_depth.Plane, kind: str, quality: int) -> None:
-    icc = fitting_icc(photo.icc, plane.samples.shape[2])
+def _fitting(photo: Photo, kind: str, plane: Plane) -> Metadata:
+    """The photo's metadata as far as a format holds it; its notes name the rest."""
+    about = Metadata(**{one.name: getattr(photo, one.name) for one in fields(Metadata)})
+    about.notes = []
+    channels = plane.samples.shape[2]
+    if kind != "PNG":
+        about.icc, note = icc.from_chunks(about, grey=channels == 1)
+        about.notes += [note] if note else []
+        about.chunks = tuple(chunk for chunk in about.chunks if chunk[0] not in png.COLOR)
+    if about.icc and not fitting_icc(about.icc, channels):
+        about.notes.append("its colour profile does not fit its channels and is left out")
+        about.icc = None
+    names = NAMES | {"text": f"text ({', '.join(about.text)})"}
+    lost = [name for key, name in names.items() if getattr(about, key) and key not in HOLDS.get(kind, ())]
+    if lost:
+        about.notes.append(f"{kind} cannot hold its {', '.join(lost)}")
+    height, width = plane.samples.shape[:2]
+    about.exif = exif.with_size(about.exif, width, height)
+    about.xmp = xmp.with_size(about.xmp, width, height)
+    return about
+
+
+def _write(path: Path, plane: Plane, about: Metadata, kind: str, quality: int, *, lossless: bool) -> None:
     if kind == "TIFF":
-        order = exif.byte_order((photo.exif or b"").removeprefix(exif.PREFIX)) or "<"
-        high_depth.write_tiff(path, plane, icc=icc, xmp=photo.xmp, dpi=photo.dpi, order=order)
-        if photo.exif:
-            exif.into_tiff(path, photo.exif)
-    elif plane.samples.dtype == np.uint16:
-        samples = plane.samples
-        if plane.alpha is not None:
-            samples = np.concatenate((samples, plane.alpha[..., None]), axis=2)
-        chunks = high_depth.png_chunks(icc, photo.exif, photo.xmp, photo.dpi, photo.text)
-        path.write_bytes(high_depth.encode_png(samples, chunks))
-    else:
-        _write_pillow(path, photo, plane, kind, quality, icc)
-
-
-def _write_pillow(
-    path: Path, photo: Photo, plane: high_depth.Plane, kind: str, quality: int, icc: bytes | None
-) -> None:
+        tiff.write(path, plane, about)
+        return
     samples = plane.samples
     if plane.alpha is not None:
         samples = np.concatenate((samples, plane.alpha[..., None]), axis=2)
+    if samples.dtype == np.uint16:
+        path.write_bytes(png.encode(samples, png.metadata_chunks(about)))
+        return
     picture = Image.fromarray(np.ascontiguousarray(samples[..., 0] if samples.shape[2] == 1 else samples))
-    options: dict[str, Any] = {
-        "PNG": {"compress_level": 4},
-        "JPEG": {"quality": quality, "subsampling": 0},
-        "WEBP": {"lossless": photo.lossless, "exact": True, "quality": 80 if photo.lossless else quality},
-    }.get(kind, {})
-    if kind in ("PNG", "JPEG", "WEBP"):
-        options |= {"icc_profile": icc, "exif": photo.exif or b""}
-        options |= {"xmp": photo.xmp} if photo.xmp and kind != "PNG" else {}
-    if photo.dpi and kind in ("PNG", "JPEG", "BMP"):
-        options["dpi"] = photo.dpi
     if kind == "PNG":
-        options["pnginfo"] = _png_text(photo)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", compress_level=4)
+        path.write_bytes(png.with_chunks(buffer.getvalue(), png.metadata_chunks(about)))
+        return
+    options: dict[str, Any] = {}
+    if kind == "JPEG":
+        options = {"quality": quality, "subsampling": 0, "extra": jpeg.segments(about)}
+    elif kind == "WEBP":
+        options = {"lossless": lossless, "exact": True, "quality": 80 if lossless else quality}
+        options |= {"icc_profile": about.icc, "exif": about.exif or b"", "xmp": about.xmp or b""}
+    if about.dpi and kind in ("JPEG", "BMP"):
+        options["dpi"] = about.dpi
     with path.open("wb") as file:
         picture.save(file, kind, **options)
-
-
-def _png_text(photo: Photo) -> PngImagePlugin.PngInfo:
-    info = PngImagePlugin.PngInfo()
-    for key, value in photo.text.items():
-        info.add_itxt(key, value)
-    if photo.xmp:
-        info.add_itxt("XML:com.adobe.xmp", photo.xmp.decode("utf-8", "replace"))
-    return info

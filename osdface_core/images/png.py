@@ -1,0 +1,277 @@
+"""PNG files chunk by chunk: pixels apart from side notes, 16 bits per sample, every colour description.
+
+Pillow decodes the pixels of a stream that holds nothing else, so no side note can stop it; it cuts 16-bit
+colour to the upper byte, and a second pass fetches the lower one.
+Source: PNG specification, third edition.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ImageError
+from . import exif, photoshop
+from .metadata import Metadata
+from .plane import Plane, from_pillow
+
+MAGIC = b"\x89PNG\r\n\x1a\n"
+COLOR = (b"cICP", b"sRGB", b"gAMA", b"cHRM", b"mDCV", b"mDCv", b"cLLI", b"cLLi")
+"""Chunks that say what the samples mean, besides iCCP (with the spelling of drafts)."""
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+STALE = (b"tIME", b"sBIT", b"bKGD", b"hIST", b"sPLT", b"acTL", b"fcTL", b"fdAT")
+"""Chunks about the old samples, which new ones make wrong."""
+XMP_KEY = "XML:com.adobe.xmp"
+LIMIT = 1 << 24
+"""Bytes of one unpacked side note above which it is left out: nothing honest is larger."""
+STRIP = 1 << 22
+"""Bytes that are filtered at once."""
+
+Chunk = tuple[bytes, bytes]
+
+
+def read(data: bytes, path: Path, largest: int) -> tuple[Plane, Metadata]:
+    """Decode a PNG's samples and metadata.
+
+    Args:
+        largest: most pixels that are allowed.
+    Raises:
+        ImageError: damaged pixels, several frames, or too large. A damaged side note is left out and noted.
+    """
+    stream, notes_of = bytearray(MAGIC), Metadata()
+    chunks: list[Chunk] = []
+    for kind, body, raw, whole in _walk(data):
+        if kind in PIXELS:
+            if not whole and kind != b"IDAT":
+                raise ImageError(f"{path} cannot be read ({_name(kind)}): the file is damaged or incomplete")
+            if not whole and len(raw) == len(body) + 12:
+                raise ImageError(
+                    f"{path} cannot be read (wrong checksum of its pixels): the file is damaged or incomplete"
+                )
+            stream += raw
+        elif not whole:
+            notes_of.notes.append(f"its {_name(kind)} chunk is damaged and left out")
+        else:
+            chunks.append((kind, bytes(body)))
+    frames = next((body for kind, body in chunks if kind == b"acTL"), b"")
+    if len(frames) >= 4 and int.from_bytes(frames[:4], "big") > 1:
+        count = int.from_bytes(frames[:4], "big")
+        raise ImageError(f"{path} holds {count} frames: export the one to restore as its own file")
+    plane = _decode(bytes(stream), path, largest)
+    return plane, _metadata(chunks, notes_of)
+
+
+def _walk(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview, bool]]:
+    """Yield kind, body, all bytes and wholeness of each chunk."""
+    view, place = memoryview(data), len(MAGIC)
+    while place + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, place)
+        raw = view[place : place + 12 + size]
+        body = raw[8 : 8 + size]
+        whole = len(raw) == 12 + size and zlib.crc32(raw[4:-4]) == int.from_bytes(raw[-4:], "big")
+        yield kind, body, raw, whole
+        place += 12 + size
+        if kind == b"IEND":
+            return
+
+
+def _name(kind: bytes) -> str:
+    return kind.decode("ascii", "replace") if kind.isalpha() else "unknown"
+
+
+def _decode(stream: bytes, path: Path, largest: int) -> Plane:
+    """Decode with all bits what holds only pixels."""
+    with Image.open(io.BytesIO(stream), formats=["PNG"]) as image:
+        if image.width * image.height > largest:
+            raise ImageError(f"{path} has {image.width}x{image.height} px: at most {largest} in all")
+        depth, kind = stream[24], stream[25]
+        if depth != 16:
+            image.load()
+            return from_pillow(image, Metadata())
+        clear = image.info.get("transparency")
+        if kind == 0:  # grey: the one 16-bit kind that Pillow holds itself
+            samples = np.array(image).astype(np.uint16)[..., None]
+        elif kind == 4:  # grey and alpha: four bytes a pixel
+            samples = _raw(stream, "RGBA").view(">u2").astype(np.uint16)
+        else:
+            mode = image.mode
+            samples = _raw(stream, f"{mode};16B").astype(np.uint16) << 8
+            samples |= _raw(stream, f"{mode};16L")  # read the other way round, the lower byte is the upper
+    color = 3 if kind & 2 else 1
+    if samples.shape[2] > color:
+        return Plane(samples[..., :color], samples[..., color])
+    return Plane(samples, _keyed(samples, clear))
+
+
+def _raw(stream: bytes, layout: str) -> np.ndarray:
+    with Image.open(io.BytesIO(stream), formats=["PNG"]) as image:
+        image.tile = [tile._replace(args=layout) for tile in image.tile]
+        return np.array(image)
+
+
+def _keyed(samples: np.ndarray, clear: object) -> np.ndarray | None:
+    """Alpha of a file that names one colour as transparent."""
+    if not isinstance(clear, (int, tuple)):
+        return None
+    key = np.atleast_1d(np.asarray(clear, np.uint16))
+    return np.where((samples == key).all(axis=2), 0, 65535).astype(np.uint16)
+
+
+def _metadata(chunks: Iterable[Chunk], found: Metadata) -> Metadata:
+    kept: list[Chunk] = []
+    for kind, body in chunks:
+        try:
+            if kind in (b"tEXt", b"zTXt", b"iTXt"):
+                _take_text(*_text(kind, body), found)
+            elif kind == b"iCCP":
+                found.icc = _inflate(body[body.index(b"\0") + 2 :])
+            elif kind == b"eXIf":
+                found.exif = exif.PREFIX + body.removeprefix(exif.PREFIX)
+            elif kind == b"pHYs" and body[8:9] == b"\1":
+                x, y = struct.unpack(">II", body[:8])
+                found.dpi = (x * 0.0254, y * 0.0254) if x and y else None
+            elif kind in COLOR or (kind[3:].islower() and kind not in STALE):
+                kept.append((kind, body))  # a lower-case fourth letter: safe to copy beside new pixels
+            elif kind not in STALE:
+                found.notes.append(f"its {_name(kind)} chunk holds only for the old pixels and is left out")
+        except (ValueError, zlib.error, struct.error) as error:
+            found.notes.append(f"its {_name(kind)} chunk is left out ({error})")
+    found.chunks = tuple(kept)
+    return found
+
+
+def _text(kind: bytes, body: bytes) -> tuple[str, bytes, str]:
+    """Keyword, text as stored and its encoding."""
+    key, _, rest = body.partition(b"\0")
+    name = key.decode("latin-1")
+    if kind == b"tEXt":
+        return name, rest, "latin-1"
+    if kind == b"zTXt":
+        return name, _inflate(rest[1:]), "latin-1"
+    packed, rest = rest[:1] == b"\1", rest[2:]
+    _, _, rest = rest.partition(b"\0")  # language
+    _, _, rest = rest.partition(b"\0")  # keyword in that language
+    return name, _inflate(rest) if packed else rest, "utf-8"
+
+
+def _take_text(key: str, value: bytes, encoding: str, found: Metadata) -> None:
+    if key == XMP_KEY:
+        found.xmp = value
+    elif key.startswith("Raw profile type "):
+        _take_raw_profile(key.rpartition(" ")[2].lower(), value, found)
+    else:
+        text = value.decode(encoding, "replace")
+        found.text[key] = f"{found.text[key]}\n{text}" if key in found.text else text
+
+
+def _take_raw_profile(kind: str, value: bytes, found: Metadata) -> None:
+    """Take a block as ImageMagick and ExifTool keep it in PNG: name, length, hexadecimal digits."""
+    block = bytes.fromhex(b"".join(value.split()[2:]).decode("ascii"))
+    if block.startswith(exif.PREFIX) or kind == "exif":
+        found.exif = found.exif or exif.PREFIX + block.removeprefix(exif.PREFIX)
+    elif kind in ("iptc", "8bim"):
+        found.photoshop = photoshop.from_block(block)
+    elif kind in ("xmp", "app1"):
+        found.xmp = found.xmp or block[max(0, block.find(b"<")) :]
+    elif kind in ("icc", "icm"):
+        found.icc = found.icc or block
+
+
+def _inflate(data: bytes) -> bytes:
+    unpacked = zlib.decompressobj().decompress(data, LIMIT + 1)
+    if len(unpacked) > LIMIT:
+        raise ValueError(f"more than {LIMIT >> 20} MB")
+    return unpacked
+
+
+def encode(samples: np.ndarray, chunks: Iterable[Chunk]) -> bytes:
+    """Encode (H, W, 1 to 4) uint16 samples, with metadata chunks behind the header."""
+    height, width, channels = samples.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    pack = zlib.compressobj(6, strategy=zlib.Z_FILTERED)
+    step = max(1, STRIP // (width * channels * 2))
+    parts = [MAGIC, _chunk(b"IHDR", header), *(_chunk(*chunk) for chunk in chunks)]
+    above = np.zeros(width * channels * 2, np.uint8)
+    for top in range(0, height, step):
+        rows = np.ascontiguousarray(samples[top : top + step], ">u2").view(np.uint8)
+        rows = rows.reshape(len(rows), -1)
+        packed = pack.compress(_filtered(rows, above, channels * 2))
+        parts += [_chunk(b"IDAT", packed)] if packed else []
+        above = rows[-1]
+    return b"".join((*parts, _chunk(b"IDAT", pack.flush()), _chunk(b"IEND", b"")))
+
+
+def with_chunks(data: bytes, chunks: Iterable[Chunk]) -> bytes:
+    """Put metadata chunks behind the header of a PNG."""
+    header = len(MAGIC) + 25
+    return data[:header] + b"".join(_chunk(*chunk) for chunk in chunks) + data[header:]
+
+
+def _filtered(rows: np.ndarray, above: np.ndarray, pixel: int) -> bytes:
+    """Filter each row in the way that leaves the smallest numbers (PNG specification, 9 and 12.7)."""
+    up = np.concatenate((above[None], rows[:-1]))
+    left, corner = (np.pad(part, ((0, 0), (pixel, 0)))[:, : rows.shape[1]] for part in (rows, up))
+    ways = {0: np.zeros_like(rows), 1: left, 2: up, 4: _paeth(left, up, corner)}
+    best, cost = np.empty((len(rows), rows.shape[1] + 1), np.uint8), np.full(len(rows), np.inf)
+    for number, guess in ways.items():
+        rest = rows - guess
+        total = np.minimum(rest, 0 - rest).sum(axis=1, dtype=np.int64)
+        better = total < cost
+        best[better, 0], best[better, 1:], cost[better] = number, rest[better], total[better]
+    return best.tobytes()
+
+
+def _paeth(left: np.ndarray, up: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    a, b, c = (part.astype(np.int16) for part in (left, up, corner))
+    by_left, by_up, by_corner = np.abs(b - c), np.abs(a - c), np.abs(a + b - 2 * c)
+    return np.where(
+        (by_left <= by_up) & (by_left <= by_corner), left, np.where(by_up <= by_corner, up, corner)
+    )
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def metadata_chunks(about: Metadata) -> list[Chunk]:
+    """Metadata as PNG chunks, colour first; IPTC goes where ImageMagick and ExifTool look for it."""
+    chunks = [chunk for chunk in about.chunks if chunk[0] in COLOR]
+    if about.icc:
+        chunks.append((b"iCCP", b"ICC profile\x00\x00" + zlib.compress(about.icc)))
+    if about.dpi:
+        chunks.append((b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in about.dpi), 1)))
+    if about.exif:
+        chunks.append((b"eXIf", about.exif.removeprefix(exif.PREFIX)))
+    if about.xmp:
+        chunks.append((b"iTXt", XMP_KEY.encode() + b"\x00\x00\x00\x00\x00" + about.xmp))
+    if about.photoshop:
+        digits = about.photoshop.hex()
+        lines = "\n".join(digits[start : start + 72] for start in range(0, len(digits), 72))
+        text = f"\niptc\n{len(about.photoshop):8d}\n{lines}\n"
+        chunks.append((b"zTXt", b"Raw profile type iptc\x00\x00" + zlib.compress(text.encode())))
+    text = [*about.text.items(), *(("Comment", comment_text(comment)) for comment in about.comments)]
+    chunks += [_text_chunk(key, value) for key, value in text]
+    return chunks + [chunk for chunk in about.chunks if chunk[0] not in COLOR]
+
+
+def comment_text(comment: bytes) -> str:
+    """A comment of a format that does not say how it is encoded."""
+    try:
+        return comment.decode("utf-8")
+    except UnicodeDecodeError:
+        return comment.decode("latin-1")
+
+
+def _text_chunk(key: str, value: str) -> Chunk:
+    name = key.encode("latin-1", "replace")[:79] or b"Comment"
+    try:
+        return b"tEXt", name + b"\x00" + value.encode("latin-1")
+    except UnicodeEncodeError:
+        return b"iTXt", name + b"\x00\x00\x00\x00\x00" + value.encode("utf-8", "replace")
