@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import warnings
 from pathlib import Path
@@ -156,7 +157,7 @@ def _cicp(primaries: int, transfer: int) -> tuple[tuple[bytes, bytes], ...]:
 def _read_heic(path: Path) -> tuple[Plane, Metadata]:
     """HEIC through pillow-heif, whose decoder turns the picture itself."""
     try:
-        import pillow_heif
+        pillow_heif = importlib.import_module("pillow_heif")
     except ImportError as error:
         raise ImageError(f"{path}: HEIC {formats.HEIC_MISSING}") from error
     file = pillow_heif.open_heif(path, convert_hdr_to_8bit=False, bgr_mode=False)
