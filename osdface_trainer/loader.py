@@ -13,16 +13,16 @@ from torch import Tensor
 from osdface_core.errors import ConfigError
 
 from . import distributed
-from .data.augment import augment, flips
+from .data.augment import augment
 from .data.dataset import Batches, FaceDataset, Faces
 from .data.degrade import degrade
 from .distributed import SAMPLE, local_batch
 from .recipe.config import Recipe, StageName
 from .seeds import mix
-from .stage import Batch
+from .stage import FaceBatch
 
 
-class Feed:
+class Loader:
     """Batches of one process for one stage.
 
     Raises:
@@ -46,7 +46,7 @@ class Feed:
         )  # fmt: skip
         self.val = FaceDataset(data.val, data.size, split="val", workers=data.workers) if data.val else None
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Iterator[FaceBatch]:
         """Endless training batches from step `start` on."""
         faces = Batches(
             self.train,
@@ -59,30 +59,24 @@ class Feed:
         )
         return (self._pair(batch) for batch in faces)
 
-    def again(self, step: int) -> Batch:
+    def again(self, step: int) -> FaceBatch:
         """The batch that this process saw in a step."""
         return next(self.batches(step))
 
-    def _pair(self, faces: Faces) -> Batch:
-        config = self.recipe.data.augment
-        hq = augment(faces.hq, faces.seeds, config)
-        return Batch(
-            hq,
-            self._degrade(hq, faces.seeds),
-            faces.indices,
-            torch.tensor(flips(faces.seeds, config.flip)),
-        )
+    def _pair(self, faces: Faces) -> FaceBatch:
+        hq = augment(faces.hq, faces.seeds, self.recipe.data.augment)
+        return FaceBatch(hq, self._degrade(hq, faces.seeds), faces.indices)
 
     def _degrade(self, hq: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
         return degrade(hq, self.profile, seeds, enlarge=self.recipe.degrade.enlarge)
 
-    def fixed(self, count: int) -> Batch:
+    def fixed(self, count: int) -> FaceBatch:
         """`count` pairs spread over the hold-out (over the training faces without one), always the same."""
         source = self.val or self.train
         count = min(count, len(source))
         return self._plain(source, [i * len(source) // count for i in range(count)])
 
-    def holdout(self) -> Iterator[Batch]:
+    def holdout(self) -> Iterator[FaceBatch]:
         """This process's share of the hold-out, each face once, with fixed degradations.
 
         Sharded networks need all processes in every pass, and a process without a face would leave the others
@@ -94,9 +88,9 @@ class Feed:
         while chunk := list(islice(remaining, self.micro_batch)):
             yield self._plain(self.val or self.train, chunk)
 
-    def _plain(self, source: FaceDataset, indices: list[int]) -> Batch:
+    def _plain(self, source: FaceDataset, indices: list[int]) -> FaceBatch:
         """Faces as they are, degraded with seeds that depend on their position only."""
         hq: Tensor = source.get(indices).to(self.device).float() / 255
         seeds = [mix(self.recipe.run.seed, SAMPLE, index) for index in indices]
         names = torch.tensor(indices if source is self.train else [-1 - index for index in indices])
-        return Batch(hq, self._degrade(hq, seeds), names, torch.zeros(len(indices), dtype=torch.bool))
+        return FaceBatch(hq, self._degrade(hq, seeds), names)

@@ -25,10 +25,10 @@ from osdface_core.errors import OSDFaceError
 from osdface_core.files import replacing
 
 from .distributed import SAMPLE, all_mean, all_sum, seed_all
-from .loader import Feed
+from .loader import Loader
 from .recipe.config import Recipe
 from .run_folder import RunFolder
-from .stage import Batch, Stage, position
+from .stage import FaceBatch, TrainingStage, position
 
 
 class DivergedError(OSDFaceError):
@@ -53,9 +53,6 @@ class History:
         """`reduce` averages a tensor over all processes (NaN stays NaN)."""
         self._reduce = reduce
         self._rows: list[tuple[int, tuple[str, ...], Tensor]] = []
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def add(self, step: int, scalars: Mapping[str, Tensor]) -> None:
         """Remember the scalars of one step: 0-d tensors; no transfer happens."""
@@ -91,7 +88,7 @@ class History:
             yield step, {name: next(values) for name in names}
 
 
-class Journal:
+class MetricsWriter:
     """`metrics.jsonl` (one line per log interval, the source of the report) and TensorBoard event files."""
 
     def __init__(self, folder: Path, *, tensorboard: bool, resume_at: int) -> None:
@@ -156,11 +153,11 @@ def write_png(path: Path, picture: Tensor) -> None:
         Image.fromarray(np.ascontiguousarray(array.cpu().numpy())).save(temporary)
 
 
-class Observer:
+class TrainingLogger:
     """Reads values off the device only when they are due."""
 
     def __init__(
-        self, recipe: Recipe, stage: Stage, accelerator: Accelerator, folder: RunFolder, bar: bool
+        self, recipe: Recipe, stage: TrainingStage, accelerator: Accelerator, folder: RunFolder, bar: bool
     ) -> None:
         self.recipe, self.stage, self.accelerator, self.folder = recipe, stage, accelerator, folder
         self.phases = recipe.phases(folder.stage)
@@ -168,24 +165,24 @@ class Observer:
         self.history = History((lambda x: all_mean(accelerator, x)) if several else None)
         self._show, self._bar = bar, None
         self._mark = (0, time.monotonic())
-        self._journal: Journal | None = None
-        self._fixed: Batch | None = None
+        self._metrics: MetricsWriter | None = None
+        self._fixed: FaceBatch | None = None
 
     def open(self, start: int, total: int) -> None:
-        """Start the bar and the journal; lines past `start` belong to work that is done again."""
+        """Start the bar and the metrics; lines past `start` belong to work that is done again."""
         self._bar = tqdm(
             total=total, initial=start, unit="step", desc=f"train {self.folder.stage}",
             disable=not self._show, dynamic_ncols=True, smoothing=0.05,
         )  # fmt: skip
         self._mark = (start, time.monotonic())
         if self.accelerator.is_main_process:
-            self._journal = Journal(
+            self._metrics = MetricsWriter(
                 self.folder.path, tensorboard=self.recipe.run.tensorboard, resume_at=start
             )
 
     def close(self) -> None:
-        """Close bar and journal."""
-        for thing in (self._bar, self._journal):
+        """Close bar and metrics."""
+        for thing in (self._bar, self._metrics):
             if thing is not None:
                 thing.close()
 
@@ -215,15 +212,15 @@ class Observer:
         return steps * self.recipe.batch_size(self.folder.stage) / seconds
 
     def _write(self, done: int, values: dict[str, float], kind: str) -> None:
-        if self._journal is not None:
-            self._journal.write(done, values, kind=kind, phase=position(self.phases, done - 1)[0])
+        if self._metrics is not None:
+            self._metrics.write(done, values, kind=kind, phase=position(self.phases, done - 1)[0])
 
-    def validate(self, feed: Feed, done: int) -> dict[str, float]:
+    def validate(self, loader: Loader, done: int) -> dict[str, float]:
         """Scores of the hold-out, means over all processes, each face counted once; {} without one."""
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), device=self.accelerator.device)
         seed_all(self.recipe.run.seed, SAMPLE)
-        for batch in feed.holdout():
+        for batch in loader.holdout():
             for key, value in self.stage.validate(batch).items():
                 sums[key] = sums.get(key, torch.zeros_like(count)) + value.detach().float() * len(batch)
             count += len(batch)
@@ -235,21 +232,20 @@ class Observer:
         self._write(done, scores, "val")
         return scores
 
-    def sample(self, feed: Feed, done: int) -> None:
+    def sample(self, loader: Loader, done: int) -> None:
         """Write a grid of pairs that stay the same through the run."""
         if self._fixed is None:
-            self._fixed = feed.fixed(self.recipe.run.samples)
+            self._fixed = loader.fixed(self.recipe.run.samples)
         seed_all(self.recipe.run.seed, SAMPLE)
         strips = [self.stage.sample(part).cpu() for part in self._fixed.split(len(self._fixed))]
         if self.accelerator.is_main_process:
             write_png(self.folder.samples / f"step_{done:08d}.png", stack_strips(torch.cat(strips)))
 
-    def keep_bad_batch(self, feed: Feed, bad: NotFinite) -> Path:
+    def keep_bad_batch(self, loader: Loader, bad: NotFinite) -> Path:
         """Save the pairs of a step whose values were not finite; returns the file."""
-        batch = feed.again(bad.step)
+        batch = loader.again(bad.step)
         name = f"not_finite_step_{bad.step:08d}_process_{self.accelerator.process_index}.safetensors"
-        fields = {"hq": batch.hq, "lq": batch.lq, "index": batch.index, "flip": batch.flip}
-        tensors = {key: value.detach().cpu().contiguous() for key, value in fields.items()}
+        tensors = {key: value.detach().cpu().contiguous() for key, value in vars(batch).items()}
         save_file(tensors, self.folder.path / name, {key: str(value) for key, value in bad.values.items()})
         return self.folder.path / name
 

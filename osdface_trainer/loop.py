@@ -21,13 +21,13 @@ from osdface_core.errors import CheckpointError, ConfigError
 from . import checkpointing, snapshot
 from .distributed import INIT, STEP, all_sum, make_accelerator, on_main, seed_all
 from .interrupt import StopRequest
-from .loader import Feed
-from .logging import DivergedError, NotFinite, Observer, on_terminal
+from .loader import Loader
+from .logging import DivergedError, NotFinite, TrainingLogger, on_terminal
 from .provenance import provenance
 from .recipe.config import Recipe, StageName
 from .report import write_report
 from .run_folder import RunFolder, only_one, open_run, publish
-from .stage import Batch, Stage
+from .stage import FaceBatch, TrainingStage
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in the quota, in the file
 
@@ -44,7 +44,7 @@ class Outcome:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """What a checkpoint holds beyond the stage.
 
     Attributes:
@@ -90,15 +90,17 @@ def train(
 
 def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, quiet: bool, began: float) -> Outcome:
     bar = accelerator.is_main_process and not quiet and on_terminal()
-    feed = Feed(recipe, folder.stage, accelerator, progress=bar)
+    loader = Loader(recipe, folder.stage, accelerator, progress=bar)
     seed_all(recipe.run.seed, INIT)
     stage = build_stage(recipe, folder.stage, accelerator)
-    loop = Loop(recipe, stage, feed, accelerator, Observer(recipe, stage, accelerator, folder, bar), began)
+    loop = Loop(
+        recipe, stage, loader, accelerator, TrainingLogger(recipe, stage, accelerator, folder, bar), began
+    )
     loop.restore()
     return loop.run()
 
 
-def build_stage(recipe: Recipe, name: StageName, accelerator: Accelerator) -> Stage:
+def build_stage(recipe: Recipe, name: StageName, accelerator: Accelerator) -> TrainingStage:
     """The stage, imported only when it is wanted."""
     if name == "vre":
         from .vre import stage as vre_stage
@@ -115,19 +117,19 @@ class Loop:
     def __init__(
         self,
         recipe: Recipe,
-        stage: Stage,
-        feed: Feed,
+        stage: TrainingStage,
+        loader: Loader,
         accelerator: Accelerator,
-        observer: Observer,
+        logger: TrainingLogger,
         began: float,
     ) -> None:
-        self.recipe, self.cfg, self.stage, self.feed = recipe, recipe.run, stage, feed
-        self.accelerator, self.observer, self.began = accelerator, observer, began
-        self.folder: RunFolder = observer.folder
+        self.recipe, self.cfg, self.stage, self.loader = recipe, recipe.run, stage, loader
+        self.accelerator, self.logger, self.began = accelerator, logger, began
+        self.folder: RunFolder = logger.folder
         self.several = accelerator.num_processes > 1
         # A CPU has no queue to wait for, so a value that is not finite is noticed in its own step.
         self.eager = accelerator.device.type == "cpu" and not self.several
-        self.progress = Progress()
+        self.progress = TrainingProgress()
 
     def restore(self) -> None:
         """Load the newest complete checkpoint of the folder, if there is one."""
@@ -135,8 +137,8 @@ class Loop:
         found = checkpointing.latest_state(self.folder.checkpoints, warnings)
         if found is not None:
             snapshot.restore(self.stage, self.accelerator, found[1])
-            self.progress = Progress(**found[1]["progress"])
-        data = self.feed.train.fingerprint()
+            self.progress = TrainingProgress(**found[1]["progress"])
+        data = self.loader.train.fingerprint()
         if self.progress.data not in ("", data):
             raise ConfigError(
                 f"data.train holds other faces than when {self.folder.path} was started: restore them, or "
@@ -152,10 +154,10 @@ class Loop:
     def run(self) -> Outcome:
         """Train until the steps are done, the time is up, the score stalls or a signal asks to stop."""
         start, total, reason = self.progress.step, self.stage.total_steps, "done"
-        self.observer.open(start, total)
+        self.logger.open(start, total)
         try:
             with StopRequest() as stop:
-                batches = self.feed.batches(start)
+                batches = self.loader.batches(start)
                 for step in range(start, total):
                     if ended := self._reason_to_stop(stop, step > start):
                         reason = ended
@@ -163,7 +165,7 @@ class Loop:
                     self._step(next(batches), step)
                 self._finish()
         finally:
-            self.observer.close()
+            self.logger.close()
         report = self._report() if self.cfg.report else None
         return Outcome(reason, self.progress.step, total, self.folder.exports[0], report)
 
@@ -185,19 +187,19 @@ class Loop:
             code = int(all_sum(self.accelerator, torch.tensor(code, device=self.accelerator.device)))
         return "interrupted" if code >= 1000 else "time" if code else ""
 
-    def _step(self, batch: Batch, step: int) -> None:
+    def _step(self, batch: FaceBatch, step: int) -> None:
         """One optimiser step and what is due after it."""
         seed_all(self.cfg.seed, STEP, step, self.accelerator.process_index)
-        history, observer, done = self.observer.history, self.observer, step + 1
+        history, logger, done = self.logger.history, self.logger, step + 1
         history.add(step, self.stage.step(batch, step))
         self.progress.step = done
-        observer.advance()
+        logger.advance()
         if self._due(self.cfg.log_every) or (self.eager and history.latest_is_broken()):
             self._log()
-        if self.feed.val is not None and self._due(self.cfg.validate_every):
-            self._judge(observer.validate(self.feed, done))
+        if self.loader.val is not None and self._due(self.cfg.validate_every):
+            self._judge(logger.validate(self.loader, done))
         if self._due(self.cfg.sample_every) and done < self.stage.total_steps:
-            observer.sample(self.feed, done)
+            logger.sample(self.loader, done)
         if self._due(self.cfg.checkpoint_every) and done < self.stage.total_steps:
             self._save()
 
@@ -206,12 +208,12 @@ class Loop:
 
     def _log(self) -> None:
         """Raises DivergedError when a value since the last log was not finite."""
-        bad = self.observer.log(self.progress.step)
+        bad = self.logger.log(self.progress.step)
         if bad is not None:
             self._diverged(bad)
 
     def _diverged(self, bad: NotFinite) -> None:
-        path = self.observer.keep_bad_batch(self.feed, bad)
+        path = self.logger.keep_bad_batch(self.loader, bad)
         kept = [p.name for p in checkpointing.list_checkpoints(self.folder.checkpoints)][-1:]
         raise DivergedError(
             f"training of {self.folder.stage} diverged at {bad}. The batch is in {path}; the last checkpoint "
@@ -261,4 +263,4 @@ class Loop:
         """The last checkpoint, export and samples."""
         if self.progress.step:
             self._save()
-            self.observer.sample(self.feed, self.progress.step)
+            self.logger.sample(self.loader, self.progress.step)

@@ -45,7 +45,7 @@ def set_lr(optimizer: Optimizer, base: float, factor: float) -> None:
         group["lr"] = base * group.get("lr_scale", 1.0) * factor
 
 
-class EMA:
+class WeightAverage:
     """Averages of parameters, on their device, float32, sharded where they are.
 
     Args:

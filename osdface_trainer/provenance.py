@@ -18,7 +18,7 @@ def provenance(
 
     Args:
         data: hash of the training faces.
-        facts: from `Stage.export`.
+        facts: from `TrainingStage.export`.
     """
     tables = _public(stage_tables(recipe, stage))
     digest = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()

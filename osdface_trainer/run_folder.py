@@ -75,7 +75,7 @@ def open_run(recipe: Recipe, stage: StageName, *, fresh: bool = False, resume: b
                 pass
             folder.path.rename(_free_name(folder.path))
         if folder.recipe.is_file() and list_checkpoints(folder.checkpoints):
-            saved = settings.build(Recipe, settings.read_toml(folder.recipe), "")
+            saved = settings.build(Recipe, settings.known_keys(Recipe, settings.read_toml(folder.recipe)), "")
             check_resumable(saved, recipe, stage, folder.path)
         folder.samples.mkdir(parents=True, exist_ok=True)
         with replacing(folder.recipe) as temporary:

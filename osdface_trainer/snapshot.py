@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 from osdface_core.errors import CheckpointError
 
 from .distributed import gather, like
-from .stage import Stage
+from .stage import TrainingStage
 
 
-def collect(stage: Stage, accelerator: Accelerator) -> dict[str, Any]:
+def collect(stage: TrainingStage, accelerator: Accelerator) -> dict[str, Any]:
     """Modules, optimisers and the rest of a stage. Every process must call it."""
     return {
         "modules": {k: module_state(accelerator.unwrap_model(m)) for k, m in stage.modules.items()},
@@ -27,7 +27,7 @@ def collect(stage: Stage, accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def restore(stage: Stage, accelerator: Accelerator, state: Mapping[str, Any]) -> None:
+def restore(stage: TrainingStage, accelerator: Accelerator, state: Mapping[str, Any]) -> None:
     """Inverse of `collect`.
 
     Raises:

@@ -16,33 +16,30 @@ from osdface_core.config import OSDFaceConfig
 
 
 @dataclass(frozen=True)
-class Batch:
+class FaceBatch:
     """Pixel-aligned pairs on the training device, for one optimiser step of this process.
 
     Attributes:
-        hq: (B, 3, S, S) float32, `unit`, the clean face (already flipped).
+        hq: (B, 3, S, S) float32, `unit`, the clean face, augmented.
         lq: (B, 3, S, S) float32, `unit`, the degraded one.
-        index: (B,) int64 on the CPU, positions in the training faces: keys of caches, and with `flip` they
-            name the pixels. Faces of the hold-out have negative ones, -1 - position.
-        flip: (B,) bool on the CPU, True where the pair is mirrored.
+        index: (B,) int64 on the CPU, positions in the training faces; -1 - position in the hold-out.
     """
 
     hq: Tensor
     lq: Tensor
     index: Tensor
-    flip: Tensor
 
     def __len__(self) -> int:
         return self.hq.shape[0]
 
-    def split(self, parts: int) -> Iterator["Batch"]:
+    def split(self, parts: int) -> Iterator["FaceBatch"]:
         """`parts` micro-batches of equal size, in order (gradient accumulation)."""
-        fields = (self.hq, self.lq, self.index, self.flip)
+        fields = (self.hq, self.lq, self.index)
         for pieces in zip(*(tensor.chunk(parts) for tensor in fields), strict=True):
-            yield Batch(*pieces)
+            yield FaceBatch(*pieces)
 
 
-class Stage(Protocol):
+class TrainingStage(Protocol):
     """One trainable stage. Built by `build(recipe, accelerator)` of its module, already on the device.
 
     Attributes:
@@ -61,7 +58,7 @@ class Stage(Protocol):
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, Optimizer]
 
-    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def step(self, batch: FaceBatch, step: int) -> dict[str, Tensor]:
         """One optimiser step (all micro-batches, all optimisers).
 
         The random generators were seeded from (seed, step, process) just before, so a stage may use the
@@ -73,11 +70,11 @@ class Stage(Protocol):
         """
         ...
 
-    def sample(self, batch: Batch) -> Tensor:
+    def sample(self, batch: FaceBatch) -> Tensor:
         """(B, 3, S, n·S) float, `unit`: a strip per pair, LQ | restored | HQ or what the stage shows."""
         ...
 
-    def validate(self, batch: Batch) -> dict[str, Tensor]:
+    def validate(self, batch: FaceBatch) -> dict[str, Tensor]:
         """Hold-out scores, means over the batch, 0-d on the device; {} when the stage has none."""
         ...
 
@@ -129,11 +126,6 @@ class Plan:
     stage: str
     steps: dict[str, int]
     parts: tuple[Part, ...]
-
-
-def frozen(module: nn.Module) -> nn.Module:
-    """`module` in eval mode with every gradient off."""
-    return module.eval().requires_grad_(False)
 
 
 def to_signed(unit: Tensor) -> Tensor:

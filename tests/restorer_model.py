@@ -14,7 +14,7 @@ from osdface_core.models.vre import VRE
 from osdface_trainer.recipe import settings
 from osdface_trainer.recipe.config import Recipe
 from osdface_trainer.restorer.stage import RestorerStage, build
-from osdface_trainer.stage import Batch
+from osdface_trainer.stage import FaceBatch
 from tests.random_weights import save_random_backbones, save_taesd
 
 SIDE = 64
@@ -97,10 +97,10 @@ def stage_for(recipe: Recipe, seed: int = 0) -> RestorerStage:
     return build(recipe, Accelerator(cpu=True))
 
 
-def faces(count: int = 2, seed: int = 1) -> Batch:
+def faces(count: int = 2, seed: int = 1) -> FaceBatch:
     """Smooth random pictures and a blurred, noisy version of them."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(count, 3, SIDE + 16, SIDE + 16, generator=generator)
     hq = torch.nn.functional.avg_pool2d(noise, 17, 1).sub(0.5).mul(6).add(0.5).clamp(0, 1)
     lq = (hq + 0.1 * torch.randn(hq.shape, generator=generator)).clamp(0, 1)
-    return Batch(hq, lq, torch.arange(count), torch.zeros(count, dtype=torch.bool))
+    return FaceBatch(hq, lq, torch.arange(count))

@@ -69,7 +69,7 @@ def _intended(files: Path, mode: str) -> set[str]:
 def test_gradients_reach_exactly_the_intended_parameters(files: Path, mode: str) -> None:
     stage = stage_for(recipe_for(files, mode, gan=_gans(files, mode)))
     frozen = {name: p.clone() for name, p in stage.core.named_parameters() if not p.requires_grad}
-    stage._backward(faces(), 0, stage.opponents)
+    stage._backward(faces(), 0, stage.discriminators)
     assert _with_gradient(stage.core) == _intended(files, mode) == set(trained(stage.core))
     for step in range(2):
         stage.step(faces(), step)
@@ -81,28 +81,28 @@ def test_gradients_reach_exactly_the_intended_parameters(files: Path, mode: str)
 @pytest.mark.parametrize("mode", MODES)
 def test_discriminators_learn_their_own_parts_only(files: Path, mode: str) -> None:
     stage = stage_for(recipe_for(files, mode, gan=_gans(files, mode)))
-    _, evidence = stage._restore(faces(), 0, stage.opponents)
-    for opponent in stage.opponents:
-        opponent.generator_loss(evidence).backward(retain_graph=True)
-        assert not _with_gradient(opponent.net), f"{opponent.name}: touched by the generator's loss"
+    _, inputs = stage._restore(faces(), 0, stage.discriminators)
+    for discriminator in stage.discriminators:
+        discriminator.generator_loss(inputs).backward(retain_graph=True)
+        assert not _with_gradient(discriminator.net), f"{discriminator.name}: touched by the generator's loss"
     nn.Module.zero_grad(stage.core)
-    for opponent in stage.opponents:
-        opponent.loss(evidence, 0)[0].backward()
-        names = _with_gradient(opponent.net)
-        assert not _with_gradient(stage.core), f"{opponent.name}: its loss reaches the generator"
-        if opponent.name == "diffusion" and mode == "lora":
+    for discriminator in stage.discriminators:
+        discriminator.loss(inputs)[0].backward()
+        names = _with_gradient(discriminator.net)
+        assert not _with_gradient(stage.core), f"{discriminator.name}: its loss reaches the generator"
+        if discriminator.name == "diffusion" and mode == "lora":
             assert names and all("lora_" in n or n.startswith("head.") for n in names)
             assert not any(".up_blocks." in n or ".conv_out." in n for n in names)
-        elif opponent.name == "feature":
+        elif discriminator.name == "feature":
             assert names and all(n.startswith("heads.") for n in names)
         else:
-            assert names == {n for n, _ in opponent.net.named_parameters()}
+            assert names == {n for n, _ in discriminator.net.named_parameters()}
 
 
 def test_shared_base_of_the_discriminator_costs_no_memory_twice(files: Path) -> None:
     stage = stage_for(recipe_for(files, "lora", gan={"diffusion": {"weight": 0.1}}))
     own = {p.data_ptr() for p in stage.core.predictor.parameters() if not p.requires_grad}
-    judged = [p for p in stage.opponents[0].net.parameters() if not p.requires_grad]
+    judged = [p for p in stage.discriminators[0].net.parameters() if not p.requires_grad]
     assert judged and all(p.data_ptr() in own for p in judged)
 
 
@@ -114,7 +114,7 @@ def test_full_discriminator_begins_as_the_generator_of_that_moment(files: Path) 
     assert not any(name.startswith("gan/") for name in first)
     unet = {name: p.clone() for name, p in stage.core.predictor.unet.named_parameters()}
     assert "gan/diffusion/d" in stage.step(faces(), 2)
-    judge: Any = stage.opponents[0].net
+    judge: Any = stage.discriminators[0].net
     for name, parameter in judge.unet.named_parameters():
         assert torch.equal(parameter, unet[name]), name
 

@@ -11,21 +11,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from osdface_core.checkpoint import save_checkpoint
+from osdface_core.config import ProjectionConfig
 from osdface_core.errors import CheckpointError, ConfigError
+from osdface_core.models.codebook import Codebook
+from osdface_core.models.vre import Projection
 from osdface_core.one_step import predict_x0
 from osdface_trainer.memory import LikeCUDA, saved_bytes
-from osdface_trainer.optim import EMA
+from osdface_trainer.optim import WeightAverage
 from osdface_trainer.recipe import settings
 from osdface_trainer.recipe.config import Recipe
 from osdface_trainer.recipe.restorer import RestorerTraining
 from osdface_trainer.restorer import benchmark, sd21
 from osdface_trainer.restorer.generator import Windows, trained
-from osdface_trainer.restorer.init import build_initial
-from osdface_trainer.restorer.latents import CleanLatents
+from osdface_trainer.restorer.init import build_initial, start_at_unit_spread
 from osdface_trainer.restorer.losses import Networks
 from osdface_trainer.restorer.memory import plan
-from osdface_trainer.restorer.validation import HoldOut
-from osdface_trainer.stage import Batch, to_signed
+from osdface_trainer.restorer.validation import Validation
+from osdface_trainer.stage import to_signed
 from tests.restorer_model import SIDE, UNET, VAE, faces, recipe_for, stage_for, write_files
 
 
@@ -36,7 +38,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_average_follows_its_formula_and_steps_aside() -> None:
     weight = nn.Parameter(torch.zeros(3))
-    ema = EMA({"w": weight}, 0.5)
+    ema = WeightAverage({"w": weight}, 0.5)
     expected = torch.zeros(3)
     for n in range(12):
         with torch.no_grad():
@@ -47,22 +49,40 @@ def test_average_follows_its_formula_and_steps_aside() -> None:
     with ema.applied():
         assert torch.allclose(weight, expected)
     assert torch.equal(weight.detach(), torch.full((3,), 11.0))
-    other = EMA({"w": nn.Parameter(torch.zeros(3))}, 0.5)
+    other = WeightAverage({"w": nn.Parameter(torch.zeros(3))}, 0.5)
     other.load_state_dict(ema.state_dict())
     assert other.updates == 12 and torch.allclose(other.average["w"], expected)
 
 
-def test_a_fresh_prompt_is_as_loud_as_a_text_encoders(files: Path) -> None:
+@pytest.mark.parametrize(("codes", "hidden", "out"), [(512, 256, 1024), (128, 128, 256), (16, 8, 32)])
+def test_a_fresh_prompt_says_which_codes_it_comes_from(codes: int, hidden: int, out: int) -> None:
+    """Shapes of the paper, of the embedded model and of these tests, over a fresh codebook."""
+    torch.manual_seed(0)
+    embedding = Codebook(1024, codes).embedding.weight.detach()
+    projection = Projection(codes, ProjectionConfig(hidden=hidden, out=out))
+    start_at_unit_spread(projection, embedding)
+    with torch.no_grad():
+        inner = projection.conv1(embedding.t()[None])
+        outer = projection.conv2(F.silu(inner))
+        prompts = projection(embedding[None])[0]
+    for layer in (inner, outer):
+        assert float((layer - layer.mean(2, keepdim=True)).std()) == pytest.approx(1, abs=1e-3)
+    constant = prompts.mean(0).square().sum() / prompts.square().sum(1).mean()
+    assert constant < 0.25, "most of the prompt is the same for every face"
+    assert 0.5 < float(prompts.square().mean().sqrt()) < 1, "a text encoder's output has about 1"
+
+
+def test_stage_2_starts_with_such_a_prompt(files: Path) -> None:
     prompt = build_initial(recipe_for(files, "full")).generator.prompt
-    of_dictionary = prompt.projection(prompt.vre.quantize.embedding.weight[None]).detach()
-    assert 0.95 < float(of_dictionary.square().mean().sqrt()) < 1.05
+    prompts = prompt.projection(prompt.vre.quantize.embedding.weight[None])[0].detach()
+    assert prompts.mean(0).square().sum() / prompts.square().sum(1).mean() < 0.25
     learned = build_initial(recipe_for(files, "full", prompt="learned", vre="")).generator.prompt
     assert 0.8 < float(learned(faces().lq).detach().square().mean().sqrt()) < 1.2
 
 
 def test_average_with_decay_zero_is_the_weights() -> None:
     weight = nn.Parameter(torch.ones(2))
-    ema = EMA({"w": weight}, 0.0)
+    ema = WeightAverage({"w": weight}, 0.0)
     ema.update()
     with ema.applied():
         assert torch.equal(weight.detach(), torch.ones(2))
@@ -110,24 +130,24 @@ def test_windows_come_as_often_as_asked_everywhere_and_again(files: Path) -> Non
 
 def test_step_on_a_window_leaves_identity_out_and_fits_its_target(files: Path) -> None:
     stage = stage_for(recipe_for(files, "full", crop={"side": 4, "share": 1.0}))
-    terms, evidence = stage._restore(faces(), 0, [])
+    terms, inputs = stage._restore(faces(), 0, [])
     assert "identity" not in terms and "perceptual" in terms
-    assert evidence.fake.shape == evidence.real.shape == (2, 3, 32, 32)
+    assert inputs.fake.shape == inputs.real.shape == (2, 3, 32, 32)
     windows = stage.windows(0, (8, 8))
     assert windows is not None
-    assert torch.equal(evidence.real, windows.of_image(to_signed(faces().hq)))
-    assert evidence.fake_latent.shape == (2, 4, 8, 8)
+    assert torch.equal(inputs.real, windows.of_image(to_signed(faces().hq)))
+    assert inputs.fake_latent.shape == (2, 4, 8, 8)
 
 
 def test_several_windows_per_face_are_one_batch(files: Path) -> None:
     stage = stage_for(recipe_for(files, "full", crop={"side": 4, "share": 1.0, "count": 3}))
     windows = stage.windows(0, (8, 8))
     assert windows is not None and len(set(windows.corners)) > 1
-    _, evidence = stage._restore(faces(), 0, [])
-    assert evidence.fake.shape == (6, 3, 32, 32)
+    _, inputs = stage._restore(faces(), 0, [])
+    assert inputs.fake.shape == (6, 3, 32, 32)
     hq = to_signed(faces().hq)
     top, left = (8 * cells for cells in windows.corners[1])
-    assert torch.equal(evidence.real[3], hq[1, :, top : top + 32, left : left + 32])
+    assert torch.equal(inputs.real[3], hq[1, :, top : top + 32, left : left + 32])
 
 
 def test_codec_alone_learns_on_the_latents_of_a_whole_model(files: Path, tmp_path: Path) -> None:
@@ -154,43 +174,16 @@ def test_codec_alone_needs_a_whole_model(files: Path) -> None:
         recipe_for(files, "lora", train="codec")
 
 
-def test_kept_latents_are_what_encoding_gives() -> None:
-    calls: list[int] = []
-
-    def encode(signed: torch.Tensor) -> torch.Tensor:
-        calls.append(len(signed))
-        return F.avg_pool2d(signed, 8)
-
-    clean = CleanLatents(encode, "cpu")
-    batch = faces(3)
-    signed = to_signed(batch.hq)
-    expected = F.avg_pool2d(signed, 8)
-    assert torch.allclose(clean(batch, signed), expected, atol=1e-3)
-    assert torch.allclose(clean(batch, signed), expected, atol=1e-3) and calls == [1, 1, 1]
-    mirrored = Batch(batch.hq.flip(-1), batch.lq, batch.index, torch.ones(3, dtype=torch.bool))
-    assert torch.allclose(clean(mirrored, signed.flip(-1)), expected.flip(-1), atol=1e-3)
-    assert len(clean) == 6 and calls == [1] * 6
-    assert CleanLatents(encode)(batch, signed).dtype == torch.float32 and calls[-1] == 3
-
-
-def test_cache_of_latents_is_refused_with_other_augmentation() -> None:
-    tables = {"restorer": {"latent": {"mse": 1.0, "cache": "cpu"}}, "data": {"augment": {"flip": 0.25}}}
-    settings.build(Recipe, tables, "")
-    tables["data"]["augment"]["brightness"] = 0.1
-    with pytest.raises(ConfigError, match=r"latent\.cache"):
-        settings.build(Recipe, tables, "")
-
-
 def test_adaptive_weight_balances_the_gradients(files: Path) -> None:
     patch = {"weight": 0.2, "adaptive": True, "ramp": 0, "width": 8, "layers": 2, "augment": False}
     stage = stage_for(recipe_for(files, "full", gan={"diffusion": {"weight": 0.0}, "patch": patch}))
-    terms, evidence = stage._restore(faces(), 0, stage.opponents)
-    attack = stage.opponents[0].generator_loss(evidence)
+    terms, inputs = stage._restore(faces(), 0, stage.discriminators)
+    attack = stage.discriminators[0].generator_loss(inputs)
     total = stage.objectives.total(terms)
-    stage.balance.measure(evidence.fake_latent, {}, total, {"patch": attack})
-    weighted = stage.balance.weight(stage.opponents[0], 0) * attack
+    stage.adaptive_weight.measure(inputs.fake_latent, {}, total, {"patch": attack})
+    weighted = stage.adaptive_weight.weight(stage.discriminators[0], 0) * attack
     pull, push = (
-        torch.autograd.grad(value, evidence.fake_latent, retain_graph=True)[0].norm()
+        torch.autograd.grad(value, inputs.fake_latent, retain_graph=True)[0].norm()
         for value in (total, weighted)
     )
     assert float(push / pull) == pytest.approx(0.2, rel=1e-3)
@@ -199,15 +192,15 @@ def test_adaptive_weight_balances_the_gradients(files: Path) -> None:
 def test_discriminator_waits_then_ramps(files: Path) -> None:
     patch = {"weight": 0.5, "start": 3, "ramp": 4, "width": 8, "layers": 2}
     stage = stage_for(recipe_for(files, "full", gan={"diffusion": {"weight": 0.0}, "patch": patch}))
-    opponent = stage.opponents[0]
-    assert [opponent.active(step) for step in (2, 3)] == [False, True]
-    weights = [stage.balance.weight(opponent, step) for step in (3, 4, 6, 9)]
+    discriminator = stage.discriminators[0]
+    assert [discriminator.active(step) for step in (2, 3)] == [False, True]
+    weights = [stage.adaptive_weight.weight(discriminator, step) for step in (3, 4, 6, 9)]
     assert weights == pytest.approx([0.125, 0.25, 0.5, 0.5])
 
 
 def test_holdout_scores_mean_what_they_say(files: Path) -> None:
     cfg = recipe_for(files, "full").restorer
-    holdout = HoldOut(cfg, Networks(cfg, torch.device("cpu")))
+    holdout = Validation(cfg, Networks(cfg, torch.device("cpu")))
     batch = faces()
     nothing = holdout(batch, to_signed)
     for profile in ("mild", "medium", "severe"):

@@ -61,8 +61,9 @@ def test_two_processes_equal_one(tiny_faces: Path, tmp_path: Path) -> None:
     for name, launcher in launchers.items():
         sets = [word for key in _sets(tiny_faces, tmp_path / name, *same) for word in ("--set", key)]
         done = subprocess.run(
-            [*launcher, "-m", "osdface_trainer", "train", "restorer", "smoke", "--quiet", *sets], cwd=ROOT, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=600, check=False,
+            [*launcher, "-m", "osdface_trainer", "train", "restorer", "smoke", "--quiet", *sets],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     one, two = (load_file(tmp_path / name / "restorer" / "export.safetensors") for name in launchers)

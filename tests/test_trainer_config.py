@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from osdface_core.errors import ConfigError
 from osdface_trainer.recipe import settings
 from osdface_trainer.recipe.config import RECIPES, Recipe, check_resumable, load_recipe
-from osdface_trainer.recipe.restorer import LatentTerm, RestorerTraining
 from osdface_trainer.recipe.vre import VRETraining
 
 
@@ -149,11 +148,3 @@ def test_keys_that_change_no_weight_may_differ_and_so_may_the_other_stage() -> N
     check_resumable(saved, moved, "vre", Path("runs/x"))
     with pytest.raises(ConfigError, match=r"restorer\.lr"):
         check_resumable(saved, moved, "restorer", Path("runs/x"))
-
-
-def test_latent_cache_refuses_augmentation_beyond_mirroring(tmp_path: Path) -> None:
-    text = '[restorer.latent]\ncache = "cpu"\n[data.augment]\ntint = 0.1'
-    with pytest.raises(ConfigError, match=r"restorer\.latent\.cache"):
-        load_recipe(recipe_file(tmp_path, text))
-    mirrored = Recipe(restorer=RestorerTraining(latent=LatentTerm(cache="cpu")))
-    assert mirrored.restorer.latent.cache == "cpu"

@@ -15,7 +15,7 @@ from osdface_core.pipeline import OSDFacePipeline
 from osdface_trainer import distributed
 from osdface_trainer.cli import main
 from osdface_trainer.logging import read_metrics
-from tests.restorer_model import recipe_for, stage_for, write_files
+from tests.restorer_model import write_files
 
 ROOT = Path(__file__).resolve().parents[1]
 VRE = (
@@ -136,10 +136,3 @@ def test_what_cannot_be_sharded_is_said_in_one_line(
     with pytest.raises(ConfigError, match=words) as caught:
         distributed.check(compiled)
     assert "\n" not in str(caught.value)
-
-
-def test_exact_gradient_penalty_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    patch = {"weight": 0.1, "r1": 1.0, "width": 8, "layers": 2}
-    with pytest.raises(ConfigError, match=r"gan\.patch\.r1"):
-        stage_for(recipe_for(runs / "files", "full", gan={"patch": patch, "diffusion": {"weight": 0.0}}))

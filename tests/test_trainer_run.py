@@ -154,6 +154,16 @@ def test_a_differing_recipe_is_refused_and_fresh_keeps_the_old_run(
     assert_same(weights(whole), load_file(tmp_path / "vre.1/export.safetensors"))
 
 
+def test_a_run_of_a_former_version_goes_on(whole: Path, tiny_faces: Path, tmp_path: Path) -> None:
+    """Its recipe.toml holds every key of then, also those that are gone."""
+    recipe = smoke(tiny_faces, tmp_path, "run.max_minutes=1e-9")
+    train(recipe, "vre", quiet=True)
+    saved = tmp_path / "vre/recipe.toml"
+    saved.write_text(saved.read_text() + "\n[restorer.gan.patch_of_old]\nr1 = 0.0\n")
+    assert train(smoke(tiny_faces, tmp_path), "vre", quiet=True).reason == "done"
+    assert_same(weights(whole), weights(tmp_path))
+
+
 def test_other_faces_are_refused_and_moved_ones_are_not(tiny_faces: Path, tmp_path: Path) -> None:
     faces, run = tmp_path / "faces", tmp_path / "run"
     shutil.copytree(tiny_faces, faces)

@@ -6,7 +6,7 @@ location.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -53,10 +53,6 @@ class DiffusionDiscriminator(nn.Module):
         features = mid_features(self.unet, noised, timesteps, prompt)
         with torch.autocast(features.device.type, enabled=False):
             return self.head(features.float())
-
-    def trainable(self) -> Iterator[nn.Parameter]:
-        """What the optimiser gets: the head, and whatever of the UNet requires a gradient."""
-        return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
 
 def mid_features(unet: Any, noised: Tensor, timesteps: Tensor, prompt: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Discriminators on pixels: VQGAN's patch discriminator, and heads on frozen ImageNet features."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -97,10 +96,6 @@ class FeatureDiscriminator(nn.Module):
         """(B, 3, H, W) signed → one logit map (B, 1, h, w) per level, float32."""
         maps = self.features(signed)
         return [head(x / size).float() for head, x, size in zip(self.heads, maps, self.typical, strict=True)]
-
-    def trainable(self) -> Iterator[nn.Parameter]:
-        """The heads' parameters, for the optimiser."""
-        return self.heads.parameters()
 
 
 def shift_flip(

@@ -152,13 +152,6 @@ class Recipe:
     vre: VRETraining = field(default_factory=VRETraining)
     restorer: RestorerTraining = field(default_factory=RestorerTraining)
 
-    def __post_init__(self) -> None:
-        if self.restorer.latent.cache != "off" and self.data.augment != Augmentation(self.data.augment.flip):
-            raise ConfigError(
-                "restorer.latent.cache needs faces that change by mirroring only: "
-                'remove [data.augment] or set the cache to "off"'
-            )
-
     def batch_size(self, stage: StageName) -> int:
         """Images per optimiser step over all processes."""
         return self.vre.batch_size if stage == "vre" else self.restorer.batch_size

@@ -34,13 +34,10 @@ class LatentTerm:
 
     Attributes:
         mse, l1: weights.
-        cache: keep the clean latents (float16) on the `device` or the `cpu` after their first use. Needs
-            faces that change by mirroring only, which is all that `[data]` does.
     """
 
     mse: float = 0.0
     l1: float = 0.0
-    cache: Literal["off", "cpu", "device"] = "off"
 
 
 @dataclass(frozen=True)
@@ -92,20 +89,17 @@ class ColorTerm:
 
 
 @dataclass(frozen=True)
-class Adversary:
-    """What all discriminators share.
+class GANTerm:
+    """Settings that all discriminators share.
 
     Attributes:
         weight: factor on the generator's adversarial loss; 0 = off. λ_dis is not stated (proposal 5e-3).
         adaptive: scale that factor so that the adversarial gradient at the restored picture (or latent) has
             `weight` times the norm of the other losses' gradient.
-        objective: of both players; see osdface_trainer.losses.adversarial.
+        objective: of discriminator and generator; see osdface_trainer.losses.adversarial.
         lr, betas: of the discriminator's AdamW (paper: 1e-4, as the generator).
         start: step from which it takes part; before, it costs nothing.
         ramp: steps in which its factor grows from 0.
-        r1: gradient penalty on real samples, γ/2 · ‖∇D‖²; 0 = off.
-        r1_every: steps between two penalties; the penalty is scaled up by as much.
-        r1_sigma: noise of the finite difference that stands in for the gradient; 0 = exact, double backward.
     """
 
     weight: float = 0.0
@@ -115,19 +109,14 @@ class Adversary:
     betas: tuple[float, float] = (0.9, 0.999)
     start: int = 0
     ramp: int = 2000
-    r1: float = 0.0
-    r1_every: int = 16
-    r1_sigma: float = 0.0
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.start < 0 or self.ramp < 0:
             raise ConfigError("weight, start and ramp: expected 0 or more")
-        if self.r1_every < 1:
-            raise ConfigError("r1_every is a count of steps: expected 1 or more")
 
 
 @dataclass(frozen=True)
-class DiffusionAdversary(Adversary):
+class DiffusionGANTerm(GANTerm):
     """Down and middle blocks of the UNet on diffused latents (`[restorer.gan.diffusion]`), paper §3.3.
 
     Attributes:
@@ -154,7 +143,7 @@ class DiffusionAdversary(Adversary):
 
 
 @dataclass(frozen=True)
-class FeatureAdversary(Adversary):
+class FeatureGANTerm(GANTerm):
     """Small heads on a frozen ImageNet network, on pixels (`[restorer.gan.feature]`); for small data sets.
 
     Attributes:
@@ -171,7 +160,7 @@ class FeatureAdversary(Adversary):
 
 
 @dataclass(frozen=True)
-class PatchAdversary(Adversary):
+class PatchGANTerm(GANTerm):
     """VQGAN's patch discriminator on pixels (`[restorer.gan.patch]`)."""
 
     width: int = 64
@@ -181,12 +170,12 @@ class PatchAdversary(Adversary):
 
 
 @dataclass(frozen=True)
-class GANs:
+class GANTerms:
     """`[restorer.gan]`: any of them, each with its own weight."""
 
-    diffusion: DiffusionAdversary = field(default_factory=lambda: DiffusionAdversary(weight=5e-3))
-    feature: FeatureAdversary = field(default_factory=FeatureAdversary)
-    patch: PatchAdversary = field(default_factory=PatchAdversary)
+    diffusion: DiffusionGANTerm = field(default_factory=lambda: DiffusionGANTerm(weight=5e-3))
+    feature: FeatureGANTerm = field(default_factory=FeatureGANTerm)
+    patch: PatchGANTerm = field(default_factory=PatchGANTerm)
 
 
 @dataclass(frozen=True)
@@ -214,7 +203,7 @@ class Crop:
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationConfig:
     """`[restorer.validation]`: hold-out scores on faces degraded with fixed seeds.
 
     Attributes:
@@ -293,9 +282,9 @@ class RestorerTraining:
     ea_dists: EADistsTerm = field(default_factory=EADistsTerm)
     identity: IdentityTerm = field(default_factory=IdentityTerm)
     color: ColorTerm = field(default_factory=ColorTerm)
-    gan: GANs = field(default_factory=GANs)
+    gan: GANTerms = field(default_factory=GANTerms)
     crop: Crop = field(default_factory=Crop)
-    validation: Validation = field(default_factory=Validation)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:

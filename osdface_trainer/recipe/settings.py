@@ -91,6 +91,16 @@ def build(cls: type[T], table: Mapping[str, Any], where: str, default: T | None 
         raise ConfigError(f"[{where}] {error}") from error
 
 
+def known_keys(cls: type, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the keys of a saved recipe that only a former version knew."""
+    hints = typing.get_type_hints(cls)
+    return {
+        key: known_keys(hints[key], value) if dataclasses.is_dataclass(hints[key]) else value
+        for key, value in table.items()
+        if key in hints
+    }
+
+
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 

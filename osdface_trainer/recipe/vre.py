@@ -56,7 +56,7 @@ class Association:
 
 
 @dataclass(frozen=True)
-class Dictionary:
+class CodebookConfig:
     """How the codes learn (`[vre.codebook]`).
 
     Attributes:
@@ -112,7 +112,7 @@ class PatchGAN:
     """
 
     weight: float = 0.8
-    loss: Literal["hinge", "softplus", "relativistic"] = "hinge"
+    loss: Literal["hinge", "softplus"] = "hinge"
     channels: int = 64
     layers: int = 3
     norm: Literal["batch", "none"] = "batch"
@@ -148,7 +148,7 @@ class VRETraining:
     hq: Autoencoder = field(default_factory=Autoencoder)
     lq: LowAutoencoder = field(default_factory=LowAutoencoder)
     assoc: Association = field(default_factory=Association)
-    codebook: Dictionary = field(default_factory=Dictionary)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
     perceptual: Perceptual = field(default_factory=Perceptual)
     gan: PatchGAN = field(default_factory=PatchGAN)
 

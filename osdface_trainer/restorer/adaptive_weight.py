@@ -1,4 +1,4 @@
-"""How hard each loss pulls at the restored latent, and adversarial weights that follow it."""
+"""Gradient norm of each loss at the restored latent, and adversarial weights derived from them."""
 
 from collections.abc import Mapping
 
@@ -6,41 +6,42 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .discriminators import Opponent
+from .discriminators import Discriminator
 
 
-class Balance:
-    """Gradient norms at the restored latent, every few steps.
+class AdaptiveWeight:
+    """Scales each adversarial loss to a share of the other losses' gradient, measured every few steps.
 
-    That tensor is where all losses of both modes meet, latent and pixel ones. Recipe.md §3.5 aims at an
-    adversarial gradient of 10-30 % of the perceptual one.
+    The norms are taken at the restored latent: there the losses of both modes meet, latent and pixel ones.
 
     Args:
-        every: steps between two measurements; 0 measures only what adaptive opponents need to begin.
+        every: steps between two measurements; 0 measures only when an adaptive discriminator starts.
     """
 
     def __init__(self, accelerator: Accelerator, every: int) -> None:
         self.accelerator, self.every = accelerator, every
         self.factors: dict[str, Tensor] = {}
 
-    def due(self, step: int, active: list[Opponent]) -> bool:
-        """Whether to measure in this step."""
+    def due(self, step: int, active: list[Discriminator]) -> bool:
+        """Tell whether to measure in this step."""
         begins = any(o.cfg.adaptive and o.name not in self.factors for o in active)
         return begins or (self.every > 0 and step % self.every == 0)
 
     def measure(
-        self, latent: Tensor, terms: Mapping[str, Tensor], total: Tensor, attacks: Mapping[str, Tensor]
+        self, latent: Tensor, terms: Mapping[str, Tensor], total: Tensor, adversarial: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Norms by name; refreshes the factors of the attacks.
+        """Measure gradient norms and refresh the factors of the adversarial losses.
 
         Args:
             latent: (B, 4, h, w), part of all graphs, which are kept.
-            terms: weighted losses; total: their sum.
-            attacks: unweighted adversarial losses by opponent.
+            terms: weighted losses, 0-d; total: their sum.
+            adversarial: unweighted adversarial losses by discriminator, 0-d.
+        Returns:
+            Norms by name, 0-d.
         """
-        norms = {name: self._norm(value, latent) for name, value in {**terms, **attacks}.items()}
+        norms = {name: self._norm(value, latent) for name, value in {**terms, **adversarial}.items()}
         pull = self._norm(total, latent)
-        for name in attacks:
+        for name in adversarial:
             self.factors[name] = (pull / (norms[name] + 1e-8)).clamp(0, 1e4)
         return {f"gradient/{name}": norm for name, norm in norms.items()} | {"gradient/total": pull}
 
@@ -50,7 +51,7 @@ class Balance:
         assert isinstance(norm, Tensor)
         return norm
 
-    def weight(self, opponent: Opponent, step: int) -> Tensor | float:
-        """λ of an adversarial loss: its table's weight, ramped up, times its factor when adaptive."""
-        weight = opponent.cfg.weight * opponent.share(step)
-        return weight * self.factors[opponent.name] if opponent.cfg.adaptive else weight
+    def weight(self, discriminator: Discriminator, step: int) -> Tensor | float:
+        """Compute λ of an adversarial loss: its table's weight, ramped up, times its factor when adaptive."""
+        weight = discriminator.cfg.weight * discriminator.ramp(step)
+        return weight * self.factors[discriminator.name] if discriminator.cfg.adaptive else weight

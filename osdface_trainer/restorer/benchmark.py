@@ -32,7 +32,7 @@ from osdface_core.models.vre import VRE
 from ..distributed import make_accelerator, seed_all
 from ..losses.features import Weights, untrained_features
 from ..recipe.config import Recipe, load_recipe
-from ..stage import Batch
+from ..stage import FaceBatch
 from .init import Initial, assemble, halve, model_config
 from .losses import Networks
 from .sd21 import random_base
@@ -64,7 +64,7 @@ def random_initial(recipe: Recipe, device: torch.device) -> Initial:
     return assemble(cfg, config, vre, None, backbone)
 
 
-class Clock:
+class PartTimer:
     """Time by part: CUDA events, read at the end so that measuring does not wait; elsewhere wall time."""
 
     def __init__(self, device: torch.device) -> None:
@@ -112,7 +112,7 @@ class Clock:
         }
 
 
-def watch_parts(clock: Clock, stage: RestorerStage) -> None:
+def watch_parts(clock: PartTimer, stage: RestorerStage) -> None:
     """The parts of a step; forward passes unless said otherwise."""
     core = stage.core
     clock.watch("VRE", core.prompt.vre)
@@ -121,21 +121,21 @@ def watch_parts(clock: Clock, stage: RestorerStage) -> None:
     clock.watch("UNet", core.predictor)
     clock.wrap("codec decode", core, "decode")
     clock.wrap("losses", stage.objectives, "terms")
-    for opponent in stage.opponents:
-        clock.wrap(f"{opponent.name}: in the generator's loss", opponent, "generator_loss")
-        clock.wrap(f"{opponent.name}: its own loss", opponent, "loss")
-    clock.wrap("gradient norms, in steps that log them", stage.balance, "measure")
+    for discriminator in stage.discriminators:
+        clock.wrap(f"{discriminator.name}: in the generator's loss", discriminator, "generator_loss")
+        clock.wrap(f"{discriminator.name}: its own loss", discriminator, "loss")
+    clock.wrap("gradient norms, in steps that log them", stage.adaptive_weight, "measure")
     clock.wrap("optimisers, average", stage, "_update")
     _split_backward(clock, stage)
 
 
-def _split_backward(clock: Clock, stage: RestorerStage) -> None:
+def _split_backward(clock: PartTimer, stage: RestorerStage) -> None:
     """The first backward pass of a micro-batch is the generator's, the others are the discriminators'."""
     inner, turn = stage.accelerator.backward, [0]
 
     def timed(loss: Any, **kwargs: Any) -> None:
         name = "backward: generator" if turn[0] == 0 else "backward: discriminators"
-        turn[0] = (turn[0] + 1) % (1 + len(stage.opponents))
+        turn[0] = (turn[0] + 1) % (1 + len(stage.discriminators))
         with clock.part(name):
             inner(loss, **kwargs)
 
@@ -155,10 +155,10 @@ def measure(recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
     stage = RestorerStage(recipe, accelerator, random_initial(recipe, device), networks)
     count, side = recipe.restorer.batch_size // accelerator.num_processes, recipe.data.size
     faces = torch.rand(count, 3, side, side, device=device)
-    batch = Batch(faces, faces * 0.9, torch.arange(count), torch.zeros(count, dtype=torch.bool))
+    batch = FaceBatch(faces, faces * 0.9, torch.arange(count))
     for step in range(warmup):
         stage.step(batch, step)
-    clock = Clock(device)
+    clock = PartTimer(device)
     watch_parts(clock, stage)
     if device.type == "cuda":
         torch.cuda.synchronize()

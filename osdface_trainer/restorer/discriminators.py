@@ -1,11 +1,10 @@
-"""The discriminators of stage 2: opponents of the generator on diffused latents (paper §3.3) or on pixels.
+"""Discriminators of stage 2, on diffused latents (paper §3.3) or on pixels, with their optimisers.
 
-Both players learn from the same restored faces: one generator pass per step serves the generator's loss and,
-detached, the discriminator's (1:1). Each plays against the other as it was at the start of the step.
+One generator pass per step serves the generator's adversarial loss and, detached, the discriminators' own
+(1:1). Both losses see the other side's weights of the start of the step.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,29 +15,23 @@ from torch.optim import AdamW
 from osdface_core.config import OSDFaceConfig
 
 from .. import distributed
-from ..losses.adversarial import (
-    Logits,
-    approximate_gradient_penalty,
-    discriminator_loss,
-    generator_loss,
-    gradient_penalty,
-)
+from ..losses.adversarial import Logits, discriminator_loss, frozen, generator_loss
 from ..losses.diffusion_discriminator import DiffusionDiscriminator, Noiser, add_lora
 from ..losses.discriminators import FeatureDiscriminator, PatchDiscriminator, shift_flip
 from ..optim import set_lr
 from ..recipe.config import Recipe
-from ..recipe.restorer import Adversary, DiffusionAdversary, FeatureAdversary, GANs, PatchAdversary
+from ..recipe.restorer import DiffusionGANTerm, FeatureGANTerm, GANTerm, GANTerms, PatchGANTerm
 from .generator import trained, unet_blocks
 from .init import Initial
 from .losses import Networks
 
 
-class Evidence(NamedTuple):
-    """What the discriminators of one micro-batch may look at.
+class DiscriminatorInputs(NamedTuple):
+    """Restored and clean samples of one micro-batch.
 
     Attributes:
         fake, real: (B, 3, H, W) signed, restored and clean face or window.
-        fake_latent, real_latent: (B, 4, h, w); the second is None when nobody needs it.
+        fake_latent, real_latent: (B, 4, h, w); the second is None when no active discriminator needs it.
         prompt: (B, 77, D).
     """
 
@@ -48,9 +41,15 @@ class Evidence(NamedTuple):
     real_latent: Tensor | None
     prompt: Tensor
 
+    def detached(self) -> "DiscriminatorInputs":
+        """Cut the graph to the generator."""
+        return self._replace(
+            fake=self.fake.detach(), fake_latent=self.fake_latent.detach(), prompt=self.prompt.detach()
+        )
 
-class Look(NamedTuple):
-    """One random look at a pair: the samples, and the network's further arguments for each of them."""
+
+class View(NamedTuple):
+    """A pair as the network gets it: the samples after random augmentation, and its further arguments."""
 
     fake: Tensor
     real: Tensor
@@ -58,8 +57,8 @@ class Look(NamedTuple):
     real_extra: tuple[Tensor, ...] = ()
 
 
-class Opponent:
-    """A discriminator with its optimiser and schedule; subclasses say what it looks at.
+class Discriminator:
+    """A network with its optimiser and schedule; subclasses define its view of a pair.
 
     Args:
         name: in logs and checkpoints.
@@ -73,7 +72,7 @@ class Opponent:
     def __init__(
         self,
         name: str,
-        cfg: Adversary,
+        cfg: GANTerm,
         net: nn.Module,
         accelerator: Accelerator,
         blocks: Iterable[nn.Module] = (),
@@ -87,70 +86,38 @@ class Opponent:
         fused = self.accelerator.device.type == "cuda" or None
         return AdamW(trained(net).values(), self.cfg.lr, self.cfg.betas, weight_decay=0.0, fused=fused)
 
-    def look(self, evidence: Evidence) -> Look:
-        """Draw one look."""
+    def view(self, inputs: DiscriminatorInputs) -> View:
+        """Draw augmentation, or timesteps and noise, for a pair."""
         raise NotImplementedError
 
     def begin(self, generator: nn.Module) -> None:
-        """Called once, at the step in which it starts."""
+        """Prepare for the first step that it takes part in."""
 
     def active(self, step: int) -> bool:
-        """Whether it takes part in this step."""
+        """Tell whether it takes part in this step."""
         return step >= self.cfg.start
 
-    def share(self, step: int) -> float:
-        """Share of its full weight, growing from 0 to 1 over `ramp` steps."""
+    def ramp(self, step: int) -> float:
+        """Compute the share of its full weight: grows from 0 to 1 over `cfg.ramp` steps."""
         return min(1.0, (step - self.cfg.start + 1) / max(1, self.cfg.ramp))
 
-    def generator_loss(self, evidence: Evidence) -> Tensor:
-        """What the generator minimises; the discriminator's weights get no gradient."""
-        look = self.look(evidence)
-        with self._still() as net:
-            logits = net(look.fake, *look.fake_extra)
-            real_logits = None
-            if self.cfg.objective == "relativistic":
-                with torch.no_grad():
-                    real_logits = net(look.real, *look.real_extra)
-        return generator_loss(self.cfg.objective, logits, real_logits)
+    def generator_loss(self, inputs: DiscriminatorInputs) -> Tensor:
+        """Compute what the generator minimises, 0-d; the discriminator's weights get no gradient."""
+        view = self.view(inputs)
+        with frozen(self.net):  # under DDP unwrapped, because DDP waits for gradients of its parameters
+            logits = self.accelerator.unwrap_model(self.net)(view.fake, *view.fake_extra)
+        return generator_loss(self.cfg.objective, logits)
 
-    def loss(self, evidence: Evidence, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the discriminator minimises (no gradient reaches the generator), and scalars to log."""
-        look = self.look(evidence._replace(
-            fake=evidence.fake.detach(), fake_latent=evidence.fake_latent.detach(),
-            prompt=evidence.prompt.detach(),
-        ))  # fmt: skip
-        samples = torch.cat([look.fake, look.real])
-        extra = [torch.cat(pair) for pair in zip(look.fake_extra, look.real_extra, strict=True)]
-        fake, real = _halves(self.net(samples, *extra))
+    def loss(self, inputs: DiscriminatorInputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute what the discriminator minimises, 0-d, cut off from the generator, and scalars to log."""
+        view = self.view(inputs.detached())
+        extra = [torch.cat(pair) for pair in zip(view.fake_extra, view.real_extra, strict=True)]
+        fake, real = _halves(self.net(torch.cat([view.fake, view.real]), *extra))
         value = discriminator_loss(self.cfg.objective, real, fake)
-        logs = {"d": value.detach(), "margin": _average(real) - _average(fake)}
-        if self.cfg.r1 > 0 and step % self.cfg.r1_every == 0:
-            penalty = self._penalty(look, real)
-            value = value + 0.5 * self.cfg.r1 * self.cfg.r1_every * penalty
-            logs["r1"] = penalty.detach()
-        return value, logs
-
-    def _penalty(self, look: Look, logits: Logits) -> Tensor:
-        def judge(samples: Tensor) -> Logits:
-            return self.net(samples, *look.real_extra)
-
-        if self.cfg.r1_sigma > 0:
-            return approximate_gradient_penalty(judge, look.real, logits, sigma=self.cfg.r1_sigma)
-        return gradient_penalty(judge, look.real)
-
-    @contextmanager
-    def _still(self) -> Iterator[nn.Module]:
-        """The network with its gradients off; under DDP unwrapped, because DDP waits for them."""
-        for parameter in self.learning:
-            parameter.requires_grad_(False)
-        try:
-            yield self.accelerator.unwrap_model(self.net)
-        finally:
-            for parameter in self.learning:
-                parameter.requires_grad_(True)
+        return value, {"d": value.detach(), "margin": _average(real) - _average(fake)}
 
     def update(self, lr_factor: float, clip: float) -> None:
-        """One optimiser step on the gathered gradients."""
+        """Make one optimiser step on the gathered gradients."""
         if clip > 0:
             distributed.clip(self.learning, clip)
         set_lr(self.optimizer, self.cfg.lr, lr_factor)
@@ -158,35 +125,35 @@ class Opponent:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-class PixelOpponent(Opponent):
-    """Looks at pictures."""
+class PixelDiscriminator(Discriminator):
+    """Judges pictures."""
 
-    cfg: FeatureAdversary | PatchAdversary
+    cfg: FeatureGANTerm | PatchGANTerm
 
-    def look(self, evidence: Evidence) -> Look:
-        """The pair, mirrored and shifted alike when `augment` is on."""
+    def view(self, inputs: DiscriminatorInputs) -> View:
+        """Mirror and shift the pair alike when `augment` is on."""
         if not self.cfg.augment:
-            return Look(evidence.fake, evidence.real)
-        fake, real = shift_flip(evidence.fake, evidence.real)
-        return Look(fake, real)
+            return View(inputs.fake, inputs.real)
+        fake, real = shift_flip(inputs.fake, inputs.real)
+        return View(fake, real)
 
 
-class LatentOpponent(Opponent):
-    """Looks at latents diffused to a random timestep: the same for a pair, its noise independent."""
+class LatentDiscriminator(Discriminator):
+    """Judges latents diffused to a random timestep: the same for a pair, its noise independent."""
 
-    cfg: DiffusionAdversary
+    cfg: DiffusionGANTerm
     needs_latent = True
 
-    def look(self, evidence: Evidence) -> Look:
-        """The pair with timesteps, prompt and noise as `DiffusionDiscriminator` takes them."""
-        assert evidence.real_latent is not None
-        fake, real = evidence.fake_latent, evidence.real_latent.float()
+    def view(self, inputs: DiscriminatorInputs) -> View:
+        """Draw timesteps and noise; further arguments as `DiffusionDiscriminator` takes them."""
+        assert inputs.real_latent is not None
+        fake, real = inputs.fake_latent, inputs.real_latent.float()
         t = torch.randint(self.cfg.t_min, self.cfg.t_max, (len(fake),), device=fake.device)
-        prompt = evidence.prompt.detach() if self.cfg.prompt else torch.zeros_like(evidence.prompt)
-        return Look(fake, real, (t, prompt, torch.randn_like(fake)), (t, prompt, torch.randn_like(real)))
+        prompt = inputs.prompt.detach() if self.cfg.prompt else torch.zeros_like(inputs.prompt)
+        return View(fake, real, (t, prompt, torch.randn_like(fake)), (t, prompt, torch.randn_like(real)))
 
     def begin(self, generator: nn.Module) -> None:
-        """`train = "all"`: take over the generator's way down as it is now."""
+        """With `train = "all"` copy the weights of the generator's down and middle blocks."""
         if self.cfg.train != "all":
             return
         unet = cast(Any, generator).predictor.unet
@@ -200,7 +167,7 @@ def _levels(logits: Logits) -> list[Tensor]:
 
 
 def _halves(logits: Logits) -> tuple[Logits, Logits]:
-    """Logits of a joined batch → logits of its first and second half."""
+    """Split logits of a joined batch into those of its first and second half."""
     pairs = [level.chunk(2) for level in _levels(logits)]
     return [first for first, _ in pairs], [second for _, second in pairs]
 
@@ -209,35 +176,37 @@ def _average(logits: Logits) -> Tensor:
     return torch.stack([level.detach().float().mean() for level in _levels(logits)]).mean()
 
 
-def build_opponents(
+def build_discriminators(
     recipe: Recipe, accelerator: Accelerator, initial: Initial, networks: Networks
-) -> list[Opponent]:
-    """Those whose weight is above 0, on the device.
+) -> list[Discriminator]:
+    """Build those whose weight is above 0, on the device.
 
     Raises:
         CheckpointError: the frozen network of `feature` is missing.
     """
     cfg = recipe.restorer.gan
-    found: list[Opponent] = []
+    found: list[Discriminator] = []
     if initial.trunk is not None:
         net = diffusion_discriminator(initial.trunk, initial.generator.config, cfg)
         blocks = unet_blocks(net.unet)
-        found.append(LatentOpponent("diffusion", cfg.diffusion, _layout(net, recipe), accelerator, blocks))
+        found.append(
+            LatentDiscriminator("diffusion", cfg.diffusion, _layout(net, recipe), accelerator, blocks)
+        )
     if cfg.feature.weight > 0:
         table = cfg.feature
         weights = networks.features(table.net, table.file)
         net = FeatureDiscriminator(table.net, weights, table.levels or None, table.width)
-        found.append(PixelOpponent("feature", table, _layout(net, recipe), accelerator))
+        found.append(PixelDiscriminator("feature", table, _layout(net, recipe), accelerator))
     if cfg.patch.weight > 0:
         table = cfg.patch
         norm = "none" if table.spectral else "batch"
         net = PatchDiscriminator(table.width, table.layers, norm, table.spectral)
-        found.append(PixelOpponent("patch", table, _layout(net, recipe), accelerator))
+        found.append(PixelDiscriminator("patch", table, _layout(net, recipe), accelerator))
     return found
 
 
-def diffusion_discriminator(trunk: nn.Module, config: OSDFaceConfig, cfg: GANs) -> DiffusionDiscriminator:
-    """Down and middle blocks with a head, with LoRA or trained whole (paper §3.3)."""
+def diffusion_discriminator(trunk: nn.Module, config: OSDFaceConfig, cfg: GANTerms) -> DiffusionDiscriminator:
+    """Build down and middle blocks with a head, with LoRA or trained whole (paper §3.3)."""
     table = cfg.diffusion
     if table.train == "lora":
         assert config.lora is not None
@@ -246,7 +215,7 @@ def diffusion_discriminator(trunk: nn.Module, config: OSDFaceConfig, cfg: GANs) 
 
 
 def noiser(config: OSDFaceConfig) -> Noiser:
-    """Stable Diffusion's forward process."""
+    """Build Stable Diffusion's forward process."""
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from osdface_core.checkpoint import Checkpoint, load_strict
 from osdface_core.config import OSDFaceConfig, VREConfig
@@ -25,7 +26,6 @@ from .generator import Generator, VisualPrompt
 UNUSED_VRE = VREConfig(
     base_channels=32, channel_multipliers=(1,) * 6, res_blocks=1, z_channels=32, codebook_size=77
 )
-SETTLING = 10  # divisions: SiLU bends the scale, so one is not enough
 
 
 class Initial(NamedTuple):
@@ -189,21 +189,27 @@ def _prompt(cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Check
     if cfg.prompt == "none":
         nn.init.zeros_(projection.vectors)
     elif cfg.prompt == "vre":
-        start_at_text_scale(projection, vre)
+        start_at_unit_spread(projection, vre.quantize.embedding.weight)
     if start is not None and not start.missing_parts and start.config.projection == config.projection:
         load_strict(projection, start.part("projection"), f"{cfg.init}: projection")
     return VisualPrompt(vre, projection)
 
 
 @torch.no_grad()
-def start_at_text_scale(projection: Projection, vre: VRE) -> None:
-    """Scale the last layer until the prompts of the whole dictionary have a root mean square of 1.
+def start_at_unit_spread(projection: Projection, codes: Tensor) -> None:
+    """Scale both layers until their pre-activations have a standard deviation of 1 over a codebook.
 
-    That is about the size of a text encoder's output, which is what cross-attention expects. PyTorch's own
-    start gives a tenth of it: a UNet that began there never listened to its prompt (docs/mini.md).
+    Biases start at zero and each weight is divided by the spread, mean removed, of what its layer gives.
+    PyTorch's own start gives prompts a tenth of a text encoder's size, and a UNet that begins there never
+    listens to them (docs/mini.md). Dividing by the root mean square instead of the spread would make one
+    constant vector, the same for every face, most of the prompt.
+
+    Args:
+        codes: (K, D), the codebook of the VRE.
     """
-    codes = vre.quantize.embedding.weight[None]
-    for _ in range(SETTLING):
-        size = projection(codes).square().mean().sqrt()
-        for parameter in projection.conv2.parameters():
-            parameter /= size
+    x = codes.t()[None]
+    for layer in (projection.conv1, projection.conv2):
+        nn.init.zeros_(layer.bias)
+        outputs = layer(x)
+        layer.weight /= (outputs - outputs.mean(2, keepdim=True)).std()
+        x = F.silu(layer(x))

@@ -16,28 +16,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from osdface_core.config import OSDFaceConfig
-from osdface_core.errors import ConfigError
 
 from .. import distributed
-from ..optim import EMA, lr_factor, set_lr
+from ..optim import WeightAverage, lr_factor, set_lr
 from ..recipe.config import Recipe
 from ..seeds import mix
-from ..stage import Batch, to_signed, to_unit
-from .adaptive_weight import Balance
-from .discriminators import Evidence, Opponent, build_opponents
+from ..stage import FaceBatch, to_signed, to_unit
+from .adaptive_weight import AdaptiveWeight
+from .discriminators import Discriminator, DiscriminatorInputs, build_discriminators
 from .export import export_tensors
 from .generator import CELL, Generator, Windows, adamw, place, trained, unet_blocks
 from .init import Initial, build_initial
-from .latents import CleanLatents
 from .losses import Networks, Objectives
 from .memory import plan
-from .validation import HoldOut
+from .validation import Validation
 
 __all__ = ["RestorerStage", "build", "plan"]
 
 
 class RestorerStage:
-    """Generator, opponents, average; see `Stage` for the contract with the loop.
+    """Generator, discriminators, average; see `TrainingStage` for the contract with the loop.
 
     Args:
         initial: generator and what comes with it, from `build_initial`.
@@ -52,31 +50,32 @@ class RestorerStage:
         self.recipe, self.cfg, self.accelerator = recipe, recipe.restorer, accelerator
         self.total_steps, self.parent = self.cfg.steps, initial.parent
         self.objectives = Objectives(self.cfg, networks)
-        self.opponents = build_opponents(recipe, accelerator, initial, networks)
+        self.discriminators = build_discriminators(recipe, accelerator, initial, networks)
         self.core = place(initial.generator, recipe, accelerator.device)
         blocks = unet_blocks(self.core.predictor.unet)
         self.generator, self.optimizer = distributed.prepare(
             accelerator, self.core, lambda core: adamw(core, self.cfg), blocks
         )
-        self.ema = EMA(trained(self.core), self.cfg.ema)
-        self.clean = CleanLatents(self._encode_clean, self.cfg.latent.cache)
-        self.balance = Balance(accelerator, self.cfg.gradient_norms)
-        self.holdout = HoldOut(self.cfg, networks) if recipe.run.validate_every and recipe.data.val else None
+        self.ema = WeightAverage(trained(self.core), self.cfg.ema)
+        self.adaptive_weight = AdaptiveWeight(accelerator, self.cfg.gradient_norms)
+        self.validation = (
+            Validation(self.cfg, networks) if recipe.run.validate_every and recipe.data.val else None
+        )
         self.modules: Mapping[str, nn.Module] = {
             "generator": self.generator,
-            **{f"gan_{o.name}": o.net for o in self.opponents},
+            **{f"gan_{o.name}": o.net for o in self.discriminators},
         }
         self.optimizers: Mapping[str, Optimizer] = {
             "generator": self.optimizer,
-            **{f"gan_{o.name}": o.optimizer for o in self.opponents},
+            **{f"gan_{o.name}": o.optimizer for o in self.discriminators},
         }
 
-    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Generator and discriminators once, over all micro-batches."""
-        active = [o for o in self.opponents if o.active(step)]
-        for opponent in active:
-            if step == opponent.cfg.start:
-                opponent.begin(self.core)
+    def step(self, batch: FaceBatch, step: int) -> dict[str, Tensor]:
+        """Update generator and discriminators once, over all micro-batches."""
+        active = [o for o in self.discriminators if o.active(step)]
+        for discriminator in active:
+            if step == discriminator.cfg.start:
+                discriminator.begin(self.core)
         scalars: dict[str, Tensor] = {}
         parts = self.cfg.accumulate
         for number, micro in enumerate(batch.split(parts)):
@@ -87,7 +86,7 @@ class RestorerStage:
         return scalars | self._update(step, active)
 
     def windows(self, step: int, size: tuple[int, int]) -> Windows | None:
-        """The parts that this step decodes, or None for the whole face; the same on all processes.
+        """Draw the parts that this step decodes, or None for the whole face; the same on all processes.
 
         Args:
             size: height and width of the latent [cells].
@@ -99,55 +98,53 @@ class RestorerStage:
         draws = [mix(self.recipe.run.seed, step, 0xC409 + i) for i in range(count)]
         return Windows(tuple((draw % rows, draw // rows % columns) for draw in draws), side)
 
-    def _synchronised(self, active: list[Opponent], last: bool) -> ExitStack:
-        """Processes exchange gradients with the last micro-batch only."""
+    def _synchronised(self, active: list[Discriminator], last: bool) -> ExitStack:
+        """Exchange gradients between processes with the last micro-batch only."""
         stack = ExitStack()
         for net in () if last else (self.generator, *(o.net for o in active)):
             stack.enter_context(distributed.no_sync(self.accelerator, net))
         return stack
 
-    def _backward(self, micro: Batch, step: int, active: list[Opponent]) -> dict[str, Tensor]:
-        """Gradients of one micro-batch for everyone."""
-        terms, evidence = self._restore(micro, step, active)
+    def _backward(self, micro: FaceBatch, step: int, active: list[Discriminator]) -> dict[str, Tensor]:
+        """Accumulate the gradients of one micro-batch for generator and discriminators."""
+        terms, inputs = self._restore(micro, step, active)
         with self.accelerator.autocast():
-            attacks = {o.name: o.generator_loss(evidence) for o in active}
+            adversarial = {o.name: o.generator_loss(inputs) for o in active}
         total = self.objectives.total(terms)
         scalars = {**terms, "total": total.detach()}
-        if self.balance.due(step, active):
+        if self.adaptive_weight.due(step, active):
             weighted = self.objectives.weighted(terms)
-            scalars |= self.balance.measure(evidence.fake_latent, weighted, total, attacks)
-        for opponent in active:
-            total = total + self.balance.weight(opponent, step) * attacks[opponent.name]
+            scalars |= self.adaptive_weight.measure(inputs.fake_latent, weighted, total, adversarial)
+        for discriminator in active:
+            total = total + self.adaptive_weight.weight(discriminator, step) * adversarial[discriminator.name]
         self.accelerator.backward(total / self.cfg.accumulate)
-        for opponent in active:
+        for discriminator in active:
             with self.accelerator.autocast():
-                loss, logs = opponent.loss(evidence, step)
+                loss, logs = discriminator.loss(inputs)
             self.accelerator.backward(loss / self.cfg.accumulate)
-            logs["g"] = attacks[opponent.name]
-            scalars |= {f"gan/{opponent.name}/{key}": value for key, value in logs.items()}
+            logs["g"] = adversarial[discriminator.name]
+            scalars |= {f"gan/{discriminator.name}/{key}": value for key, value in logs.items()}
         return scalars
 
-    def _restore(self, micro: Batch, step: int, active: list[Opponent]) -> tuple[dict[str, Tensor], Evidence]:
-        """The generator's pass and its losses."""
+    def _restore(
+        self, micro: FaceBatch, step: int, active: list[Discriminator]
+    ) -> tuple[dict[str, Tensor], DiscriminatorInputs]:
+        """Run the generator and compute its losses."""
         lq, hq = self._layout(to_signed(micro.lq)), self._layout(to_signed(micro.hq))
         windows = self.windows(step, (lq.shape[-2] // CELL, lq.shape[-1] // CELL))
         asked = self.objectives.needs_latent or any(o.needs_latent for o in active)
-        clean = self.clean(micro, hq) if asked else None
         with self.accelerator.autocast():
+            clean = self.core.encode(hq).float() if asked else None
             restored = self.generator(lq, windows)
             terms = self.objectives.terms(restored, hq, clean, windows)
         target = hq if windows is None else windows.of_image(hq)
-        return terms, Evidence(restored.image, target, restored.latent, clean, restored.prompt)
+        return terms, DiscriminatorInputs(restored.image, target, restored.latent, clean, restored.prompt)
 
     def _layout(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=torch.channels_last) if self.recipe.run.channels_last else image
 
-    def _encode_clean(self, signed: Tensor) -> Tensor:
-        with self.accelerator.autocast():
-            return self.core.encode(signed)
-
-    def _update(self, step: int, active: list[Opponent]) -> dict[str, Tensor]:
-        """Optimisers and average."""
+    def _update(self, step: int, active: list[Discriminator]) -> dict[str, Tensor]:
+        """Step the optimisers and the average."""
         cfg = self.cfg
         factor = lr_factor(step, cfg.steps, warmup=cfg.warmup, schedule=cfg.schedule, final=cfg.final_lr)
         scalars = {}
@@ -156,40 +153,40 @@ class RestorerStage:
         set_lr(self.optimizer, cfg.lr, factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for opponent in active:
-            opponent.update(factor, cfg.clip)
+        for discriminator in active:
+            discriminator.update(factor, cfg.clip)
         self.ema.update()
         return scalars
 
     @contextmanager
     def averaged(self) -> Iterator[Generator]:
-        """The generator with its averaged weights, without gradients."""
+        """Yield the generator with its averaged weights, without gradients."""
         with torch.no_grad(), self.ema.applied(), self.accelerator.autocast():
             yield self.core
 
     def restore(self, unit: Tensor) -> Tensor:
-        """(B, 3, H, W) unit → restored by the averaged weights, signed, not clamped."""
+        """Restore (B, 3, H, W) unit with the averaged weights; signed, not clamped."""
         with self.averaged() as generator:
             return generator(self._layout(to_signed(unit))).image
 
-    def sample(self, batch: Batch) -> Tensor:
-        """LQ | restored | HQ, (B, 3, H, 3W) unit."""
+    def sample(self, batch: FaceBatch) -> Tensor:
+        """Draw LQ | restored | HQ, (B, 3, H, 3W) unit."""
         return torch.cat([batch.lq, to_unit(self.restore(batch.lq)), batch.hq], dim=3)
 
-    def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Hold-out scores by profile, of the restored and (`…_lq`) of the degraded faces."""
-        return {} if self.holdout is None else self.holdout(batch, self.restore)
+    def validate(self, batch: FaceBatch) -> dict[str, Tensor]:
+        """Score the hold-out by profile: restored and (`…_lq`) degraded faces."""
+        return {} if self.validation is None else self.validation(batch, self.restore)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ema": self.ema.state_dict(), "balance": dict(self.balance.factors)}
+        return {"ema": self.ema.state_dict(), "balance": dict(self.adaptive_weight.factors)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.ema.load_state_dict(state["ema"])
         device = self.accelerator.device
-        self.balance.factors = {name: value.to(device) for name, value in state["balance"].items()}
+        self.adaptive_weight.factors = {name: value.to(device) for name, value in state["balance"].items()}
 
     def export(self) -> tuple[OSDFaceConfig, dict[str, Tensor], dict[str, Any]]:
-        """Averaged weights in the checkpoint format's names, and what they come from."""
+        """Collect the averaged weights under the checkpoint format's names, and their provenance."""
         with self.ema.applied():
             tensors = export_tensors(self.core)
         provenance = {
@@ -197,27 +194,17 @@ class RestorerStage:
             "mode": self.cfg.mode,
             "prompt": self.cfg.prompt,
             "losses": dict(self.objectives.weights),
-            "gan": {o.name: asdict(o.cfg) for o in self.opponents},
+            "gan": {o.name: asdict(o.cfg) for o in self.discriminators},
             "ema": self.cfg.ema,
         }
         return self.core.config, tensors, provenance
 
 
 def build(recipe: Recipe, accelerator: Accelerator) -> RestorerStage:
-    """The stage on the accelerator's device.
+    """Build the stage on the accelerator's device.
 
     Raises:
         ConfigError, CheckpointError: one line that names the key or the file.
     """
-    _check_penalties(recipe)
     networks = Networks(recipe.restorer, accelerator.device)
     return RestorerStage(recipe, accelerator, build_initial(recipe), networks)
-
-
-def _check_penalties(recipe: Recipe) -> None:
-    gan = recipe.restorer.gan
-    for name, table in (("diffusion", gan.diffusion), ("feature", gan.feature), ("patch", gan.patch)):
-        if distributed.asked_for() and table.weight > 0 and table.r1 > 0 and table.r1_sigma == 0:
-            raise ConfigError(
-                f"restorer.gan.{name}.r1: FSDP has no second derivatives: set r1_sigma above 0, or use DDP"
-            )

@@ -11,13 +11,13 @@ from ..data.degrade import degrade
 from ..losses.perceptual import perceptual_distance
 from ..recipe.restorer import RestorerTraining
 from ..seeds import mix
-from ..stage import Batch, to_signed, to_unit
+from ..stage import FaceBatch, to_signed, to_unit
 from .losses import Networks
 
 _STREAM = 0x4011
 
 
-class HoldOut:
+class Validation:
     """Scores by profile, of the restored faces and of the degraded ones they came from.
 
     Args:
@@ -31,7 +31,7 @@ class HoldOut:
         self._identity = networks.identity() if "identity" in self.cfg.metrics else None
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, restore: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    def __call__(self, batch: FaceBatch, restore: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """`profile/metric` (restored), `profile/metric_lq` (degraded), `metric` (restored, all profiles).
 
         Args:

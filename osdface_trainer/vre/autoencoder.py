@@ -1,7 +1,5 @@
 """One autoencoder of stage 1 with its dictionary, discriminator and two optimisers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +13,12 @@ from osdface_core.models.vre import VQAutoencoder
 
 from .. import distributed
 from ..distributed import all_rows, all_sum
-from ..losses.adversarial import discriminator_loss, generator_loss
+from ..losses.adversarial import discriminator_loss, frozen, generator_loss
 from ..losses.discriminators import PatchDiscriminator
 from ..optim import set_lr
 from ..recipe.config import RunConfig
 from ..recipe.vre import VRETraining
-from .codebook import Dictionary, vq_loss
+from .codebook import CodebookUpdater, vq_loss
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Branch:
         self.core = net.net
         self.net, self.optimizer = distributed.prepare(accelerator, net, self._adam, keep=True)
         self.disc, self.disc_optimizer = distributed.prepare(accelerator, disc, self._adam)
-        self.dictionary = Dictionary(
+        self.codebook = CodebookUpdater(
             self.core.quantize.embedding.weight, cfg.codebook,
             reduce=lambda x: all_sum(accelerator, x), gather=lambda x: all_rows(accelerator, x),
         )  # fmt: skip
@@ -94,23 +92,10 @@ class Branch:
         """The pull between features and codes."""
         return vq_loss(result.features, result.codes, self.cfg.codebook)
 
-    def adversarial_loss(self, result: Reconstruction, target: Tensor) -> Tensor:
-        """What the autoencoder minimises against its discriminator, whose weights get no gradient here."""
-        with self._judge() as judge:
-            real = judge(target) if self.cfg.gan.loss == "relativistic" else None
-            return generator_loss(self.cfg.gan.loss, judge(result.image), real)
-
-    @contextmanager
-    def _judge(self) -> Iterator[nn.Module]:
-        """The discriminator with its gradients off; under DDP unwrapped, because DDP waits for them."""
-        parameters = list(self.disc.parameters())
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        try:
-            yield self.accelerator.unwrap_model(self.disc)
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
+    def adversarial_loss(self, result: Reconstruction) -> Tensor:
+        """Compute what the autoencoder minimises; the discriminator's weights get no gradient."""
+        with frozen(self.disc):  # under DDP unwrapped, because DDP waits for gradients of its parameters
+            return generator_loss(self.cfg.gan.loss, self.accelerator.unwrap_model(self.disc)(result.image))
 
     def discriminator_loss(self, image: Tensor, target: Tensor) -> Tensor:
         """What the discriminator minimises; no gradient reaches the images.
@@ -147,17 +132,17 @@ class Branch:
                 a.copy_(b)
             for a, b in zip(mine.buffers(), theirs.buffers(), strict=True):
                 a.copy_(b)
-        self.dictionary.load_state_dict(other.dictionary.state_dict())
+        self.codebook.load_state_dict(other.codebook.state_dict())
 
     def settle(self) -> None:
         """After passes without gradients, before weights are written."""
         distributed.settle(self.net)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"dictionary": self.dictionary.state_dict()}
+        return {"dictionary": self.codebook.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.dictionary.load_state_dict(state["dictionary"])
+        self.codebook.load_state_dict(state["dictionary"])
 
 
 def compile_parts(net: VQAutoencoder) -> None:

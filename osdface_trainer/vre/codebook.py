@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import distributed
-from ..recipe.vre import Dictionary as Settings
+from ..recipe.vre import CodebookConfig
 from ..seeds import mix
 
 Reduce = Callable[[Tensor], Tensor]
 
 
-def vq_loss(features: Tensor, codes: Tensor, settings: Settings) -> Tensor:
+def vq_loss(features: Tensor, codes: Tensor, settings: CodebookConfig) -> Tensor:
     """Features and their codes pull at each other, means over all elements.
 
     Args:
@@ -63,14 +63,14 @@ def usage(indices: Tensor, size: int, tokens: int) -> dict[str, Tensor]:
     }
 
 
-class Dictionary:
+class CodebookUpdater:
     """Running use of each code; with `update = "ema"` also the running mean that replaces its gradient.
 
     Collapse is countered by moving codes that nothing uses onto features of the current batch. All of it is
     tensor code without a host sync; every process comes to the same codes.
     """
 
-    def __init__(self, weight: Tensor, settings: Settings, reduce: Reduce, gather: Reduce) -> None:
+    def __init__(self, weight: Tensor, settings: CodebookConfig, reduce: Reduce, gather: Reduce) -> None:
         """`weight` is (K, D), perhaps sharded; `reduce` sums and `gather` concatenates over the processes."""
         self.settings = settings
         self._weight, self._reduce, self._gather = weight, reduce, gather

@@ -24,7 +24,7 @@ from ..losses.perceptual import PerceptualLoss
 from ..optim import lr_factor
 from ..recipe.config import Recipe
 from ..snapshot import full_state
-from ..stage import Batch, position, to_signed, to_unit
+from ..stage import FaceBatch, position, to_signed, to_unit
 from .autoencoder import Branch, Reconstruction, pixel_loss
 from .codebook import usage
 from .memory import plan
@@ -43,7 +43,7 @@ class Position:
 
 
 class VREStage:
-    """Trains `hq` and `lq` branches; see `Stage` for the contract with the loop."""
+    """Trains `hq` and `lq` branches; see `TrainingStage` for the contract with the loop."""
 
     name = "vre"
 
@@ -67,7 +67,7 @@ class VREStage:
             for suffix, optimizer in (("", branch.optimizer), ("_disc", branch.disc_optimizer))
         }
 
-    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def step(self, batch: FaceBatch, step: int) -> dict[str, Tensor]:
         """Losses, gradients and updates of the active branches."""
         at = Position(*position(self.cfg.steps, step))
         names = BRANCHES[at.phase]
@@ -90,7 +90,7 @@ class VREStage:
         return steps["hq"] if name == "lq" else 0 if steps["hq"] else steps["lq"]
 
     @torch.no_grad()
-    def _begin(self, name: str, batch: Batch) -> None:
+    def _begin(self, name: str, batch: FaceBatch) -> None:
         """Starting point of a branch beyond its random weights."""
         branch = self.branches[name]
         if name == "lq" and self.cfg.lq.init_from_hq and self.cfg.hq.steps:
@@ -99,7 +99,7 @@ class VREStage:
             micro = next(batch.split(self.cfg.accumulate))
             features = branch.reconstruct(self._target(micro, name)).features
             branch.settle()
-            branch.dictionary.start(_rows(features))
+            branch.codebook.start(_rows(features))
 
     def _synchronised(self, names: tuple[str, ...], last: bool) -> ExitStack:
         """Gradients are exchanged between processes with the last micro-batch only."""
@@ -110,7 +110,7 @@ class VREStage:
         return stack
 
     def _backward(
-        self, micro: Batch, at: Position, seen: dict[str, list[Reconstruction]]
+        self, micro: FaceBatch, at: Position, seen: dict[str, list[Reconstruction]]
     ) -> dict[str, Tensor]:
         """Gradients of one micro-batch for all active networks."""
         targets = {name: self._target(micro, name) for name in BRANCHES[at.phase]}
@@ -131,7 +131,7 @@ class VREStage:
             scalars |= self._backward_discriminators(results, targets)
         return scalars
 
-    def _target(self, batch: Batch, name: str) -> Tensor:
+    def _target(self, batch: FaceBatch, name: str) -> Tensor:
         """Each branch reconstructs its own input, `signed`, at the size that the VRE looks at."""
         image = squash(to_signed(batch.hq if name == "hq" else batch.lq), self.cfg.model.resolution)
         return image.contiguous(memory_format=torch.channels_last) if self.recipe.run.channels_last else image
@@ -153,7 +153,7 @@ class VREStage:
             reconstruction = reconstruction + self.cfg.perceptual.weight * terms["perceptual"]
         total = reconstruction + self.cfg.codebook_weight * terms["vq"]
         if judged:
-            terms["gan"] = branch.adversarial_loss(result, target)
+            terms["gan"] = branch.adversarial_loss(result)
             terms["gan_weight"] = adaptive_weight(
                 reconstruction,
                 terms["gan"],
@@ -200,13 +200,13 @@ class VREStage:
             scalars |= {f"{name}/{key}": norm for key, norm in norms.items() if norm is not None}
             indices = torch.cat([result.indices for result in results])
             features = torch.cat([result.features.detach() for result in results])
-            branch.dictionary.observe(_rows(features), indices, at.step, at.steps)
+            branch.codebook.observe(_rows(features), indices, at.step, at.steps)
             health = usage(indices, self.cfg.model.codebook_size, self.cfg.model.tokens)
             scalars |= {f"{name}/codes/{key}": value for key, value in health.items()}
         return scalars
 
     @torch.no_grad()
-    def sample(self, batch: Batch) -> Tensor:
+    def sample(self, batch: FaceBatch) -> Tensor:
         """HQ | its reconstruction | LQ | its reconstruction, (B, 3, R, 4R)."""
         with self._evaluating():
             strip = []
@@ -216,7 +216,7 @@ class VREStage:
             return torch.cat(strip, dim=3)
 
     @torch.no_grad()
-    def validate(self, batch: Batch) -> dict[str, Tensor]:
+    def validate(self, batch: FaceBatch) -> dict[str, Tensor]:
         """Hold-out reconstruction, dictionary health and how well tokens find their twins.
 
         A branch that has not learned yet has no scores.

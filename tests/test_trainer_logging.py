@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from osdface_trainer.logging import History, Journal, read_metrics
+from osdface_trainer.logging import History, MetricsWriter, read_metrics
 from osdface_trainer.report import phase_starts, read_panels
 
 
@@ -37,13 +37,13 @@ def test_other_processes_are_averaged_in_and_their_nan_shows() -> None:
 
 
 def test_a_resumed_journal_drops_lost_work_and_a_line_that_was_cut(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, tensorboard=False, resume_at=0)
+    journal = MetricsWriter(tmp_path, tensorboard=False, resume_at=0)
     for step in (1, 2, 3):
         journal.write(step, {"loss": float(step)}, kind="train", phase="hq")
     journal.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    Journal(tmp_path, tensorboard=False, resume_at=2).write(3, {"loss": 9.0}, kind="train", phase="lq")
+    MetricsWriter(tmp_path, tensorboard=False, resume_at=2).write(3, {"loss": 9.0}, kind="train", phase="lq")
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 9.0)]
 
@@ -51,7 +51,7 @@ def test_a_resumed_journal_drops_lost_work_and_a_line_that_was_cut(tmp_path: Pat
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    journal = Journal(tmp_path, tensorboard=True, resume_at=0)
+    journal = MetricsWriter(tmp_path, tensorboard=True, resume_at=0)
     journal.write(5, {"hq/l1": 0.25}, kind="train", phase="hq")
     journal.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
