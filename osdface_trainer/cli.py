@@ -55,7 +55,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--resume", action="store_true", help="insist on continuing (continuing is the default)")
     parser.add_argument("--dry-run", action="store_true",
-                        help="print recipe, steps, parameters and memory; write nothing")  # fmt: skip
+                        help="check weights and faces, print what would run; write nothing")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -64,7 +64,9 @@ def _train(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     if args.dry_run:
-        return _dry_run(recipe, args.stage)
+        from .dry_run import dry_run
+
+        return dry_run(recipe, args.stage, fresh=args.fresh, resume=args.resume, quiet=args.quiet)
     from .loop import train
 
     outcome = train(recipe, args.stage, fresh=args.fresh, resume=args.resume, quiet=args.quiet)
@@ -74,19 +76,6 @@ def _train(args: argparse.Namespace) -> int:
             print("the same command continues it")
         print(f"model {outcome.export}" + (f"\nreport {outcome.report}" if outcome.report else ""))
     return 130 if outcome.reason == "interrupted" else 0
-
-
-def _dry_run(recipe, stage: str) -> int:
-    from .memory import table
-    from .recipe.settings import to_toml
-
-    if stage == "vre":
-        from .vre.memory import plan
-    else:
-        from .restorer.memory import plan
-    print(to_toml(recipe))
-    print(table(plan(recipe)))
-    return 0
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:

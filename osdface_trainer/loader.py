@@ -3,8 +3,11 @@
 Everything is a function of the seed and the step, so any batch of a run can be made again.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -14,12 +17,41 @@ from osdface_core.errors import ConfigError
 
 from . import distributed
 from .data.augment import augment
+from .data.check import CheckedFiles, describe_broken, find_broken, without_broken
 from .data.dataset import Batches, FaceDataset, Faces
 from .data.degrade import degrade
+from .data.sources import FaceFile, list_faces
 from .distributed import SAMPLE, local_batch
 from .recipe.config import Recipe, StageName
 from .seeds import mix
 from .stage import FaceBatch
+
+Split = Literal["train", "val"]
+
+
+def listed_faces(recipe: Recipe, split: Split) -> list[FaceFile]:
+    """List the pictures of a split; of a limited training set only those that can be drawn."""
+    data = recipe.data
+    files = list_faces(data.train if split == "train" else data.val, split=split)
+    return files[: data.limit] if split == "train" and data.limit and not data.min_size else files
+
+
+def checked_files(recipe: Recipe) -> Path:
+    """Where the outcome of checking the pictures is kept; both stages of a run share it."""
+    return Path(recipe.run.dir).expanduser() / "checked.json"
+
+
+def _usable(recipe: Recipe, split: Split, accelerator: Accelerator, progress: bool) -> list[FaceFile]:
+    """The pictures of a split that can be read; the first process looks at them for all."""
+    files = listed_faces(recipe, split)
+    checked = CheckedFiles(checked_files(recipe))
+    broken = distributed.on_main(
+        accelerator, lambda: find_broken(files, checked, workers=recipe.data.workers, progress=progress)
+    )
+    kept = without_broken(files, broken, recipe.data.broken, f"data.{split}")
+    if broken and accelerator.is_main_process:
+        print(f"{describe_broken(broken, len(files), f'data.{split}')}; skipped", file=sys.stderr)
+    return kept
 
 
 class Loader:
@@ -40,11 +72,13 @@ class Loader:
             raise ConfigError(
                 "data.train is empty: name a folder of aligned faces, e.g. --set data.train=faces"
             )
+        train = _usable(recipe, "train", accelerator, progress)
         self.train = FaceDataset(
-            data.train, data.size, split="train", cache=data.cache, device=self.device, limit=data.limit,
+            train, data.size, cache=data.cache, device=self.device, limit=data.limit,
             min_size=data.min_size, small_weight=data.small_weight, workers=data.workers, progress=progress,
         )  # fmt: skip
-        self.val = FaceDataset(data.val, data.size, split="val", workers=data.workers) if data.val else None
+        val = _usable(recipe, "val", accelerator, progress) if data.val else None
+        self.val = FaceDataset(val, data.size, workers=data.workers) if val else None
 
     def batches(self, start: int) -> Iterator[FaceBatch]:
         """Endless training batches from step `start` on."""

@@ -28,6 +28,7 @@ from .recipe.config import Recipe, StageName
 from .report import write_report
 from .run_folder import RunFolder, only_one, open_run, publish
 from .stage import FaceBatch, TrainingStage
+from .weight_files import require_weights
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in the quota, in the file
 
@@ -74,6 +75,7 @@ def train(
     """
     began = time.monotonic()
     accelerator = make_accelerator(recipe.run)
+    on_main(accelerator, lambda: require_weights(recipe, stage_name))
     folder = on_main(accelerator, lambda: open_run(recipe, stage_name, fresh=fresh, resume=resume))
     with ExitStack() as stack:
         on_main(accelerator, lambda: stack.enter_context(only_one(folder)))

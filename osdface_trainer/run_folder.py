@@ -10,6 +10,7 @@ run.dir/
 """
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,15 +75,31 @@ def open_run(recipe: Recipe, stage: StageName, *, fresh: bool = False, resume: b
             with only_one(folder):  # not under a running process
                 pass
             folder.path.rename(_free_name(folder.path))
-        if folder.recipe.is_file() and list_checkpoints(folder.checkpoints):
-            saved = settings.build(Recipe, settings.known_keys(Recipe, settings.read_toml(folder.recipe)), "")
-            check_resumable(saved, recipe, stage, folder.path)
+        taken, _ = continues(folder, recipe)
+        if taken:
+            print(f"continuing with changes to the recipe: {', '.join(taken)}", file=sys.stderr)
         folder.samples.mkdir(parents=True, exist_ok=True)
         with replacing(folder.recipe) as temporary:
             temporary.write_text(settings.to_toml(recipe), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"run folder {folder.path} cannot be written: {error}") from error
     return folder
+
+
+def continues(folder: RunFolder, recipe: Recipe) -> tuple[list[str], int]:
+    """Compare a recipe with the one that started a folder.
+
+    Returns:
+        the changes that are taken, and the steps done; [] and 0 where nothing is to continue.
+    Raises:
+        ConfigError: the recipe would train another model.
+    """
+    checkpoints = list_checkpoints(folder.checkpoints)
+    if not (checkpoints and folder.recipe.is_file()):
+        return [], 0
+    done = int(checkpoints[-1].name.removeprefix("step_"))
+    saved = settings.build(Recipe, settings.known_keys(Recipe, settings.read_toml(folder.recipe)), "")
+    return check_resumable(saved, recipe, folder.stage, folder.path, done), done
 
 
 @contextmanager

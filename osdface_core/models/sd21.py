@@ -77,10 +77,14 @@ def _load_part(cls: Any, folder: Path) -> Any:
         raise CheckpointError(f"cannot read the base model in {folder}: {reason}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """List the .safetensors of a part, or its .bin files where it has no others."""
-    found = (sorted(folder.glob(f"{WEIGHTS}*.{suffix}")) for suffix in ("safetensors", "bin"))
-    return next((files for files in found if files), [])
+def find_weight_files(folder: Path) -> list[Path]:
+    """List the weight files of a part that `load_base` reads: of one variant, all shards.
+
+    Raises:
+        CheckpointError: no weights are there.
+    """
+    variant = find_variant(folder)
+    return [file for file in _weight_files(folder) if _variant_of(file) == variant]
 
 
 def find_variant(folder: Path) -> str | None:
@@ -92,14 +96,21 @@ def find_variant(folder: Path) -> str | None:
     Raises:
         CheckpointError: no weights are there.
     """
-    files = _weight_files(folder)
-    if not files:
+    names = {_variant_of(file) for file in _weight_files(folder)}
+    if not names:
         raise CheckpointError(f"{folder} has no {WEIGHTS}*.safetensors; {WHERE}")
-    found = {VARIANT.fullmatch(file.name.removeprefix(WEIGHTS)) for file in files}
-    names = {match["variant"] for match in found if match}
-    if None in names or not names:
-        return None
-    return min(names, key=lambda name: (name == "non_ema", name != "fp16", name))
+    return None if None in names else min(names, key=lambda name: (name == "non_ema", name != "fp16", name))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """List the .safetensors of a part, or its .bin files where it has no others."""
+    found = (sorted(folder.glob(f"{WEIGHTS}*.{suffix}")) for suffix in ("safetensors", "bin"))
+    return next((files for files in found if files), [])
+
+
+def _variant_of(file: Path) -> str | None:
+    match = VARIANT.fullmatch(file.name.removeprefix(WEIGHTS))
+    return match["variant"] if match else None
 
 
 def _refuse_v_prediction(folder: Path) -> None:

@@ -193,14 +193,19 @@ def decode(item: FaceFile, resolution: int, verify: bool = False) -> np.ndarray:
         raise ImageError(
             f"{item.name}: no readable image ({error}): remove it or run `osdface prepare`"
         ) from error
-    if abs(face.width - face.height) > 0.02 * max(face.size):
-        raise ImageError(
-            f"{item.name} is {face.width}x{face.height}, expected a square aligned face: "
-            "run `osdface prepare` on photos first"
-        )
+    refuse_oblong(item.name, face.size)
     if face.size != (resolution, resolution):
         face = face.resize((resolution, resolution), Image.Resampling.LANCZOS)
     return np.asarray(face)
+
+
+def refuse_oblong(name: str, size: tuple[int, int]) -> None:
+    """Raise ImageError unless width and height agree to 2 %."""
+    if abs(size[0] - size[1]) > 0.02 * max(size):
+        raise ImageError(
+            f"{name} is {size[0]}x{size[1]}, expected a square aligned face: "
+            "run `osdface prepare` on photos first"
+        )
 
 
 def weigh_small(items: Sequence[FaceFile], min_size: int, weight: float) -> list[FaceFile]:

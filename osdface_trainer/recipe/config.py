@@ -12,6 +12,7 @@ from typing import Any, Literal
 from osdface_core.errors import ConfigError
 
 from ..data.augment import Augmentation
+from ..data.check import Broken
 from ..data.degrade_profiles import Degradation, DegradationStage, named_profile
 from . import settings
 from .restorer import RestorerTraining
@@ -25,8 +26,14 @@ StageName = Literal["vre", "restorer"]
 FREE_KEYS = {
     "run": ("dir", "device", "max_minutes", "log_every", "sample_every", "checkpoint_every", "samples",
             "keep", "shard_mb", "tensorboard", "report"),
-    "data": ("train", "val", "cache", "workers"),
+    "data": ("train", "val", "cache", "workers", "broken"),
 }  # fmt: skip
+# Keys that change what is measured, how memory is laid out, or rounding: a resumed run says it took them.
+HARMLESS_KEYS = (
+    "run.validate_every", "run.stop_metric", "run.stop_mode", "run.stop_patience", "run.channels_last",
+    "run.compile", "run.tf32", "vre.accumulate", "restorer.accumulate", "restorer.checkpoint_unet",
+    "restorer.checkpoint_decoder", "restorer.validation.profiles", "restorer.validation.metrics",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class DataConfig:
         limit: use only the first so many training images; 0 = all.
         min_size, small_weight: faces whose own size is below `min_size` px are drawn with this weight.
         workers: decoding threads; 0 = one per core, at most 16.
+        broken: all pictures are checked before the first step (once: the outcome is kept in run.dir); what is
+            truncated or not square stops the run, or is left out and counted (`skip`).
         augment: mild changes of the clean faces; by default half of them are mirrored.
     """
 
@@ -52,6 +61,7 @@ class DataConfig:
     min_size: int = 0
     small_weight: float = 0.0
     workers: int = 0
+    broken: Broken = "stop"
     augment: Augmentation = field(default_factory=Augmentation)
 
 
@@ -176,12 +186,25 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(source)
     shipped = RECIPES / f"{source}.toml"
-    if not path.exists() and shipped.is_file():
+    if not path.exists():
+        if not shipped.is_file():
+            names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+            raise ConfigError(f"recipe {source} does not exist; give a TOML file or a shipped one: {names}")
         path = shipped
     tables = settings.read_toml(path)
     for assignment in overrides:
         settings.override(tables, assignment)
     return settings.build(Recipe, tables, "")
+
+
+def _open_phases(saved: Recipe, current: Recipe, stage: StageName, done: int) -> list[str]:
+    """Keys of the phases whose number of steps may change: old and new end lie ahead."""
+    old, new, keys = 0, 0, []
+    for phase, steps in saved.phases(stage).items():
+        old, new = old + steps, new + current.phases(stage)[phase]
+        if done <= min(old, new):
+            keys.append("restorer.steps" if stage == "restorer" else f"vre.{phase}.steps")
+    return keys
 
 
 def stage_tables(recipe: Recipe, stage: StageName) -> dict[str, Any]:
@@ -192,15 +215,33 @@ def stage_tables(recipe: Recipe, stage: StageName) -> dict[str, Any]:
     return tables
 
 
-def check_resumable(saved: Recipe, current: Recipe, stage: StageName, folder: Path) -> None:
-    """Refuse to continue a run with another recipe.
+def check_resumable(
+    saved: Recipe, current: Recipe, stage: StageName, folder: Path, done: int = 0
+) -> list[str]:
+    """Refuse to continue a run with a recipe that would train another model.
 
+    More or fewer steps are taken for the phase that is under way and for those that follow it.
+
+    Args:
+        done: optimiser steps that the run has made.
+    Returns:
+        the changes that were taken beyond `FREE_KEYS`, e.g. `["restorer.steps 100 -> 200"]`.
     Raises:
         ConfigError: with the differing keys.
     """
-    changed = settings.differences(stage_tables(saved, stage), stage_tables(current, stage))
-    if changed:
+    before, after = stage_tables(saved, stage), stage_tables(current, stage)
+    differing = settings.differences(before, after)
+    taken = {*HARMLESS_KEYS, *_open_phases(saved, current, stage, done)}
+    if changed := [key for key in differing if key not in taken]:
         raise ConfigError(
             f"{folder} was started with another recipe; these keys differ: {', '.join(changed)}. "
             "Restore them, choose another run.dir, or start over with --fresh"
         )
+    return [f"{key} {_at(before, key)} -> {_at(after, key)}" for key in differing]
+
+
+def _at(tables: Any, key: str) -> Any:
+    """The value at a dotted key."""
+    for name in key.split("."):
+        tables = tables[name]
+    return tables

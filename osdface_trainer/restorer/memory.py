@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from osdface_core.checkpoint import load_config
 from osdface_core.config import OSDFaceConfig
+from osdface_core.loading import resolve
 from osdface_core.models.backbone import Backbone, build_full
 from osdface_core.models.identity import IMAGENET_MEAN, IMAGENET_STD, IdentityNet
 from osdface_core.models.identity_nets import MobileFaceNet
@@ -82,7 +82,7 @@ def _build(recipe: Recipe, half: bool) -> Initial:
 
 def _known_config(cfg: RestorerTraining) -> OSDFaceConfig | None:
     """The architecture of the checkpoint to start from when it is at hand; a folder holds released files."""
-    path = Path(cfg.init).expanduser()
+    path = resolve(cfg.init)
     if cfg.init and path.is_file():
         return load_config(path)
     return OSDFaceConfig() if cfg.init and cfg.mode == "lora" else None

@@ -1,0 +1,86 @@
+"""`--dry-run`: the run that would happen, and what would keep it from happening; writes nothing."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from osdface_core.errors import ConfigError, OSDFaceError
+
+from .data.check import CheckedFiles, describe_broken, find_broken, without_broken
+from .loader import Split, checked_files, listed_faces
+from .memory import table
+from .recipe.config import Recipe, StageName
+from .recipe.settings import to_toml
+from .run_folder import RunFolder, continues
+from .weight_files import check_weights
+
+Line = tuple[str, bool]
+"""What is printed, and whether it keeps the run from starting although the recipe names what it is about."""
+
+
+def dry_run(
+    recipe: Recipe, stage: StageName, *, fresh: bool = False, resume: bool = False, quiet: bool = False
+) -> int:
+    """Print recipe, memory, weights, faces, and where the run would begin.
+
+    A place that the recipe leaves open (`data.train = ""`) is listed as missing; one that it names and that
+    cannot be used is an error.
+
+    Returns: 0; 2 when something that the recipe names keeps the run from starting.
+    """
+    if stage == "vre":
+        from .vre.memory import plan
+    else:
+        from .restorer.memory import plan
+    print(to_toml(recipe))
+    print(table(plan(recipe)))
+    progress = not quiet and sys.stderr.isatty()
+    lines = [*_weights(recipe, stage), *_faces(recipe, progress), _start(recipe, stage, fresh, resume)]
+    for text, _ in lines:
+        print(text)
+    return 2 if any(fails for _, fails in lines) else 0
+
+
+def _weights(recipe: Recipe, stage: StageName) -> Iterator[Line]:
+    for check in check_weights(recipe, stage):
+        if check.problem:
+            yield f"{check.key}: MISSING: {check.problem}", check.given
+        else:
+            yield f"{check.key}: {', '.join(map(str, check.files))}", False
+
+
+def _faces(recipe: Recipe, progress: bool) -> Iterator[Line]:
+    checked = CheckedFiles(checked_files(recipe), keep=False)
+    splits: tuple[tuple[Split, str], ...] = (("train", recipe.data.train), ("val", recipe.data.val))
+    for split, source in splits:
+        if not source:
+            yield f"data.{split}: {'MISSING: not set' if split == 'train' else 'none'}", False
+            continue
+        try:
+            files = listed_faces(recipe, split)
+            broken = find_broken(files, checked, workers=recipe.data.workers, progress=progress)
+            kept = without_broken(files, broken, recipe.data.broken, f"data.{split}")
+        except OSDFaceError as error:
+            yield f"data.{split}: UNUSABLE: {error}", True
+            continue
+        yield f"data.{split}: {len(kept):,} faces from {source}", False
+        if broken:
+            yield f"{describe_broken(broken, len(files), f'data.{split}')}; skipped", False
+
+
+def _start(recipe: Recipe, stage: StageName, fresh: bool, resume: bool) -> Line:
+    """Where the run would begin."""
+    folder = RunFolder(Path(recipe.run.dir).expanduser(), stage)
+    total = sum(recipe.phases(stage).values())
+    if fresh:
+        kept = " (the former run is kept beside it)" if folder.path.exists() else ""
+        return f"{folder.path}: would start over at step 0 of {total:,}{kept}", False
+    try:
+        taken, done = continues(folder, recipe)
+    except ConfigError as error:
+        return f"{folder.path}: REFUSED: {error}", True
+    if resume and not done:
+        return f"{folder.path}: REFUSED: nothing to resume, no checkpoint is there", True
+    changes = f", with changes to the recipe: {', '.join(taken)}" if taken else ""
+    verb = "is done" if done >= total else "would continue" if done else "would start"
+    return f"{folder.path}: {verb} at step {done:,} of {total:,}{changes}", False
