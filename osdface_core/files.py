@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def shorten(name: str, limit: int) -> str:
+    """Cut a file name to `limit` bytes, between characters: disks count bytes (255 on most), not characters.
+
+    Bytes that are no UTF-8, which Python keeps as surrogates, become "\ufffd".
+    """
+    return re.sub("[\ud800-\udfff]", "\ufffd", name).encode()[:limit].decode("utf-8", "ignore")
 
 
 @contextmanager
@@ -20,7 +29,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: some writers choose the format by it. Long names would grow beyond what disks allow.
-    temporary = path.with_name(f".{path.stem[:60]}.{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(f".{shorten(path.stem, 60)}.{os.getpid()}.partial{path.suffix}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode

@@ -1,9 +1,12 @@
 """From photos to training faces: filters, duplicates, people, hold-out, resuming; one run really detects."""
 
+import argparse
 import csv
 import hashlib
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,11 @@ from PIL import Image
 
 from osdface_core.errors import ConfigError
 from osdface_core.faces import Face
+from osdface_trainer.data.check import check_face
 from osdface_trainer.data.dataset import FaceDataset
 from osdface_trainer.data.degrade_ops import real_jpeg
 from osdface_trainer.data.sources import list_faces
+from osdface_trainer.prepare import cli
 from osdface_trainer.prepare import photos as photos_module
 from osdface_trainer.prepare.run import prepare
 from osdface_trainer.prepare.similarity import hash_signs, linked_groups, perceptual_hash
@@ -142,6 +147,57 @@ def test_people_are_the_albums_and_stay_on_one_side(photos, tmp_path, detector):
         "group.png",
     }
     assert all(len(sides) == 1 for sides in by_person.values())
+
+
+NAMES = {
+    "emoji": "\U0001f600" * 61 + ".png",  # 248 bytes, 65 characters
+    "long": "x" * 251 + ".png",  # 255 bytes
+    "latin1": os.fsdecode(b"caf\xe9.png"),  # no UTF-8
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse some of these names")
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_photo_of_any_name_becomes_a_face(tmp_path, detector, name):
+    write_photo(tmp_path / "photos" / "a.png", 1)
+    write_photo(tmp_path / "photos" / name, 2)
+    summary = run(tmp_path / "photos", tmp_path / "faces")
+    assert (summary.faces, summary.unreadable) == (2, ())
+    assert (tmp_path / "faces" / "report.json").read_text("utf-8")
+    listed = rows(tmp_path / "faces")
+    assert {row["source"] for row in listed} == {"a.png", name.encode(errors="backslashreplace").decode()}
+    for row in listed:
+        with Image.open(tmp_path / "faces" / row["file"]) as face:
+            assert face.size == (128, 128)
+    assert [check_face(file) for file in list_faces(tmp_path / "faces")] == ["", ""]
+    again = run(tmp_path / "photos", tmp_path / "faces")
+    assert again.resumed == 2 and rows(tmp_path / "faces") == listed
+
+
+def test_a_name_that_the_disk_refuses_costs_that_photo_only(tmp_path, detector, monkeypatch):
+    for number in range(2):
+        write_photo(tmp_path / "photos" / f"{number}.png", number)
+    monkeypatch.setattr(photos_module, "NAME_BYTES", 300)
+    long = "y" * 251 + ".png"
+    write_photo(tmp_path / "photos" / long, 3)
+    summary = run(tmp_path / "photos", tmp_path / "faces")
+    assert summary.faces == 2
+    assert summary.unreadable == ((long, "its faces cannot be written: File name too long"),)
+
+
+def test_unreadable_photos_are_counted_and_no_failure(tmp_path, photos, detector, capsys):
+    def command(source: Path) -> int:
+        parser = argparse.ArgumentParser()
+        cli.add_arguments(parser)
+        words = (source, tmp_path / "out", "--min-face", "80", "--min-sharpness", "0", "--quiet")
+        return cli.run(parser.parse_args(list(map(str, words))))
+
+    assert command(photos) == 0
+    printed = capsys.readouterr().out
+    assert "unreadable: 1 of 11 photos, left out\nunreadable: broken.jpg: " in printed
+    (tmp_path / "bad").mkdir()
+    shutil.copy(photos / "broken.jpg", tmp_path / "bad")
+    assert command(tmp_path / "bad") == 1
 
 
 def test_one_person_is_split_by_photo(tmp_path, detector):

@@ -248,7 +248,12 @@ def hold_out(items: Sequence[FaceFile], share: float, seed: int = 0) -> tuple[li
 
 
 def _text_hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(_utf8(text)).digest()[:8], "big")
+
+
+def _utf8(text: str) -> bytes:
+    """Bytes of a text in which there may be file names that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def data_hash(items: Iterable[FaceFile]) -> str:
@@ -256,5 +261,5 @@ def data_hash(items: Iterable[FaceFile]) -> str:
     digest = hashlib.sha256()
     for item in items:
         content = item.sha256 or str(item.length if item.offset >= 0 else item.path.stat().st_size)
-        digest.update(f"{item.name}\0{content}\n".encode())
+        digest.update(_utf8(f"{item.name}\0{content}\n"))
     return digest.hexdigest()

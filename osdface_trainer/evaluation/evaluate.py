@@ -140,7 +140,8 @@ def evaluate_degraded(
 
 def face_seed(name: str, seed: int) -> int:
     """A 63-bit seed from a file's stem and the global seed; the same on every machine."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1
+    text = f"{seed}/{name}".encode("utf-8", "backslashreplace")  # a file name may be no UTF-8
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
 def _variant(

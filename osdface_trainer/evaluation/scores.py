@@ -188,7 +188,7 @@ def to_json(report: Report, extra: dict[str, Any] | None = None) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, "utf-8", "backslashreplace")  # file names may be no UTF-8
 
 
 def _row_dict(row: Row) -> dict[str, Any]:

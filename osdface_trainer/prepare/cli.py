@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare, and print what came out.
 
-    Returns: 0; 1 if a photo could not be read (the others are done).
+    Returns: 0, also when photos could not be read: they are counted and named. 1 if none could.
     Raises:
         OSDFaceError: no photos, no detector, or an option out of range.
     """
@@ -84,4 +84,4 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise OSDFaceError(f"{args.target} cannot be written: {error}") from error
     print("\n".join(summary.lines()))
-    return 1 if summary.unreadable else 0
+    return 1 if len(summary.unreadable) == summary.photos else 0

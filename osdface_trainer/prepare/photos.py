@@ -15,12 +15,13 @@ from torch import Tensor
 from osdface_core.errors import ConfigError
 from osdface_core.faces import CROP_SIZE, Face, align, detect
 from osdface_core.faces.align import sharpness
-from osdface_core.files import replacing
+from osdface_core.files import replacing, shorten
 
 from .similarity import perceptual_hash
 
 MultiFaces = Literal["all", "largest", "skip"]
 FaceFormat = Literal["png", "jpg"]
+NAME_BYTES = 200  # of a photo's name in its faces' names; disks take 255
 
 
 @dataclass(frozen=True)
@@ -196,9 +197,14 @@ def _coverage(face: Face, shape: tuple[int, int]) -> float:
 
 
 def _face_name(source: str, sha256: str, number: int, suffix: str) -> str:
-    """Unique by content: `a.jpg` and `a.png`, or an edited photo under its old name, do not collide."""
+    """Unique by content: `a.jpg` and `a.png`, or an edited photo under its old name, do not collide.
+
+    Always UTF-8 and short enough for a disk, whatever the photo is called.
+    """
     path = Path(source)
-    return (Path("faces") / path.parent / f"{path.stem}-{sha256[:8]}-{number}.{suffix}").as_posix()
+    folders = (shorten(part, NAME_BYTES) for part in path.parent.parts)
+    name = f"{shorten(path.stem, NAME_BYTES)}-{sha256[:8]}-{number}.{suffix}"
+    return Path("faces", *folders, name).as_posix()
 
 
 def _write(path: Path, crop: Tensor) -> str:

@@ -5,6 +5,7 @@ continues where it stopped and an unchanged photo is never looked at twice. The 
 together (duplicates, people, hold-out) and writes the manifest; it takes seconds and runs every time.
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -24,6 +25,9 @@ from ..data.sources import IMAGE_SUFFIXES
 from .photos import Embed, FaceFormat, MultiFaces, PhotoRecord, PrepareOptions, process_photo
 from .resume import PhotoRecords
 from .selection import distinct, people_of, split_of, write_manifest
+
+# An error of this photo's name; any other is the disk's.
+BAD_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class PrepareSummary:
             f"{self.identities} people: {self.train} train, {self.val} val (split by {self.split_by})"
         ]
         out += [f"left out, {reason}: {count}" for reason, count in sorted(self.rejected.items())]
+        if self.unreadable:
+            out.append(f"unreadable: {len(self.unreadable)} of {self.photos} photos, left out")
         out += [f"unreadable: {photo}: {why}" for photo, why in self.unreadable]
         return [*out, f"manifest: {self.manifest}"]
 
@@ -137,7 +143,8 @@ def prepare(
         unreadable=tuple((r.source, r.error) for r in records if r.error),
     )
     with replacing(dst / "report.json") as temporary:
-        temporary.write_text(json.dumps(asdict(summary), default=str, indent=1, ensure_ascii=False), "utf-8")
+        report = json.dumps(asdict(summary), default=str, indent=1, ensure_ascii=False)
+        temporary.write_text(report, "utf-8", "backslashreplace")
     run.records.rewrite()
     _remove_unlisted(dst, {face.file for _, face in chosen})
     return summary
@@ -215,6 +222,10 @@ def _process(run: _Run, pixels: np.ndarray, source: str, sha256: str) -> PhotoRe
         return process_photo(pixels, source, sha256, run.dst, run.options, run.device, run.embed)
     except ImageError as error:
         return PhotoRecord(source, sha256, error=str(error))
+    except OSError as error:
+        if error.errno not in BAD_NAME:
+            raise
+        return PhotoRecord(source, sha256, error=f"its faces cannot be written: {error.strerror}")
 
 
 def _remove_unlisted(dst: Path, listed: set[str]) -> None:

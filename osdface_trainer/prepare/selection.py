@@ -83,7 +83,10 @@ def split_of(chosen: Chosen, people: list[str], share: float, seed: int) -> tupl
 
 def write_manifest(dst: Path, chosen: Chosen, people: list[str], split: list[str]) -> Path:
     path = dst / "manifest.csv"
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as out,
+    ):
         writer = csv.DictWriter(out, COLUMNS)
         writer.writeheader()
         for (record, face), identity, part in zip(chosen, people, split, strict=True):
