@@ -12,16 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from osdface_core.faces.mtcnn import WEIGHTS, Mtcnn
-
-SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "convert_mtcnn.py"
+from tests.tools import load_tool
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("convert_mtcnn", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("convert_mtcnn")
 
 
 def stored(value: torch.Tensor, name: str) -> np.ndarray:

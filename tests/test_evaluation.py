@@ -1,4 +1,4 @@
-"""Intervals, groups, summaries, targets and the reports that people read."""
+"""Intervals, groups, summaries and the reports that people read."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from osdface_core.errors import ConfigError
-from osdface_trainer.evaluation import gallery, montage, table, targets
+from osdface_trainer.evaluation import gallery, table
 from osdface_trainer.evaluation.intervals import mean_interval, ratio_interval, read_groups
 from osdface_trainer.evaluation.scores import Report, Row, summarise, to_json, worst_first
 from osdface_trainer.evaluation.thumbs import thumbnail
@@ -139,42 +139,6 @@ def test_table_names_what_is_missing_unmatched_and_failed() -> None:
     assert re.search(r"perceptual +lower is better +0\.2000 .* 0\.400 .*100 %", text)
 
 
-def good_and_bad() -> list[targets.Target]:
-    whole = report(*(row(f"{profile}{i}", profile) for profile in ("mild", "severe") for i in range(3)))
-    for one in whole.rows:
-        if one.profile == "severe":
-            one.restored |= {"psnr": 21.0, "hf_energy": 1.3}
-    return targets.check_targets(whole)
-
-
-def test_targets_hold_or_fail_by_their_rules() -> None:
-    found = {(target.profile, target.metric): target for target in good_and_bad()}
-    passed = {key: target.passed for key, target in found.items()}
-    assert passed == {
-        ("mild", "perceptual"): True, ("mild", "identity_cos"): True, ("mild", "hf_energy"): True,
-        ("severe", "perceptual"): True, ("severe", "identity_cos"): True, ("severe", "psnr"): False,
-        ("severe", "hf_energy"): False,
-    }  # fmt: skip
-    assert found["severe", "psnr"].value == pytest.approx(-1.0)
-    assert found["mild", "perceptual"].value == pytest.approx(0.4)
-
-
-def test_a_target_whose_metric_is_missing_is_not_reached() -> None:
-    whole = report(row("a", "mild"))
-    for one in whole.rows:
-        del one.restored["identity_cos"], one.input["identity_cos"]
-    found = {target.metric: target for target in targets.check_targets(whole)}
-    assert found["identity_cos"].value is None and not found["identity_cos"].passed
-    assert "not measured" in targets.to_text([*found.values()])
-
-
-def test_targets_as_text() -> None:
-    text = targets.to_text(good_and_bad())
-    assert "5 of 7 targets reached" in text
-    assert re.search(r"severe +psnr +-1\.0000 +higher than the input's +FAIL", text)
-    assert re.search(r"mild +perceptual +0\.400 +<= 0\.90 x the input's +pass", text)
-
-
 def test_gallery_needs_nothing_from_outside() -> None:
     whole = report(row("a<b>", "mild", tone="dark"), row("</script>", "severe"))
     whole.missing["dists"] = "get it from https://download.pytorch.org/models <now>"
@@ -199,16 +163,6 @@ def test_gallery_embeds_the_worst_images_of_each_profile_when_there_are_many(mon
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])  # type: ignore[index]
     assert [one["name"] for one in data["rows"]] == ["mild4", "mild3", "severe4", "severe3"]
     assert "4 of 10 images are shown" in page
-
-
-def test_montage_shows_the_worst_of_each_profile() -> None:
-    rows = [row(f"{profile}{i}", profile, scale=i) for profile in ("mild", "severe") for i in range(4)]
-    sheet = montage.montage(report(*rows), count=3)
-    tile = 3 * (montage.CELL + 6)
-    assert sheet.size[0] == 2 * tile and sheet.size[1] == 3 * (montage.CELL + 36 + 6)
-    cell = np.asarray(sheet)[100:200, :tile].astype(float)
-    middles = [cell[:, k * (montage.CELL + 6) + 128].mean() / 255 for k in range(3)]
-    assert middles == pytest.approx([0.1, 0.5, 0.9], abs=0.02)
 
 
 def test_thumbnails_are_small_and_round() -> None:

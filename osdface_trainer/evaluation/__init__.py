@@ -1,1 +1,1 @@
-"""The parts of `osdface evaluate`: pairing files, statistics, targets, and the reports people look at."""
+"""The parts of `osdface evaluate`: pairing files, statistics, and the reports people look at."""

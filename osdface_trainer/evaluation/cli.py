@@ -8,15 +8,13 @@ from osdface_core.errors import ConfigError, OSDFaceError
 
 from ..data.degrade import Enlarge, named_profile
 from ..metrics import check_names
-from . import gallery, montage, table, targets
+from . import gallery, table
 from .evaluate import EvaluationOptions, Restore, evaluate, evaluate_degraded
 from .scores import Report, to_json, write_text
 
-TARGET_METRICS = ("perceptual", "identity", "psnr", "hf_energy", "colour_shift")
 EXAMPLES = """examples:
   osdface evaluate restored/ reference/ --lq input/ --html report.html
   osdface evaluate --degrade mild,medium,severe clean_faces/ --model mini --out report/
-  osdface evaluate --targets clean_faces/
 """
 
 
@@ -25,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     parser.add_argument(
-        "restored", type=Path, help="folder of restored faces; with --degrade or --targets: of clean faces"
+        "restored", type=Path, help="folder of restored faces; with --degrade: of clean faces"
     )
     parser.add_argument(
         "reference", type=Path, nargs="?", help="folder of clean faces with the same file stems"
@@ -56,14 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     writing.add_argument(
         "--html", type=Path, metavar="FILE", help="gallery with sliders; one file that opens offline"
     )
-    writing.add_argument("--montage", type=Path, metavar="FILE", help="PNG of the worst images")
-    writing.add_argument(
-        "--worst", type=int, default=20, metavar="N", help="images in the montage, per profile (20)"
-    )
-    writing.add_argument("--sort", metavar="COLUMN", help="what ranks images in gallery and montage")
-    writing.add_argument(
-        "--out", type=Path, metavar="DIR", help="report.json, report.txt, gallery.html and worst.png"
-    )
+    writing.add_argument("--sort", metavar="COLUMN", help="what ranks images in the gallery, worst first")
+    writing.add_argument("--out", type=Path, metavar="DIR", help="report.json, report.txt and gallery.html")
     writing.add_argument(
         "--save-images", action="store_true", help="with --out and --degrade: the LQ and restored PNGs too"
     )
@@ -72,11 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_model_arguments(group: Any) -> None:
     group.add_argument(
         "--degrade", metavar="PROFILE[,PROFILE]", help="e.g. mild,medium,severe; identity is no degradation"
-    )
-    group.add_argument(
-        "--targets",
-        action="store_true",
-        help="check the targets of the embedded checkpoint; exit code 1 if one is missed",
     )
     group.add_argument("--model", default="mini", help="mini, a checkpoint or a released folder")
     group.add_argument(
@@ -94,41 +81,32 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table, write the files.
 
     Returns:
-        0; 1 if an image could not be evaluated or a target is missed.
+        0; 1 if an image could not be evaluated.
     Raises:
         OSDFaceError: bad folders or options, or a file that cannot be written.
     """
     outputs = _outputs(args)
-    report = _evaluate(args, thumbs=bool(outputs["html"] or outputs["montage"]))
+    report = _evaluate(args, thumbs=bool(outputs["html"]))
     if not report.rows:
         raise OSDFaceError(
             f"no image could be evaluated: {next(iter(report.failed.values()), 'the folder is empty')}"
         )
     _check_sort(report, args.sort)
-    checked = targets.check_targets(report) if args.targets else []
-    verdict = targets.to_text(checked) if checked else ""
     text = table.to_text(report)
-    print(text + (f"\n{verdict}\n" if verdict else ""), end="")
+    print(text, end="")
     if outputs["json"]:
-        write_text(
-            outputs["json"],
-            to_json(report, {"targets": [one.to_dict() for one in checked]} if checked else None),
-        )
+        write_text(outputs["json"], to_json(report))
     if outputs["text"]:
-        write_text(outputs["text"], text + verdict + "\n")
+        write_text(outputs["text"], text)
     if outputs["html"]:
-        gallery.write_gallery(
-            outputs["html"], report, heading=_heading(args), verdict=verdict, sort=args.sort
-        )
-    if outputs["montage"]:
-        montage.write_montage(outputs["montage"], report, args.worst, args.sort)
-    return 1 if report.failed or not all(one.passed for one in checked) else 0
+        gallery.write_gallery(outputs["html"], report, heading=_heading(args), sort=args.sort)
+    return 1 if report.failed else 0
 
 
 def _outputs(args: argparse.Namespace) -> dict[str, Path | None]:
     """Where each report goes; folders are made before the work, so that a bad path is found early."""
-    names = {"json": "report.json", "text": "report.txt", "html": "gallery.html", "montage": "worst.png"}
-    given = {"json": args.json, "text": None, "html": args.html, "montage": args.montage}
+    names = {"json": "report.json", "text": "report.txt", "html": "gallery.html"}
+    given = {"json": args.json, "text": None, "html": args.html}
     paths = {kind: path or (args.out / names[kind] if args.out else None) for kind, path in given.items()}
     for path in paths.values():
         try:
@@ -140,20 +118,20 @@ def _outputs(args: argparse.Namespace) -> dict[str, Path | None]:
 
 
 def _evaluate(args: argparse.Namespace, thumbs: bool) -> Report:
-    metrics = _names(args.metrics) or (TARGET_METRICS if args.targets else None)
+    metrics = _names(args.metrics)
     options = EvaluationOptions(
         metrics=metrics, weights=args.weights, fid_stats=args.fid_stats,
         manifest=args.manifest, group_by=_names(args.group_by) or (),
         device=args.device, batch_size=args.batch_size, limit=args.limit, seed=args.seed,
         thumbs=thumbs, progress=not args.quiet,
     )  # fmt: skip
-    if not (args.degrade or args.targets):
+    if not args.degrade:
         return evaluate(args.restored, args.reference, lq=args.lq, options=options)
     if args.reference or args.lq:
         raise ConfigError(
             "--degrade makes inputs and references itself: give one folder of clean faces and no --lq"
         )
-    profiles = _names(args.degrade) or targets.PROFILES
+    profiles = _names(args.degrade) or ()
     save = args.out if args.save_images else None
     if args.save_images and not save:
         raise ConfigError("--save-images needs --out DIR")
@@ -189,6 +167,6 @@ def _check_sort(report: Report, column: str | None) -> None:
 
 
 def _heading(args: argparse.Namespace) -> str:
-    if args.degrade or args.targets:
+    if args.degrade:
         return f"{args.model} on {args.restored.name}"
     return f"{args.restored.name} against {args.reference.name}" if args.reference else args.restored.name

@@ -24,12 +24,15 @@ from .collect import Collector, RestoredBatch
 from .intervals import read_groups
 from .pairing import batches, list_images, pair, read_image, resize_bicubic
 from .scores import Report
-from .targets import CLEAN, YARDSTICK_QUALITY
 from .thumbs import to_picture
 
 Restore = Callable[[Tensor], Tensor]
 FACE = 512
 """[px] side of the faces that models restore."""
+CLEAN = "identity"
+"""The profile in which the model gets the clean face; it should leave it as it is."""
+YARDSTICK_QUALITY = 75
+"""JPEG quality of that profile's baseline: libjpeg's default, a difference that viewers accept."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class EvaluationOptions:
         fid_stats: stored statistics of a set (e.g. FFHQ) for a further FID.
         manifest, group_by: a CSV with a `file` column, and its columns by which means are reported apart.
         seed: of the bootstrap, of KID's subsets and of degradations.
-        thumbs: keep small copies of the images for gallery and montage.
+        thumbs: keep small copies of the images for the gallery.
     """
 
     metrics: tuple[str, ...] | None = None

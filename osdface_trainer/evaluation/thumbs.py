@@ -1,4 +1,4 @@
-"""Small JPEG copies of images for the gallery and the montage."""
+"""Small JPEG copies of images for the gallery."""
 
 import io
 

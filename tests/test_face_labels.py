@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from osdface_trainer.evaluation import labels
+from tests.tools import load_tool
+
+labels = load_tool("face_labels")
 
 
 @pytest.mark.parametrize("colour", [(0.93, 0.80, 0.72), (0.70, 0.50, 0.38), (0.30, 0.20, 0.15)])

@@ -1,7 +1,7 @@
-"""`python -m osdface_trainer.evaluation.labels`: skin tone and pose, to group an evaluation by.
+"""Skin tone and pose of faces, to group an evaluation by.
 
-    python -m osdface_trainer.evaluation.labels faces/ -o labels.csv
-    osdface evaluate --targets faces/ --manifest labels.csv --group-by skin,pose
+    python tools/face_labels.py faces/ -o labels.csv
+    osdface evaluate --degrade medium faces/ --manifest labels.csv --group-by skin,pose
 
 Both are measured from the picture, not annotated: skin tone as the individual typology angle of the cheeks
 (Chardon et al. 1991; limits of Del Bino et al. 2006), which light and white balance shift, and pose as where
@@ -12,7 +12,7 @@ import argparse
 import csv
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,7 @@ from torch import Tensor
 from osdface_core.errors import OSDFaceError
 from osdface_core.faces import detect
 from osdface_core.files import replacing
-
-from .pairing import list_images, read_image
+from osdface_trainer.evaluation.pairing import list_images, read_image
 
 SIDE = 512
 CHEEKS = ((176, 318), (336, 318))  # centres of the two patches in the FFHQ-512 template, x and y [px]
@@ -81,23 +80,28 @@ def labels(face: Tensor) -> dict[str, str]:
     return {"skin": next(name for lowest, name in SKIN if angle > lowest), "pose": pose}
 
 
+def write_labels(files: Mapping[str, Path], path: Path) -> None:
+    """Write a CSV with the columns file, skin, pose.
+
+    Args:
+        files: by stem, of square aligned faces.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, ["file", "skin", "pose"])
+        writer.writeheader()
+        for file in files.values():
+            face = torch.nn.functional.interpolate(read_image(file)[None], (SIDE, SIDE), mode="area")[0]
+            writer.writerow({"file": file.name, **labels(face)})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a CSV with the columns file, skin, pose."""
-    parser = argparse.ArgumentParser(
-        "python -m osdface_trainer.evaluation.labels", description="Skin tone and pose."
-    )
+    """Label a folder of faces; 1 if it cannot be read."""
+    parser = argparse.ArgumentParser("face_labels", description="Skin tone and pose.")
     parser.add_argument("faces", type=Path, help="folder of aligned faces")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="CSV")
     args = parser.parse_args(argv)
     try:
-        rows = []
-        for path in list_images(args.faces).values():
-            face = torch.nn.functional.interpolate(read_image(path)[None], (SIDE, SIDE), mode="area")[0]
-            rows.append({"file": path.name, **labels(face)})
-        with replacing(args.out) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, ("file", "skin", "pose"))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_labels(list_images(args.faces), args.out)
     except OSDFaceError as error:
         print(f"labels: {error}", file=sys.stderr)
         return 1
