@@ -22,7 +22,7 @@ from ..errors import ImageError
 from ..faces import Face
 from ..faces.regions import FULL_SCALE
 from ..files import replacing
-from ..images import Photo, from_unit, read_photo, to_unit, write_photo
+from ..images import Photo, check_alpha, from_unit, read_photo, to_unit, write_photo
 from ..models.identity import load_identity, similarity
 from ..photo import locate, put_back, renew, with_identity
 from ..pipeline import OSDFacePipeline, Progress
@@ -95,6 +95,7 @@ class FileRestorer:
         start = time.perf_counter()
         self.guard.check(job.target)
         photo = read_photo(job.source)
+        check_alpha(job.target, photo)  # before the model has worked for nothing
         read = time.perf_counter()
         faces: list[Face] = []
         if self.plan.aligned:
@@ -117,15 +118,16 @@ class FileRestorer:
 
         Returns:
             plain JSON types: input, output, width, height, seconds, stages (`Work.seconds`), faces
-            (`Face.to_dict`).
+            (`Face.to_dict`), notes (metadata that is left out, a line each).
         """
         start = time.perf_counter()
         pixels, faces = self._aligned(work) if self.plan.aligned else self._pasted(work)
         pasted = time.perf_counter()
+        notes: tuple[str, ...] = ()
         if _untouched(work, pixels, self.plan):
             _copy(work.job)
         else:
-            write_photo(work.job.target, _with_pixels(work.photo, pixels))
+            notes = work.photo.notes + write_photo(work.job.target, _with_pixels(work.photo, pixels))
         self._write_extras(work, pixels)
         work.seconds |= {"paste": pasted - start, "write": time.perf_counter() - pasted}
         return {
@@ -136,6 +138,7 @@ class FileRestorer:
             "seconds": round(sum(work.seconds.values()), 3),
             "stages": {name: round(value, 4) for name, value in work.seconds.items()},
             "faces": faces,
+            "notes": list(notes),
         }
 
     def _options(self, names: tuple[str, ...]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, ImageError
-from ..images import SUFFIXES
+from ..images import SUFFIXES, find_photos, is_photo, is_unwritable, unread_photos, written_suffix
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Missing:
-    """An input that led to no photo, and why."""
+    """An input that led to no photo, or part of it that is left out, and why.
+
+    Attributes:
+        failed: whether that counts as a failure; not for photos of formats that are not read.
+    """
 
     source: str
     reason: str
+    failed: bool = True
 
 
 def plan(inputs: Sequence[str], out: Path) -> tuple[list[Job], list[Missing]]:
@@ -38,17 +43,22 @@ def plan(inputs: Sequence[str], out: Path) -> tuple[list[Job], list[Missing]]:
             that exists is never taken for a glob.
         out: a file if there is one input file and `out` has the suffix of an image, else a folder. Below it
             results keep their path from the folder, or from the part of the glob before its first wildcard.
+            Results of formats that are only read become PNG.
     Raises:
-        ConfigError: several photos for one output file, or one output path for two photos.
+        ConfigError: several photos for one output file, one output path for two photos, or `out` with the
+            suffix of a picture that is not written.
     """
+    if is_unwritable(out.suffix) and not out.is_dir():
+        raise ConfigError(
+            f"-o {out}: {out.suffix} is not written; give a folder or one of {', '.join(SUFFIXES)}"
+        )
     found: dict[Path, Path] = {}  # photo -> path below the output folder
     missing: list[Missing] = []
     for given in inputs:
-        photos, reason = _expand(given, out)
+        photos, told = _expand(given, out)
         for photo, below in photos:
             found.setdefault(photo, below)
-        if reason:
-            missing.append(Missing(given, reason))
+        missing += told
     if out.suffix.lower() in SUFFIXES and not out.is_dir():
         if len(found) > 1 or any(Path(given).is_dir() for given in inputs):
             raise ConfigError(f"{out} is a file name, but there are several inputs; give a folder with -o")
@@ -60,40 +70,49 @@ def plan(inputs: Sequence[str], out: Path) -> tuple[list[Job], list[Missing]]:
     for photo, below in found.items():
         stem = below.with_suffix("")
         # a.jpg beside a.png: the names of their crops and comparisons keep the suffix.
-        jobs.append(Job(photo, out / below, stem if stems[stem] == 1 else below))
+        jobs.append(Job(photo, out / _result(below, found.values()), stem if stems[stem] == 1 else below))
     _refuse_clashes(jobs)
     return jobs, missing
 
 
-def _expand(given: str, out: Path) -> tuple[list[tuple[Path, Path]], str]:
-    """Photos behind one argument, each with its path below the output folder; and why there are none."""
+def _result(below: Path, others: Iterable[Path]) -> Path:
+    """The name of a photo's result: its own, or with .png for .heic, both if a.png is there beside a.heic."""
+    suffix = written_suffix(below.suffix)
+    if suffix == below.suffix:
+        return below
+    result = below.with_suffix(suffix)
+    rivals = (one for one in others if one != below and one.with_suffix("") == result.with_suffix(""))
+    return (
+        below.with_name(below.name + suffix)
+        if any(written_suffix(r.suffix) == suffix for r in rivals)
+        else result
+    )
+
+
+def _expand(given: str, out: Path) -> tuple[list[tuple[Path, Path]], list[Missing]]:
+    """Photos behind one argument, each with its path below the output folder; and what is left out."""
     path = Path(given).expanduser()
     if path.is_dir():
-        photos = [(p, p.relative_to(path)) for p in _search(path, _inside(out, path))]
-        return photos, "" if photos else "no photos in this folder"
+        found = find_photos(path, _inside(out, path))
+        told = [Missing(str(folder), f"cannot be opened ({why})") for folder, why in found.unreadable]
+        told += [Missing(given, line, failed=False) for line in found.left_out]
+        return found.photos, told + ([] if found.photos else [Missing(given, "no photos in this folder")])
     if path.exists():
-        return [(path, Path(path.name))], ""
+        return [(path, Path(path.name))], []
     if not glob.has_magic(given):
-        return [], "no such file or folder"
+        return [], [Missing(given, "no such file or folder")]
     root = _fixed_part(path)
     former = _inside(out, root)
-    matches = (Path(p) for p in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
-    photos = [
-        (p, p.relative_to(root)) for p in matches if _is_photo(p) and p.is_file() and not _below(p, former)
-    ]
-    return photos, "" if photos else "no photos match"
-
-
-def _search(folder: Path, former: Path | None) -> Iterable[Path]:
-    """Photos of a folder and below, in order, without hidden ones and those of the folder `former`."""
-    for root, folders, files in os.walk(folder):
-        here = Path(root)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _below(here / f, former))
-        yield from (here / f for f in sorted(files) if _is_photo(Path(f)))
-
-
-def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    matches = [p for p in matches if not _below(p, former)]
+    photos = [(p, p.relative_to(root)) for p in matches if is_photo(p) and not p.is_dir()]
+    told = [Missing(given, line, failed=False) for line in unread_photos(matches)]
+    folders = sum(p.is_dir() for p in matches)
+    if folders and "**" not in given:
+        told.append(
+            Missing(given, f"left out: {folders} folders; give them as inputs, or use **", failed=False)
+        )
+    return photos, told + ([] if photos else [Missing(given, "no photos match")])
 
 
 def _inside(out: Path, root: Path) -> Path | None:

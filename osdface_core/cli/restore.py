@@ -165,15 +165,16 @@ def run(args: argparse.Namespace) -> int:
     jobs, missing = plan(args.inputs, args.out.expanduser())
     guard = Guard(job.source for job in jobs)
     _refuse_overwriting(jobs, args, guard)
-    records = [_failure(item) for item in missing]
-    for record in records:
-        _say(f"{record['input']}: {record['error']}", sys.stderr)
+    for item in missing:
+        _say(f"{item.source}: {item.reason}", sys.stderr)
+    records = [_failure(item) for item in missing if item.failed]
+    left_out = [f"{item.source}: {item.reason}" for item in missing if not item.failed]
     try:
         if jobs:
             _restore_all(load(args), jobs, args, guard, records)
     finally:
         if args.json:
-            save_json(_report(args, records), args.json)
+            save_json(_report(args, records, left_out), args.json)
     return 1 if any("error" in record for record in records) else 0
 
 
@@ -201,6 +202,8 @@ def _restore_all(
                 _say(f"{job.source}: {result['error']}", sys.stderr)
             else:
                 _say(_line(result), sys.stdout)
+                for note in result["notes"]:
+                    _say(f"{job.source}: {note}", sys.stderr)
             records.append(result)
             if not single:
                 bar.update()
@@ -252,7 +255,9 @@ def _detector(args: argparse.Namespace) -> dict[str, str] | None:
     return {"name": name, "reason": reason}
 
 
-def _report(args: argparse.Namespace, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _report(
+    args: argparse.Namespace, records: list[dict[str, Any]], left_out: list[str]
+) -> dict[str, Any]:
     failed = sum("error" in record for record in records)
     return {
         "osdface": __version__,
@@ -263,6 +268,7 @@ def _report(args: argparse.Namespace, records: list[dict[str, Any]]) -> dict[str
         "detector": _detector(args),
         "done": len(records) - failed,
         "failed": failed,
+        "left_out": left_out,
         "photos": records,
     }
 

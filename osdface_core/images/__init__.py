@@ -1,6 +1,7 @@
 """Photo files: read with every bit and all metadata, write back the same way, whole or not at all."""
 
-from .formats import SUFFIXES, is_unwritable, readable, unread_reason, written_suffix
+from .find import FoundPhotos, find_photos, is_photo, unread_photos
+from .formats import SUFFIXES, is_unwritable, readable, written_suffix
 from .photo import Photo, from_unit, to_unit
 from .read import LARGEST, read_photo
 from .write import check_alpha, write_photo
@@ -8,14 +9,17 @@ from .write import check_alpha, write_photo
 __all__ = [
     "LARGEST",
     "SUFFIXES",
+    "FoundPhotos",
     "Photo",
     "check_alpha",
+    "find_photos",
     "from_unit",
+    "is_photo",
     "is_unwritable",
     "read_photo",
     "readable",
     "to_unit",
-    "unread_reason",
+    "unread_photos",
     "write_photo",
     "written_suffix",
 ]

@@ -16,10 +16,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from osdface_core.errors import ConfigError, ImageError
+from osdface_core.images.formats import HEIC, readable
 
 from ..seeds import mix
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = readable() - frozenset(HEIC)
+"""All formats that Pillow reads itself: faces from `osdface prepare` are PNG or JPEG."""
 MANIFEST_NAMES = ("manifest.csv", "manifest.json")
 
 

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from osdface_core.errors import ConfigError, ImageError
-from osdface_core.images import read_photo, to_unit
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+from osdface_core.images import is_photo, read_photo, readable, to_unit
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,14 @@ def list_images(folder: Path) -> dict[str, Path]:
         raise ConfigError(f"{folder} is no folder: give a folder of images")
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith("."):
+        if is_photo(file) and file.is_file():
             if file.stem in found:
                 raise ConfigError(
                     f"{found[file.stem]} and {file.name} share the stem {file.stem!r}: keep one of them"
                 )
             found[file.stem] = file
     if not found:
-        raise ConfigError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise ConfigError(f"{folder} holds no images ({', '.join(sorted(readable()))})")
     return found
 
 

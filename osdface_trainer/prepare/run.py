@@ -19,9 +19,9 @@ import torch
 
 from osdface_core.errors import ConfigError, ImageError
 from osdface_core.files import replacing
+from osdface_core.images import FoundPhotos, find_photos, readable
 
 from ..data.prefetch import prefetch
-from ..data.sources import IMAGE_SUFFIXES
 from .photos import Embed, FaceFormat, MultiFaces, PhotoRecord, PrepareOptions, process_photo
 from .resume import PhotoRecords
 from .selection import distinct, people_of, split_of, write_manifest
@@ -35,8 +35,8 @@ class PrepareSummary:
     """Outcome of `prepare`. Counts are faces unless named otherwise.
 
     `rejected` counts by reason, "duplicate" and "same file" (photos) included; `unreadable` lists photos and
-    why; `resumed` is how many photos an earlier run had done; `split_by` is "identity" or, when all faces are
-    one person, "photo".
+    folders and why; `left_out` has a line for photos of formats that are not read; `resumed` is how many
+    photos an earlier run had done; `split_by` is "identity" or, when all faces are one person, "photo".
     """
 
     manifest: Path
@@ -49,6 +49,7 @@ class PrepareSummary:
     split_by: str
     rejected: dict[str, int] = field(default_factory=dict)
     unreadable: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The outcome in a few sentences for a person."""
@@ -60,6 +61,7 @@ class PrepareSummary:
         if self.unreadable:
             out.append(f"unreadable: {len(self.unreadable)} of {self.photos} photos, left out")
         out += [f"unreadable: {photo}: {why}" for photo, why in self.unreadable]
+        out += self.left_out
         return [*out, f"manifest: {self.manifest}"]
 
 
@@ -112,8 +114,9 @@ def prepare(
     options = PrepareOptions(
         detector, detector_dir, min_face, min_sharpness, min_coverage, multi_faces, size, format
     )
+    photos, found = _list_photos(src, dst)
     run = _Run(
-        _list_photos(src, dst),
+        photos,
         dst,
         options,
         PhotoRecords(dst, options, identity),
@@ -140,7 +143,11 @@ def prepare(
         identities=len(set(people)),
         split_by=split_by,
         rejected=dict(rejected),
-        unreadable=tuple((r.source, r.error) for r in records if r.error),
+        unreadable=(
+            *((str(folder), why) for folder, why in found.unreadable),
+            *((r.source, r.error) for r in records if r.error),
+        ),
+        left_out=tuple(found.left_out),
     )
     with replacing(dst / "report.json") as temporary:
         report = json.dumps(asdict(summary), default=str, indent=1, ensure_ascii=False)
@@ -161,15 +168,17 @@ class _Run:
     progress: bool
 
 
-def _list_photos(src: Path, dst: Path) -> dict[str, Path]:
+def _list_photos(src: Path, dst: Path) -> tuple[dict[str, Path], FoundPhotos]:
+    """Photos by their path below `src`, and what the search left out."""
     if not src.is_dir():
         raise ConfigError(f"photo folder {src} does not exist")
-    inside = dst.resolve()
-    files = (p for p in src.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    photos = {p.relative_to(src).as_posix(): p for p in files if inside not in p.resolve().parents}
-    if not photos:
-        raise ConfigError(f"no photos below {src} ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return dict(sorted(photos.items()))
+    found = find_photos(src, dst.resolve())
+    if not found.photos:
+        told = (*found.left_out, *(f"{path} cannot be opened ({why})" for path, why in found.unreadable))
+        kinds = ", ".join(sorted(readable()))
+        raise ConfigError("; ".join((f"no photos below {src} ({kinds})", *told)))
+    photos = {below.as_posix(): path for path, below in found.photos}
+    return dict(sorted(photos.items())), found
 
 
 def _embedder(identity: str | Path | None, device: torch.device | str | None) -> Embed | None:
