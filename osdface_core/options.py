@@ -28,7 +28,7 @@ Posterior = Literal["mode", "sample"]
 LoRAMode = Literal["merged", "live"]
 Codec = Literal["own", "taesd"]
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
-Engine = Literal["auto", "eager", "graphs", "compile"]
+Engine = Literal["auto", "eager", "native", "graphs", "compile"]
 Host = Literal["cli", "comfyui", "webui"]
 
 WORDS = ("all", "largest", "center")
