@@ -191,7 +191,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_an_engine_leaves_nothing_behind(engine: str, dtype: str, wide: Wide) -> None:
     pipeline = wide(dtype, "eager")
-    faces = torch.rand(2, 3, 128, 136)
+    faces = torch.rand(2, 3, 64, 72)
     own, wanted = pipeline.backbone, pipeline.restore(faces)
     assert 0.05 < wanted.std() < 0.5
     before = described(own)
@@ -208,7 +208,7 @@ def test_an_engine_leaves_nothing_behind(engine: str, dtype: str, wide: Wide) ->
 @pytest.mark.parametrize("cores", [1, 2])
 def test_eight_threads_on_one_pipeline(engine: str, dtype: str, cores: int, wide: Wide) -> None:
     pipeline = wide(dtype, engine)
-    faces = [torch.rand(1 + i % 2, 3, 128, 136) for i in range(8)]
+    faces = [torch.rand(1 + i % 2, 3, 64, 72) for i in range(8)]
     torch.set_num_threads(cores)
     try:
         wanted = [pipeline.restore(f) for f in faces]
