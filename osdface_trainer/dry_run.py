@@ -33,7 +33,10 @@ def dry_run(
     else:
         from .restorer.memory import plan
     print(to_toml(recipe))
-    print(table(plan(recipe)))
+    try:
+        print(table(plan(recipe)))
+    except OSDFaceError as error:  # `restorer.init` decides the architecture; its file is named again below
+        print(f"parameters and memory are unknown: {error}")
     progress = not quiet and sys.stderr.isatty()
     lines = [*_weights(recipe, stage), *_faces(recipe, progress), _start(recipe, stage, fresh, resume)]
     for text, _ in lines:

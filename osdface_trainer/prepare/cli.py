@@ -84,4 +84,4 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise OSDFaceError(f"{args.target} cannot be written: {error}") from error
     print("\n".join(summary.lines()))
-    return 1 if len(summary.unreadable) == summary.photos else 0
+    return 1 if summary.unreadable and not (summary.faces or summary.rejected) else 0
