@@ -39,7 +39,7 @@ class Augmentation:
 
 
 def flips(seeds: Sequence[int] | Tensor, probability: float = 0.5) -> list[bool]:
-    """Whether each sample is mirrored: a function of its seed."""
+    """Decide which samples are mirrored, from their seeds alone."""
     return [random.Random(mix(seed, 0xF11)).random() < probability for seed in as_seeds(seeds)]
 
 

@@ -47,7 +47,7 @@ def check_face(file: FaceFile) -> str:
 
 
 def _checksums_hold(png: bytes) -> bool:
-    """Whether all chunks are whole; a wrong sum in a comment does not make the pixels unreadable."""
+    """Say whether all chunks are whole; a wrong sum in a comment does not make the pixels unreadable."""
     with Image.open(io.BytesIO(png)) as picture:
         try:
             picture.verify()
@@ -71,7 +71,7 @@ class CheckedFiles:
             self.known = dict(json.loads(path.read_text("utf-8")))
 
     def check(self, file: FaceFile) -> str:
-        """`check_face`, unless an earlier run looked at the same file."""
+        """Run `check_face`, unless an earlier run looked at the same file."""
         try:
             stat = file.path.stat()
         except OSError as error:

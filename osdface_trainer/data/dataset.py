@@ -86,14 +86,14 @@ class FaceDataset:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Tensor:
-        """(3, R, R) uint8; on the device of the cache, else on the CPU. Raises ImageError for a bad file."""
+        """Return a face, (3, R, R) uint8, on the device of the cache or the CPU. Raises ImageError."""
         if self._cache is not None:
             return self._cache[index]
         pixels = decode(self.items[index], self.resolution, self.verify)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def get(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """(N, 3, R, R) uint8 of several faces."""
+        """Return several faces, (N, 3, R, R) uint8."""
         index = torch.as_tensor(indices, dtype=torch.long)
         if self._cache is not None:
             return self._cache[index.to(self._cache.device)]
@@ -101,15 +101,15 @@ class FaceDataset:
 
     @property
     def cached(self) -> bool:
-        """Whether the decoded faces are kept."""
+        """Say whether the decoded faces are kept."""
         return self._cache is not None
 
     def fingerprint(self) -> str:
-        """A hash that names these faces, for the provenance of a checkpoint."""
+        """Hash what names these faces, for the provenance of a checkpoint."""
         return data_hash(self.items)
 
     def order(self, epoch: int, seed: int, world_size: int = 1, rank: int = 0) -> np.ndarray:
-        """Indices that this process sees in an epoch, in order. See `epoch_order`."""
+        """List the indices that this process sees in an epoch, in order. See `epoch_order`."""
         whole = epoch_order(len(self), epoch, seed, self.weights)
         return whole[(np.arange(len(self)) + epoch * len(self)) % world_size == rank]
 
@@ -141,7 +141,7 @@ def _check_room(size: int, device: torch.device) -> None:
 
 
 def epoch_order(size: int, epoch: int, seed: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """`size` indices, shuffled; a function of its arguments alone, on every machine and version.
+    """Shuffle `size` indices: a function of its arguments alone, on every machine and version.
 
     Without weights every index occurs once. With weights an index occurs size·wᵢ/Σw times on average over the
     epochs (systematic sampling: the count in one epoch is that number rounded down or up).
@@ -193,12 +193,12 @@ class Batches:
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def counters(self, step: int) -> list[int]:
-        """Numbers of the samples of batch `step`, counted from the start of training."""
+        """Number the samples of batch `step`, counted from the start of training."""
         first = step * self.batch_size * self.world_size + self.rank
         return [first + position * self.world_size for position in range(self.batch_size)]
 
     def index(self, counter: int) -> int:
-        """The face that sample number `counter` shows."""
+        """Return the face that sample number `counter` shows."""
         epoch, position = divmod(counter, len(self.dataset))
         if epoch != self._epoch[0]:
             self._epoch = (epoch, self.dataset.order(epoch, self.seed))
@@ -215,7 +215,7 @@ class Batches:
         yield from self._decoded()
 
     def _decoded(self) -> Iterator[Faces]:
-        """The same batches, decoded by threads a few batches ahead."""
+        """Yield the same batches, decoded by threads a few batches ahead."""
         waiting: deque[tuple[int, list[int], list[int], list[Future]]] = deque()
         pool = ThreadPoolExecutor(self.dataset.workers)
         step = self.start_step

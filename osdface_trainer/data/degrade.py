@@ -78,7 +78,7 @@ def degrade(
 
 
 def _run(hq: Tensor, draws: list[DegradationParams], real: bool, enlarge: int = BILINEAR) -> Tensor:
-    """The stages of a batch on one canvas; `sizes` follows what each sample occupies of it."""
+    """Run the stages of a batch on one canvas; `sizes` follows what each sample occupies of it."""
     full = (hq.shape[2], hq.shape[3])
     image, sizes = hq, [full] * len(draws)
     for index in range(max(len(one.stages) for one in draws)):

@@ -23,7 +23,7 @@ _LARGE = 160  # px
 
 
 def gaussian_kernels(sigma_x: Tensor, sigma_y: Tensor, theta: Tensor, radius: Tensor, reach: int) -> Tensor:
-    """Rotated Gaussians, truncated to a square and normalised to sum 1.
+    """Make rotated Gaussians, truncated to a square and normalised to sum 1.
 
     Args:
         sigma_x, sigma_y: (B,) standard deviations along the rotated axes [px]; 0 gives the unit impulse.
@@ -72,7 +72,7 @@ def _source_index(length: Tensor, before: int, size: int, mirror: bool) -> Tenso
 
 @lru_cache(maxsize=256)
 def fast_length(size: int) -> int:
-    """The next even length without prime factors above 7, which FFT libraries handle fast."""
+    """Find the next even length without prime factors above 7, which FFT libraries handle fast."""
     length = size + size % 2
     while True:
         rest = length
@@ -105,7 +105,7 @@ def blur(image: Tensor, kernels: Tensor, heights: Tensor, widths: Tensor, *, uni
 
 
 def resize_matrix(source: Tensor, target: Tensor, modes: Tensor, rows: int, cols: int) -> Tensor:
-    """One-dimensional resize as a matrix per sample, half-pixel centres, normalised at the border.
+    """Write a one-dimensional resize as a matrix per sample, half-pixel centres, normalised at the border.
 
     Args:
         source, target: (B,) long, lengths before and after; modes: (B,) long, one of the kernel constants.
@@ -161,7 +161,7 @@ def resize(
 
 
 def _interpolate(image: Tensor, size: tuple[int, int], mode: int) -> Tensor:
-    """The same by torch's own kernels, at large sizes on a CPU several times faster than products."""
+    """Do the same by torch's own kernels, at large sizes on a CPU several times faster than products."""
     if mode == BICUBIC:
         return F.interpolate(image, size=size, mode="bicubic", antialias=True)
     shrinks = size[0] < image.shape[2] or size[1] < image.shape[3]
@@ -185,7 +185,7 @@ CHROMA = (
 
 @lru_cache(maxsize=8)
 def _dct_matrix(device: torch.device) -> Tensor:
-    """(64, 64): orthonormal two-dimensional DCT-II of a flattened 8×8 block."""
+    """Build the (64, 64) orthonormal two-dimensional DCT-II of a flattened 8×8 block."""
     rows = [[math.cos((2 * x + 1) * u * math.pi / 16) for x in range(8)] for u in range(8)]
     basis = torch.tensor(rows, dtype=torch.float64) * 0.5
     basis[0] *= math.sqrt(0.5)
@@ -198,7 +198,7 @@ def _tables(device: torch.device) -> Tensor:
 
 
 def quantisation_tables(quality: Tensor) -> Tensor:
-    """libjpeg's rule: (B,) qualities in 1..100 → (B, 2, 64) integer steps for luma and chroma, as floats."""
+    """Apply libjpeg's rule: (B,) qualities in 1..100 → (B, 2, 64) whole steps for luma and chroma."""
     scale = torch.where(quality < 50, torch.floor(5000 / quality.clamp_min(1)), 200 - 2 * quality)
     steps = torch.floor((_tables(quality.device)[None] * scale[:, None, None] + 50) / 100)
     return steps.clamp(1, 255)

@@ -112,7 +112,7 @@ def _single(name: str, **ranges: Any) -> Degradation:
 
 
 def _published(name: str, blur: Range, scale: Range, noise: Range, jpeg: tuple[int, int]) -> Degradation:
-    """The common operator of GFPGAN's successors: 41-tap kernel, OpenCV bilinear, always applied."""
+    """Build the common operator of GFPGAN's successors: 41-tap kernel, OpenCV bilinear, always applied."""
     return _single(name, blur=blur, kernel=(41, 41), scale=scale, resize=("linear",), noise=noise, jpeg=jpeg)
 
 

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 def prefetch(
     pool: ThreadPoolExecutor, work: Callable[[Key], Result], keys: Iterable[Key], depth: int
 ) -> Iterator[tuple[Key, Result]]:
-    """(key, work(key)) in order, with at most `depth` results under way: a plain map would hold them all."""
+    """Yield (key, work(key)) in order, at most `depth` results under way: a plain map would hold them all."""
     waiting: deque[tuple[Key, Future[Result]]] = deque()
     try:
         for key in keys:

@@ -22,7 +22,7 @@ def preview_grid(
     repeats: int = 1,
     side: int = 256,
 ) -> Image.Image:
-    """One row per clean face: the face, then what each profile makes of it.
+    """Draw one row per clean face: the face, then what each profile makes of it.
 
     Args:
         hq: (B, 3, H, W) unit float.

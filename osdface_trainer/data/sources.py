@@ -44,7 +44,7 @@ class FaceFile:
     weight: float = 1.0
 
     def read(self, verify: bool = False) -> bytes:
-        """The encoded image. Raises ImageError if it is unreadable or, with `verify`, not the listed one."""
+        """Read the encoded image. Raises ImageError: unreadable or, with `verify`, not the listed one."""
         try:
             if self.offset < 0:
                 data = self.path.read_bytes()
@@ -62,7 +62,7 @@ class FaceFile:
 def list_faces(
     source: str | Path, *, split: str | None = None, cache_dir: str | Path | None = None
 ) -> list[FaceFile]:
-    """All faces of a source in a stable order (by name).
+    """List all faces of a source in a stable order (by name).
 
     Args:
         source: a folder (its manifest.csv or manifest.json when it has one, else every image below it), a
@@ -102,7 +102,7 @@ def _folder(folder: Path) -> list[FaceFile]:
 
 
 def read_manifest(path: Path) -> list[FaceFile]:
-    """A manifest's `file` (or `path`) relative to it; optional sha256, identity, split, size, weight."""
+    """Read a manifest: `file` (or `path`) relative to it; optional sha256, identity, split, size, weight."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text))) if path.suffix.lower() == ".csv" else json.loads(text)
@@ -137,7 +137,7 @@ def _shards(pattern: str, cache_dir: str | Path | None) -> list[FaceFile]:
 
 
 def _expand_glob(url: str) -> list[str]:
-    """Wildcards in the file name of a local shard; anything else stays as it is."""
+    """Expand wildcards in the file name of a local shard; anything else stays as it is."""
     path = Path(url).expanduser()
     if "://" in url or url.startswith("pipe:") or not any(mark in path.name for mark in "*?["):
         return [url]
@@ -145,7 +145,7 @@ def _expand_glob(url: str) -> list[str]:
 
 
 def _local(url: str, cache_dir: str | Path | None) -> Path:
-    """The shard as a local file; a remote one is streamed through webdataset once and kept."""
+    """Return the shard as a local file; a remote one is streamed through webdataset once and kept."""
     if url.startswith("file://"):
         url = url.removeprefix("file://")
     if "://" not in url and not url.startswith("pipe:"):
@@ -171,7 +171,7 @@ def _local(url: str, cache_dir: str | Path | None) -> Path:
 
 
 def _index_shard(shard: Path) -> list[FaceFile]:
-    """Positions of the images inside an uncompressed tar, so that any face can be read without the others."""
+    """Index the images inside an uncompressed tar, so that any face can be read without the others."""
     try:
         with tarfile.open(shard, "r:") as archive:
             members = [m for m in archive if m.isfile() and Path(m.name).suffix.lower() in IMAGE_SUFFIXES]
@@ -254,12 +254,12 @@ def _text_hash(text: str) -> int:
 
 
 def _utf8(text: str) -> bytes:
-    """Bytes of a text in which there may be file names that are no UTF-8."""
+    """Encode a text in which there may be file names that are no UTF-8."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def data_hash(items: Iterable[FaceFile]) -> str:
-    """One hash that names a data set: of all names with their content hashes (or sizes on disk)."""
+    """Hash a data set: all names with their content hashes (or sizes on disk)."""
     digest = hashlib.sha256()
     for item in items:
         content = item.sha256 or str(item.length if item.offset >= 0 else item.path.stat().st_size)

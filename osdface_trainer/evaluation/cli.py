@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _outputs(args: argparse.Namespace) -> dict[str, Path | None]:
-    """Where each report goes; folders are made before the work, so that a bad path is found early."""
+    """Say where each report goes; folders are made before the work, so that a bad path is found early."""
     names = {"json": "report.json", "text": "report.txt", "html": "gallery.html"}
     given = {"json": args.json, "text": None, "html": args.html}
     paths = {kind: path or (args.out / names[kind] if args.out else None) for kind, path in given.items()}

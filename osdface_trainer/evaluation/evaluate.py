@@ -142,7 +142,7 @@ def evaluate_degraded(
 
 
 def face_seed(name: str, seed: int) -> int:
-    """A 63-bit seed from a file's stem and the global seed; the same on every machine."""
+    """Derive a 63-bit seed from a file's stem and the global seed; the same on every machine."""
     text = f"{seed}/{name}".encode("utf-8", "backslashreplace")  # a file name may be no UTF-8
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
@@ -158,19 +158,19 @@ def _variant(
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """What a file would hold: rounded to 1/255 and clamped, so that both ways of evaluating agree."""
+    """Round to what a file would hold, 1/255 and clamped, so that both ways of evaluating agree."""
     return (images.clamp(0, 1) * 255.0).round() / 255.0
 
 
 def _jpeg(images: Tensor) -> Tensor:
-    """(B,3,H,W) through Pillow's JPEG codec at the yardstick's quality."""
+    """Pass (B,3,H,W) through Pillow's JPEG codec at the yardstick's quality."""
     from ..data.degrade_ops import real_jpeg
 
     return torch.stack([real_jpeg(image, YARDSTICK_QUALITY) for image in images])
 
 
 def _read_faces(files: Sequence[Path], report: Report) -> tuple[list[str], Tensor]:
-    """Names and (B,3,512,512) of the readable files; the others go to `report.failed`."""
+    """Read names and (B,3,512,512) of the readable files; the others go to `report.failed`."""
     names: list[str] = []
     faces: list[Tensor] = []
     for file in files:

@@ -34,7 +34,7 @@ def write_gallery(
 
 
 def render(report: Report, *, heading: str = "Evaluation", verdict: str = "", sort: str | None = None) -> str:
-    """The page as text; arguments as in `write_gallery`."""
+    """Render the page as text; arguments as in `write_gallery`."""
     ranked = report.column(sort)
     rows = _embedded(report, ranked)
     with_thumbs = sum(bool(row.thumbs) for row in report.rows)
@@ -119,5 +119,5 @@ def _notes(report: Report, shown: str) -> str:
 
 
 def _offline(text: str) -> str:
-    """Addresses without their scheme: the page names sources but holds no link."""
+    """Strip addresses of their scheme: the page names sources but holds no link."""
     return text.replace("https://", "").replace("http://", "")

@@ -27,18 +27,18 @@ class Interval:
     n: int
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """JSON-ready: NaN becomes null."""
+        """Convert for JSON: NaN becomes null."""
         return {"mean": finite(self.mean), "low": finite(self.low), "high": finite(self.high), "n": self.n}
 
 
 def finite(value: float) -> float | None:
-    """The value, or None where JSON has no word for it."""
+    """Return the value, or None where JSON has no word for it."""
     return float(value) if math.isfinite(value) else None
 
 
 @lru_cache(maxsize=8)
 def _weights(n: int, seed: int) -> np.ndarray:
-    """(RESAMPLES, n) float32: how often each image is drawn in each resample, over n. Same n, same draws."""
+    """Draw (RESAMPLES, n) float32: how often an image is in a resample, over n. Same n, same draws."""
     rng = np.random.default_rng([seed, n])
     return (rng.multinomial(n, np.full(n, 1.0 / n), size=RESAMPLES) / n).astype(np.float32)
 
@@ -50,7 +50,7 @@ def _interval(estimate: float, resampled: np.ndarray, n: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean over images and its bootstrap interval; NaN values are left out, same seed same result."""
+    """Compute the mean over images and its bootstrap interval; NaN is left out, same seed same result."""
     data = np.asarray(values, dtype=np.float64)
     data = data[np.isfinite(data)]
     if not len(data):
@@ -59,7 +59,7 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
 
 
 def ratio_interval(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Interval:
-    """Mean of `values` over mean of `baseline`, images resampled in pairs; NaN pairs are left out."""
+    """Divide the mean of `values` by that of `baseline`, resampled in pairs; NaN pairs are left out."""
     pairs = np.asarray([values, baseline], dtype=np.float64)
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
     if pairs.shape[1] == 0 or pairs[1].mean() == 0:
@@ -71,7 +71,7 @@ def ratio_interval(values: Sequence[float], baseline: Sequence[float], seed: int
 
 
 def read_groups(manifest: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Group labels per file stem from a CSV with a `file` (or `name`) column.
+    """Read group labels per file stem from a CSV with a `file` (or `name`) column.
 
     Numeric columns with many values are cut into quarters, named by their range.
 
@@ -98,7 +98,7 @@ def read_groups(manifest: Path, columns: Sequence[str]) -> dict[str, dict[str, s
 
 
 def _labels(values: list[str]) -> list[str]:
-    """The values themselves, or the quarter each number falls into; empty cells become `unknown`."""
+    """Return the values themselves, or the quarter each number falls into; empty cells become `unknown`."""
     numbers: list[float] = []
     for value in values:
         try:

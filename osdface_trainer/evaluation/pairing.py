@@ -42,7 +42,7 @@ class ImageBatch:
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """Stem -> file of the images directly in `folder`, sorted by name.
+    """List stem -> file of the images directly in `folder`, sorted by name.
 
     Raises:
         ConfigError: if there is no such folder, no image in it, or two images share a stem.
@@ -90,12 +90,12 @@ def pair(restored: Path, reference: Path | None, lq: Path | None = None) -> Pair
 
 
 def read_image(path: Path) -> Tensor:
-    """(3,H,W) float in [0,1], upright, alpha dropped. Raises ImageError."""
+    """Read (3,H,W) float in [0,1], upright, alpha dropped. Raises ImageError."""
     return to_unit(read_photo(path).pixels)
 
 
 def resize_bicubic(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(3,h,w) -> (3,*size), bicubic (antialiased when it shrinks), clamped to [0,1]."""
+    """Resize (3,h,w) -> (3,*size), bicubic (antialiased when it shrinks), clamped to [0,1]."""
     if tuple(image.shape[1:]) == size:
         return image
     return F.interpolate(image[None], size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(
@@ -104,7 +104,7 @@ def resize_bicubic(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def read_images(item: ImageSet) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Restored, reference and LQ; the LQ is brought to the size of the restored image by bicubic resizing.
+    """Read restored, reference and LQ; the LQ is resized (bicubic) to the size of the restored image.
 
     Raises:
         ImageError: if a file cannot be read, or restored and reference differ in size.
@@ -121,7 +121,7 @@ def read_images(item: ImageSet) -> tuple[Tensor, Tensor | None, Tensor | None]:
 
 
 def batches(items: Sequence[ImageSet], size: int, failed: dict[str, str]) -> Iterator[ImageBatch]:
-    """Batches of up to `size` images of one shape, in order; unreadable items go to `failed` (name ->
+    """Yield batches of up to `size` images of one shape, in order; unreadable items go to `failed` (name ->
     reason).
     """
     for chunk in (items[start : start + size] for start in range(0, len(items), size)):

@@ -51,7 +51,7 @@ class GroupSummary:
     lines: tuple[MetricSummary, ...]
 
     def line(self, name: str) -> MetricSummary | None:
-        """The line of a column, or None where it was not measured."""
+        """Return the line of a column, or None where it was not measured."""
         return next((line for line in self.lines if line.column.name == name and line.restored.n), None)
 
 
@@ -77,11 +77,11 @@ class Report:
 
     @property
     def profiles(self) -> list[str]:
-        """In the order of appearance; [""] for a plain comparison of folders."""
+        """List profiles in the order of appearance; [""] for a plain comparison of folders."""
         return list(dict.fromkeys(row.profile for row in self.rows))
 
     def column(self, name: str | None = None) -> Column | None:
-        """The per-image column `name`; without one, the column that ranks images."""
+        """Return the per-image column `name`; without one, the column that ranks images."""
         known = {
             column.name: column
             for column in self.columns
@@ -92,7 +92,7 @@ class Report:
         return next((known[one] for one in WORST_BY if one in known), next(iter(known.values()), None))
 
     def summaries(self, groups: bool = True) -> list[GroupSummary]:
-        """One per profile, then one per profile and group."""
+        """Summarise each profile, then one per profile and group."""
         seed = int(self.settings.get("seed", 0))
         whole = [
             summarise(profile, None, [row for row in self.rows if row.profile == profile], self.columns, seed)
@@ -112,7 +112,7 @@ class Report:
 
 
 def worst_first(rows: Sequence[Row], column: Column) -> list[Row]:
-    """Rows by the column's restored value, worst first; rows without a value last."""
+    """Sort rows by the column's restored value, worst first; rows without a value last."""
 
     def badness(row: Row) -> float:
         value = row.restored.get(column.name, math.nan)
@@ -126,7 +126,7 @@ def worst_first(rows: Sequence[Row], column: Column) -> list[Row]:
 def summarise(
     profile: str, group: tuple[str, str] | None, rows: Sequence[Row], columns: Sequence[Column], seed: int
 ) -> GroupSummary:
-    """Means, intervals and ratios of every column over `rows`."""
+    """Compute means, intervals and ratios of every column over `rows`."""
     lines = []
     for column in columns:
         restored = [_kept(row.restored, column) for row in rows]
@@ -159,7 +159,7 @@ def _improved(restored: Sequence[float], before: Sequence[float], column: Column
 
 
 def to_json(report: Report, extra: dict[str, Any] | None = None) -> str:
-    """The whole report as JSON text; NaN is null."""
+    """Write the whole report as JSON text; NaN is null."""
     columns = {
         column.name: {"better": column.better, "unit": column.unit, "about": column.about}
         for column in (*report.columns, *report.set_columns)

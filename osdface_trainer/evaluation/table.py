@@ -7,7 +7,7 @@ from .scores import GroupSummary, MetricSummary, Report
 
 
 def to_text(report: Report) -> str:
-    """The report for a terminal: one table per profile and group, then what is missing or went wrong."""
+    """Lay the report out for a terminal: a table per profile and group, then what is missing or failed."""
     parts = [_table(summary, report) for summary in report.summaries()]
     if report.missing:
         parts.append(
@@ -22,7 +22,7 @@ def to_text(report: Report) -> str:
 
 
 def title(summary: GroupSummary) -> str:
-    """One line that names a summary: profile, group, number of images."""
+    """Name a summary in one line: profile, group, number of images."""
     parts = [summary.profile, "=".join(summary.group) if summary.group else ""]
     name = ", ".join(part for part in parts if part)
     count = "1 image" if summary.n == 1 else f"{summary.n} images"
@@ -30,7 +30,7 @@ def title(summary: GroupSummary) -> str:
 
 
 def cells(line: MetricSummary) -> list[str]:
-    """The texts of one line: name, restored, input, ratio, share of improved images."""
+    """Write the texts of one line: name, restored, input, ratio, share of improved images."""
     name = line.column.name + (f" [{line.column.unit}]" if line.column.unit else "")
     direction = {"higher": "higher is better", "lower": "lower is better", "one": "1 is ideal"}[
         line.column.better
@@ -43,7 +43,7 @@ def cells(line: MetricSummary) -> list[str]:
 
 
 def set_cells(report: Report, profile: str) -> list[list[str]]:
-    """Lines of the metrics over whole sets (FID, KID), in the form of `cells`."""
+    """Write the lines of the metrics over whole sets (FID, KID), in the form of `cells`."""
     found = report.sets.get(profile, {})
     rows = []
     for column in report.set_columns:

@@ -14,7 +14,7 @@ QUALITY = 85
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """(3,H,W) float in [0,1] -> 8-bit RGB picture, rounded."""
+    """Convert (3,H,W) float in [0,1] -> 8-bit RGB picture, rounded."""
     pixels = (
         (image.detach().float().clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     )
@@ -22,7 +22,7 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def thumbnail(image: Tensor, side: int = THUMB) -> bytes:
-    """(3,H,W) float in [0,1] -> JPEG of at most `side` px."""
+    """Encode (3,H,W) float in [0,1] -> JPEG of at most `side` px."""
     picture = to_picture(image)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

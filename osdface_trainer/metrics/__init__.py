@@ -57,14 +57,14 @@ class MetricCollection:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Per-image columns, in report order."""
+        """List the per-image columns, in report order."""
         return tuple(column for metric in self.metrics for column in metric.columns)
 
     @torch.no_grad()
     def score(
         self, reference: Tensor | None, candidates: dict[Label, Tensor]
     ) -> dict[Label, dict[str, list[float]]]:
-        """Every column of every candidate; the reference goes through each network once.
+        """Compute every column of every candidate; the reference goes through each network once.
 
         Args:
             reference: (B,3,H,W) float in [0,1], or None.

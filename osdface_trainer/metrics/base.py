@@ -37,11 +37,11 @@ class Metric(Protocol):
     needs_reference: bool
 
     def features(self, images: Tensor) -> Any:
-        """What is compared. images: (B,3,H,W) float in [0,1]."""
+        """Compute what is compared. images: (B,3,H,W) float in [0,1]."""
         ...
 
     def compare(self, image: Any, reference: Any) -> dict[str, Tensor]:
-        """Column name -> (B,) values; NaN where an image has none. `reference` is None without one."""
+        """Compute column name -> (B,) values; NaN where an image has none. `reference` may be None."""
         ...
 
 
@@ -52,11 +52,11 @@ class SetMetric(Protocol):
     mode: str
 
     def features(self, images: Tensor) -> Tensor:
-        """(B,3,H,W) float in [0,1] -> (B,D) features, kept until all images are seen."""
+        """Extract (B,3,H,W) float in [0,1] -> (B,D) features, kept until all images are seen."""
         ...
 
     def compute(self, images: Tensor, references: Tensor | None) -> dict[str, float]:
-        """Column name -> value for (N,D) and (M,D) features; NaN when a set is too small."""
+        """Compute column name -> value for (N,D) and (M,D) features; NaN when a set is too small."""
         ...
 
 
@@ -80,7 +80,7 @@ class WeightFinder:
     folder: Path | None = None
 
     def folders(self) -> list[Path]:
-        """The folders that are searched, in order; those that are absent included."""
+        """List the folders that are searched, in order; those that are absent included."""
         import osdface_core
 
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -95,7 +95,7 @@ class WeightFinder:
         ]
 
     def find(self, wanted: WeightFile) -> Path:
-        """The first match, folders before names.
+        """Find the first match, folders before names.
 
         Raises:
             CheckpointError: naming the file, its source and how to hand it over.

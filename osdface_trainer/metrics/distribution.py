@@ -27,17 +27,17 @@ KID_SUBSETS = 100
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,D) -> mean (D,) and unbiased covariance (D,D), float64."""
+    """Compute (N,D) -> mean (D,) and unbiased covariance (D,D), float64."""
     features = features.double()
     return features.mean(dim=0), torch.cov(features.T)
 
 
 def frechet(features: Tensor, mean: Tensor, covariance: Tensor) -> float:
-    """Fréchet distance of a Gaussian fitted to (N,D) features and N(mean, covariance); NaN below two rows.
+    """Compute the Fréchet distance of a Gaussian fitted to (N,D) features and N(mean, covariance).
 
-    |μ−μ'|² + tr(Σ) + tr(Σ') − 2 tr((ΣΣ')^½). With Σ = AᵀA the last trace is that of (AΣ'Aᵀ)^½, a symmetric
-    matrix no larger than the number of images: exact, and 0.3 s for 50 images, where torchmetrics' general
-    eigenvalues of a 2048² matrix take 16 s.
+    |μ−μ'|² + tr(Σ) + tr(Σ') − 2 tr((ΣΣ')^½); NaN below two rows. With Σ = AᵀA the last trace is that of
+    (AΣ'Aᵀ)^½, a symmetric matrix no larger than the number of images: exact, and 0.3 s for 50 images, where
+    torchmetrics' general eigenvalues of a 2048² matrix take 16 s.
     Source: Heusel et al. 2017, Eq. 6.
     """
     if len(features) < 2:
@@ -64,7 +64,7 @@ class _Passthrough(nn.Module):
 
 
 def kernel_distance(images: Tensor, references: Tensor, seed: int = 0) -> float:
-    """KID: squared MMD of (N,D) and (M,D) with the kernel (xᵀy/D + 1)³, mean over 100 random subsets.
+    """Compute KID: the squared MMD of (N,D) and (M,D) with the kernel (xᵀy/D + 1)³, mean of 100 subsets.
 
     Subsets hold 1,000 images, or half of the smaller set when that is less. NaN below four rows.
     Source: Bińkowski et al. 2018, section 3.
@@ -86,8 +86,8 @@ def kernel_distance(images: Tensor, references: Tensor, seed: int = 0) -> float:
 
 
 def read_moments(path: Path) -> tuple[Tensor, Tensor]:
-    """Stored statistics of a set: pytorch-fid's `.npz` (mu, sigma) or a `.pth` dict (mean, cov) as VQFR's
-    FFHQ file.
+    """Read stored statistics of a set: pytorch-fid's `.npz` (mu, sigma) or a `.pth` dict (mean, cov),
+    as VQFR's FFHQ file.
 
     Raises:
         CheckpointError: if the file is neither.
@@ -114,7 +114,7 @@ def read_moments(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _numpy_globals() -> list[Any]:
-    """What a pickled numpy array needs to be read without running code."""
+    """List what a pickled numpy array needs to be read without running code."""
     reconstruct = np.zeros(1).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
     older = (reconstruct, "numpy.core.multiarray._reconstruct")  # the name before numpy 2
@@ -156,7 +156,7 @@ class InceptionDistances:
         return cls(net, read_moments(stats) if stats else None, seed)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B,2048) on the CPU."""
+        """Extract (B,2048) on the CPU."""
         return self.net((images * 255.0).round().to(torch.uint8))[0].reshape(len(images), -1).cpu()
 
     def compute(self, images: Tensor, references: Tensor | None) -> dict[str, float]:
@@ -170,7 +170,7 @@ class InceptionDistances:
 
 
 def load_inception(path: Path) -> nn.Module:
-    """torch-fidelity's Inception-v3 with the weights at `path`. Raises CheckpointError, ImportError."""
+    """Load torch-fidelity's Inception-v3 with the weights at `path`. Raises CheckpointError, ImportError."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     read_state_dict(

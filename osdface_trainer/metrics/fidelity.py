@@ -14,7 +14,7 @@ HIGH_PASS_SIGMA = 2.0
 
 
 def luma(images: Tensor) -> Tensor:
-    """(B,3,H,W) RGB -> (B,1,H,W): BT.601 weights, in the range of the input."""
+    """Compute (B,3,H,W) RGB -> (B,1,H,W): BT.601 weights, in the range of the input."""
     weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     return (images * weights).sum(dim=1, keepdim=True)
 
@@ -59,7 +59,7 @@ class Ssim:
 
 
 def high_frequency_energy(images: Tensor) -> Tensor:
-    """(B,): mean over pixels of (Y − G₂∗Y)², Y the luma in [0,1], G₂ a Gaussian with σ 2 px (13 taps)."""
+    """Compute (B,): mean over pixels of (Y − G₂∗Y)², Y the luma in [0,1], G₂ a Gaussian, σ 2 px (13 taps)."""
     from torchvision.transforms.functional import gaussian_blur
 
     grey = luma(images)

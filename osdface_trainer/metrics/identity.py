@@ -21,12 +21,12 @@ NEARLY_IDENTICAL = 1.0
 
 
 def angle_degrees(a: Tensor, b: Tensor) -> Tensor:
-    """(B,D), (B,D) -> (B,) angle in degrees, 0…180; in float64, where arccos near 1 keeps its digits."""
+    """Compute (B,D), (B,D) -> (B,) angle in degrees, 0…180; float64, for arccos near 1."""
     return torch.rad2deg(torch.arccos(cosine(a, b).clamp(-1, 1)))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """(B,D), (B,D) -> (B,) in float64 on the CPU (MPS has no float64)."""
+    """Compute (B,D), (B,D) -> (B,) cosine in float64 on the CPU (MPS has no float64)."""
     return F.cosine_similarity(a.cpu().double(), b.cpu().double(), dim=1)
 
 
@@ -47,7 +47,7 @@ class FaceIdentity:
         return cls(load_identity(finder.find(MOBILEFACENET), device))
 
     def features(self, images: Tensor) -> Tensor:
-        """(B,D) embeddings."""
+        """Extract (B,D) embeddings."""
         return embed(self.net, images)
 
     def compare(self, image: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ class ArcFaceDegrees:
         return cls(load_frozen(ArcFaceResNet18(gated), path, ARCFACE), device)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B,512) embeddings."""
+        """Extract (B,512) embeddings."""
         weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
         grey = (255.0 * (images * weights).sum(dim=1, keepdim=True)).round()
         small = F.interpolate(grey, (128, 128), mode="bilinear", align_corners=False).round()

@@ -21,12 +21,12 @@ SMALLEST = 0.2
 
 
 def mean_distance(points: Tensor, references: Tensor) -> Tensor:
-    """(B,L,2), (B,L,2) -> (B,): mean Euclidean distance over the landmarks, in the unit of the points."""
+    """Compute (B,L,2), (B,L,2) -> (B,): mean Euclidean distance of the landmarks, in their unit."""
     return (points - references).norm(dim=2).mean(dim=1)
 
 
 def heatmap_points(heatmaps: Tensor) -> Tensor:
-    """(B,L,h,w) -> (B,L,2) x and y [heatmap px, the first pixel's centre is ½].
+    """Decode (B,L,h,w) -> (B,L,2) x and y [heatmap px, the first pixel's centre is ½].
 
     The peak, moved by a quarter pixel towards the higher neighbour on each axis; at the border it stays.
     facexlib's own decoding does the same (but no longer runs: it needs numpy before 1.24).
@@ -66,7 +66,7 @@ class AwingLandmarks:
         return cls(load_frozen(net, path, AWING).to(device))
 
     def features(self, images: Tensor) -> Tensor:
-        """(B,98,2) landmarks."""
+        """Find (B,98,2) landmarks."""
         small = F.interpolate((images * 255.0).round(), (256, 256), mode="bilinear", align_corners=False)
         heatmaps = self.net(small.round() / 255.0)[0][-1][:, :-1]  # the last channel is the face boundary
         scale = torch.tensor([images.shape[3], images.shape[2]], device=images.device) / heatmaps.shape[-1]
@@ -95,7 +95,7 @@ class MtcnnLandmarks:
         self.detect = detect
 
     def features(self, images: Tensor) -> Tensor:
-        """(B,5,2) landmarks, NaN where no face is found."""
+        """Find (B,5,2) landmarks, NaN where no face is found."""
         return torch.stack([self._landmarks(image) for image in images])
 
     def _landmarks(self, image: Tensor) -> Tensor:

@@ -29,13 +29,13 @@ _SHAPES = np.arange(0.2, 10.001, 0.001)
 
 
 def luma_matlab(images: Tensor) -> Tensor:
-    """(B,3,H,W) RGB in [0,1] -> (B,1,H,W) float64 on the CPU: Y of YCbCr, BT.601, 16…235, rounded."""
+    """Compute (B,3,H,W) RGB in [0,1] -> (B,1,H,W) float64 on the CPU: Y of YCbCr, BT.601, 16…235, rounded."""
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64)
     return ((images.cpu().double() * weights.view(1, 3, 1, 1)).sum(dim=1, keepdim=True) + 16.0).round()
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Keys' bicubic kernel with a = −½."""
+    """Evaluate Keys' bicubic kernel with a = −½."""
     x = x.abs()
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
@@ -43,8 +43,8 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def half_size_matrix(length: int) -> Tensor:
-    """(length/2, length) float64: bicubic halving with the kernel widened twofold and mirrored borders, as
-    `imresize`.
+    """Build (length/2, length) float64: bicubic halving with the kernel widened twofold and mirrored borders,
+    as `imresize`.
     """
     out = torch.arange(length // 2, dtype=torch.float64)
     centre = 2.0 * out + 0.5
@@ -57,13 +57,13 @@ def half_size_matrix(length: int) -> Tensor:
 
 
 def half_size(images: Tensor) -> Tensor:
-    """(B,1,H,W) -> (B,1,H/2,W/2), float64; H and W even."""
+    """Halve (B,1,H,W) -> (B,1,H/2,W/2), float64; H and W even."""
     rows, columns = (half_size_matrix(side) for side in images.shape[2:])
     return rows @ images @ columns.T
 
 
 def normalise(images: Tensor, window: Tensor) -> Tensor:
-    """Eq. 1-3: (I − μ)/(σ + 1), local Gaussian moments, replicated borders; (B,1,H,W) float64, 0…255."""
+    """Normalise by Eq. 1-3: (I − μ)/(σ + 1), local Gaussian moments, replicated borders; float64, 0…255."""
     pad = window.shape[-1] // 2
     kernel = window[None, None]
     mean = F.conv2d(F.pad(images, (pad,) * 4, mode="replicate"), kernel)
@@ -72,14 +72,14 @@ def normalise(images: Tensor, window: Tensor) -> Tensor:
 
 
 def blocks_of(images: Tensor, side: int) -> Tensor:
-    """(B,1,H,W) -> (B, blocks, side, side); H and W multiples of `side`."""
+    """Cut (B,1,H,W) -> (B, blocks, side, side); H and W multiples of `side`."""
     b, _, h, w = images.shape
     tiles = images.reshape(b, h // side, side, w // side, side).permute(0, 1, 3, 2, 4)
     return tiles.reshape(b, -1, side, side)
 
 
 def fit_aggd(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Moment matching of an asymmetric generalised Gaussian (Lasmar et al. 2009) along the last axis.
+    """Match the moments of an asymmetric generalised Gaussian (Lasmar et al. 2009) along the last axis.
 
     Returns:
         shape, left scale and right scale (α, β_l, β_r of Eq. 7); NaN where one side has no samples.
@@ -101,13 +101,13 @@ def fit_aggd(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _nearest(curve: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Index of the entry of the rising `curve` that is closest to each value."""
+    """Find the index of the entry of the rising `curve` that is closest to each value."""
     above = np.clip(np.searchsorted(curve, values), 1, len(curve) - 1)
     return np.where(values - curve[above - 1] <= curve[above] - values, above - 1, above)
 
 
 def block_features(blocks: np.ndarray) -> np.ndarray:
-    """(..., side, side) normalised blocks -> (..., 18): shape, scale, then 4 numbers per direction."""
+    """Compute (..., side, side) normalised blocks -> (..., 18): shape, scale, 4 numbers per direction."""
     from scipy.special import gamma
 
     flat = (*blocks.shape[:-2], -1)
@@ -126,7 +126,7 @@ def block_features(blocks: np.ndarray) -> np.ndarray:
 
 
 def distance(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
-    """Eq. 10: the model against a Gaussian fitted to (blocks, 36) features; NaN below two usable blocks."""
+    """Compute Eq. 10: the model against a Gaussian fitted to (blocks, 36) features; NaN below two blocks."""
     usable = features[~np.isnan(features).any(axis=1)]
     if len(usable) < 2:
         return float("nan")
@@ -155,7 +155,7 @@ class Niqe:
         return cls(finder.find(PARAMETERS))
 
     def features(self, images: Tensor) -> Tensor:
-        """(B,) scores."""
+        """Compute (B,) scores."""
         grey = luma_matlab(images)
         h, w = (side // BLOCK * BLOCK for side in grey.shape[2:])
         if h * w < 2 * BLOCK * BLOCK:

@@ -39,7 +39,7 @@ class PyiqaScore:
         self.columns = (Column(name, "higher", f"{NAMES[name]}, pyiqa {version} defaults"),)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B,) scores."""
+        """Compute (B,) scores."""
         with torch.no_grad():
             return self.net(images).reshape(len(images)).cpu()
 

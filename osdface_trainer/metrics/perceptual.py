@@ -58,7 +58,7 @@ class FeatureDistance:
         )
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """One (B,C,h,w) map per level."""
+        """Extract one (B,C,h,w) map per level."""
         signed = (2.0 * images - 1.0).contiguous(memory_format=torch.channels_last)
         return self.net.features(signed)
 

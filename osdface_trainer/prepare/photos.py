@@ -84,12 +84,12 @@ class PhotoRecord:
     error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
+        """Convert to plain types for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PhotoRecord":
-        """Inverse of `to_dict`; raises KeyError or TypeError for something else."""
+        """Invert `to_dict`; raises KeyError or TypeError for something else."""
         faces = tuple(FaceRecord(**face) for face in values["faces"])
         rejected = tuple(values["rejected"])
         return cls(values["source"], values["sha256"], faces, rejected, values["error"])
@@ -163,7 +163,7 @@ def process_photo(
 def _choose(
     found: Sequence[Face], shape: tuple[int, int], options: PrepareOptions
 ) -> tuple[list[Face], list[str]]:
-    """Faces that are large enough and inside the photo, largest first, under the policy for several."""
+    """Choose faces that are large enough and inside the photo, largest first, by the policy for several."""
     rejected: list[str] = []
     large = []
     for face in sorted(found, key=lambda face: -face.size):
@@ -184,12 +184,12 @@ def _choose(
 
 
 def _native_side(face: Face) -> int:
-    """Side of the aligned crop in photo pixels."""
+    """Measure the side of the aligned crop in photo pixels."""
     return round(CROP_SIZE / float(np.sqrt(abs(np.linalg.det(face.matrix[:, :2])))))
 
 
 def _coverage(face: Face, shape: tuple[int, int]) -> float:
-    """Share of the aligned crop that lies inside the photo, on a grid of 32 × 32 points."""
+    """Measure the share of the aligned crop that lies inside the photo, on a grid of 32 × 32 points."""
     line = (np.arange(32) + 0.5) * CROP_SIZE / 32 - 0.5
     crop = np.stack([axis.ravel() for axis in np.meshgrid(line, line)])
     x, y = np.linalg.solve(face.matrix[:, :2], crop - face.matrix[:, 2:])
@@ -197,7 +197,7 @@ def _coverage(face: Face, shape: tuple[int, int]) -> float:
 
 
 def _face_name(source: str, sha256: str, number: int, suffix: str) -> str:
-    """Unique by content: `a.jpg` and `a.png`, or an edited photo under its old name, do not collide.
+    """Name a face by content: `a.jpg` and `a.png`, or an edited photo under its old name, do not collide.
 
     Always UTF-8 and short enough for a disk, whatever the photo is called.
     """
@@ -221,5 +221,5 @@ def _encode(vector: Tensor) -> str:
 
 
 def decode_embedding(text: str) -> Tensor:
-    """The vector behind `FaceRecord.embedding`: (D,) float32."""
+    """Decode the vector behind `FaceRecord.embedding`: (D,) float32."""
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=np.float16).astype(np.float32))

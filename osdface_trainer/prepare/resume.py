@@ -23,7 +23,7 @@ class PhotoRecords:
         self.rewrite()
 
     def _read(self, lines: list[str]) -> None:
-        """What an earlier run did with the same options. A line that a kill cut off counts as not done."""
+        """Read what an earlier run did with these options. A line that a kill cut off counts as not done."""
         try:
             if not lines or json.loads(lines[0]) != self.header:
                 return
@@ -37,7 +37,7 @@ class PhotoRecords:
             self.records[record.source] = record
 
     def done(self, source: str, sha256: str) -> PhotoRecord | None:
-        """The record of a photo that has not changed since."""
+        """Return the record of a photo that has not changed since."""
         record = self.records.get(source)
         return record if record and record.sha256 == sha256 else None
 
@@ -53,7 +53,7 @@ class PhotoRecords:
             out.write(json.dumps(record.to_dict()) + "\n")
 
     def rewrite(self) -> None:
-        """One line per record, without those that were replaced."""
+        """Write one line per record, without those that were replaced."""
         lines = [self.header, *(record.to_dict() for record in self.records.values())]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")

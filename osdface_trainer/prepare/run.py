@@ -52,7 +52,7 @@ class PrepareSummary:
     left_out: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The outcome in a few sentences for a person."""
+        """Tell the outcome in a few sentences."""
         out = [
             f"{self.photos} photos ({self.resumed} done before) → {self.faces} faces of "
             f"{self.identities} people: {self.train} train, {self.val} val (split by {self.split_by})"
@@ -191,7 +191,7 @@ def _embedder(identity: str | Path | None, device: torch.device | str | None) ->
 
 
 def _first_pass(run: _Run) -> tuple[list[PhotoRecord], int]:
-    """A record for every photo, and how many of them an earlier run had made."""
+    """Make a record for every photo, and how many of them an earlier run had made."""
     from tqdm import tqdm
 
     records, resumed, seen = [], 0, set()
@@ -215,7 +215,7 @@ def _first_pass(run: _Run) -> tuple[list[PhotoRecord], int]:
 
 
 def _load(run: _Run, source: str) -> tuple[str, np.ndarray | None, str]:
-    """sha256 and pixels of a photo (None if it is done before), or what went wrong."""
+    """Read sha256 and pixels of a photo (None if it is done before), or what went wrong."""
     from osdface_core.images import read_photo
 
     path = run.photos[source]
@@ -238,7 +238,7 @@ def _process(run: _Run, pixels: np.ndarray, source: str, sha256: str) -> PhotoRe
 
 
 def _remove_unlisted(dst: Path, listed: set[str]) -> None:
-    """Face files of photos that are gone or changed, of duplicates, and what a kill left half-written."""
+    """Delete face files of photos that are gone or changed, of duplicates, and what a kill left."""
     own = re.compile(r".+-[0-9a-f]{8}-\d+(\.\d+\.partial)?\.(png|jpg)")
     for file in (dst / "faces").rglob("*"):
         if own.fullmatch(file.name) and file.relative_to(dst).as_posix() not in listed:

@@ -34,7 +34,7 @@ Chosen = list[tuple[PhotoRecord, FaceRecord]]
 
 
 def distinct(records: list[PhotoRecord], tolerance: int) -> tuple[Chosen, Counter[str]]:
-    """All accepted faces without near duplicates, in order of their names, and why the others are out."""
+    """List all accepted faces without near duplicates, in order of names, and why others are out."""
     rejected = Counter(reason for record in records for reason in record.rejected)
     faces = sorted(((r, face) for r in records for face in r.faces), key=lambda pair: pair[1].file)
     if tolerance < 0 or len(faces) < 2:
@@ -55,7 +55,7 @@ def _quality(face: FaceRecord) -> tuple[int, float]:
 
 
 def people_of(chosen: Chosen, same_person: float) -> list[str]:
-    """A name per person: a face file where embeddings tell them apart, else the sub-folder or the photo."""
+    """Name each person: a face file where embeddings tell them apart, else the sub-folder or the photo."""
     if chosen and all(face.embedding for _, face in chosen):
         vectors = torch.nn.functional.normalize(
             torch.stack([decode_embedding(face.embedding) for _, face in chosen]), dim=1
@@ -69,7 +69,7 @@ def people_of(chosen: Chosen, same_person: float) -> list[str]:
 
 
 def split_of(chosen: Chosen, people: list[str], share: float, seed: int) -> tuple[list[str], str]:
-    """ "train" or "val" per face, and by what faces were kept together."""
+    """Assign "train" or "val" to each face, and by what faces were kept together."""
     photos = [record.source for record, _ in chosen]
     for name, keys in (("identity", people), ("photo", photos)):
         if share > 0 and len(set(keys)) > 1:

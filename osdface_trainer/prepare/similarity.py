@@ -20,7 +20,7 @@ def _cosines() -> Tensor:
 
 
 def perceptual_hash(faces: Tensor) -> list[str]:
-    """A 255-bit hash of how each picture looks: its lowest 16×16 DCT coefficients against their median.
+    """Hash how each picture looks in 255 bits: its lowest 16×16 DCT coefficients against their median.
 
     The usual 63 bits (8×8) are too few here: aligned portraits of different people come within 4 of them. On
     1,618 aligned faces a re-encoded, rescaled and slightly shifted copy differed in at most 20 of 255 bits
@@ -38,7 +38,7 @@ def perceptual_hash(faces: Tensor) -> list[str]:
 
 
 def hash_signs(hashes: Sequence[str]) -> Tensor:
-    """(N, 255) of ±1 from `perceptual_hash`: the Hamming distance of two rows is (255 − a·b)/2."""
+    """Make (N, 255) of ±1 from `perceptual_hash`: the Hamming distance of two rows is (255 − a·b)/2."""
     packed = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), -1)
     bits = np.unpackbits(packed, axis=1)[:, :HASH_BITS]
     return torch.from_numpy(bits.astype(np.float32) * 2 - 1)
