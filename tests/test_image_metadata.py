@@ -494,6 +494,15 @@ def test_resolution_is_turned_too(tmp_path):
     assert struct.unpack("<I", tags[282][:4])[0] == 150 and struct.unpack("<I", tags[283][:4])[0] == 300
 
 
+@pytest.mark.parametrize("dpi", [(1e9, 300.0), (1e-9, 300.0), (float("nan"), 300.0), (float("inf"), 1.0)])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])
+def test_nonsensical_resolution_stops_nothing(tmp_path, dpi, name):
+    assert write_photo(tmp_path / name, Photo(picture(), dpi=dpi)) == (
+        "its resolution is out of range and left out",
+    )
+    assert read_photo(tmp_path / name).pixels.shape == (40, 64, 3)
+
+
 def test_damaged_exif_is_left_out(tmp_path):
     path = jpeg_with(tmp_path / "a.jpg", (jpeg.APP1, exif.PREFIX + b"II*\0\xff\xff\xff\xff"))
     photo = read_photo(path)

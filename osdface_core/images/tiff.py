@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 import struct
 import zlib
 from collections.abc import Iterator
@@ -148,6 +149,9 @@ def _by_tifffile(path: Path) -> Plane | None:
     """A grey or RGB TIFF of 8 or 16 bits or float; None if Pillow should read it (palette, CMYK, YCbCr)."""
     import tifffile
 
+    log = logging.getLogger("tifffile")
+    if not log.handlers:  # what it says of damaged tags would go to stderr, beside our one line
+        log.addHandler(logging.NullHandler())
     try:
         with tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]

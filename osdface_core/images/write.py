@@ -28,6 +28,8 @@ HOLDS = {
     "WEBP": ("icc", "exif", "xmp"),
 }
 """Metadata that each format has a place for; the others have none."""
+RESOLUTIONS = (0.1, 65000.0)
+"""Dots per inch that every format can store."""
 NAMES = {
     "icc": "colour profile",
     "exif": "EXIF",
@@ -151,6 +153,9 @@ def _fitting(photo: Photo, kind: str, plane: Plane) -> Metadata:
     lost = [name for key, name in names.items() if getattr(about, key) and key not in HOLDS.get(kind, ())]
     if lost:
         about.notes.append(f"{kind} cannot hold its {', '.join(lost)}")
+    if about.dpi and not all(RESOLUTIONS[0] <= value <= RESOLUTIONS[1] for value in about.dpi):
+        about.notes.append("its resolution is out of range and left out")
+        about.dpi = None
     height, width = plane.samples.shape[:2]
     about.exif = exif.with_size(about.exif, width, height)
     about.xmp = xmp.with_size(about.xmp, width, height)
