@@ -194,7 +194,7 @@ def test_unreadable_photos_are_counted_and_no_failure(tmp_path, photos, detector
 
     assert command(photos) == 0
     printed = capsys.readouterr().out
-    assert "unreadable: 1 of 11 photos, left out\nunreadable: broken.jpg: " in printed
+    assert "left out, unreadable: 1\nunreadable: broken.jpg: " in printed
     (tmp_path / "bad").mkdir()
     shutil.copy(photos / "broken.jpg", tmp_path / "bad")
     assert command(tmp_path / "bad") == 1

@@ -59,7 +59,7 @@ class PrepareSummary:
         ]
         out += [f"left out, {reason}: {count}" for reason, count in sorted(self.rejected.items())]
         if self.unreadable:
-            out.append(f"unreadable: {len(self.unreadable)} of {self.photos} photos, left out")
+            out.append(f"left out, unreadable: {len(self.unreadable)}")
         out += [f"unreadable: {photo}: {why}" for photo, why in self.unreadable]
         out += self.left_out
         return [*out, f"manifest: {self.manifest}"]
