@@ -8,12 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from osdface_core.devices import DTYPES, pick_device, pick_dtype
-from osdface_core.engines import ENGINES
+from osdface_core.devices import TORCH_DTYPES, pick_device, pick_dtype
 from osdface_core.errors import ConfigError
-from osdface_core.faces import DETECTORS
+from osdface_core.options import DetectorName, EngineName
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         type=_engines,
         metavar="LIST",
-        help=f"of {', '.join(ENGINES)}; default eager,graphs on CUDA, else eager",
+        help=f"of {', '.join(get_args(EngineName))}; default eager,graphs on CUDA, else eager",
     )
     parser.add_argument("--runs", type=_count, default=5, metavar="N", help="rounds; medians over them (5)")
     parser.add_argument("--size", type=_side, default=512, metavar="PX", help="side of a face (512)")
@@ -79,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kind.add_argument("--plot", type=Path, metavar="PNG", help="a picture of --memory or --cost")
     kind.add_argument("--max-faces", type=_count, metavar="N", help="at most so many of each photo")
-    kind.add_argument("--detector", choices=DETECTORS, default="auto")
+    kind.add_argument("--detector", choices=get_args(DetectorName), default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, also each round")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -120,7 +119,8 @@ def run(args: argparse.Namespace) -> int:
     }
     say(f"built after {time.perf_counter() - start:.1f} s; peaks {result['peak_tflops']} TFLOP/s")
     warm_ups = WARM_UPS.get(device.type, 1)
-    engines = args.engine or (["eager", "graphs"] if device.type == "cuda" else ["eager"])
+    usual: list[EngineName] = ["eager", "graphs"] if device.type == "cuda" else ["eager"]
+    engines = args.engine or usual
     faces = {b: models.faces(b, args.size, device) for b in args.batch_size}
     for (name, dtype), engine in itertools.product(dtypes.items(), engines):
         say(f"{name}, {engine}: warming up …")
@@ -184,15 +184,17 @@ def _photos(args: argparse.Namespace, pipeline: OSDFacePipeline, say: Callable[[
 
 def _names(text: str) -> list[str]:
     names = [part.strip() for part in text.split(",")]
-    if unknown := [n for n in names if n not in {"auto", *DTYPES}]:
-        raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; use auto, {', '.join(DTYPES)}")
+    if unknown := [n for n in names if n not in {"auto", *TORCH_DTYPES}]:
+        raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; use auto, {', '.join(TORCH_DTYPES)}")
     return names
 
 
 def _engines(text: str) -> list[str]:
     names = [part.strip() for part in text.split(",")]
-    if unknown := [n for n in names if n not in ENGINES]:
-        raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; use {', '.join(ENGINES)}")
+    if unknown := [n for n in names if n not in get_args(EngineName)]:
+        raise argparse.ArgumentTypeError(
+            f"unknown {', '.join(unknown)}; use {', '.join(get_args(EngineName))}"
+        )
     return names
 
 

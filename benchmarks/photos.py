@@ -13,6 +13,7 @@ from typing import Any
 from osdface_core.cli.batch import FileRestorer, Plan, Work, one_by_one, overlapped
 from osdface_core.cli.inputs import Guard, Job, plan
 from osdface_core.errors import ConfigError
+from osdface_core.options import DetectOptions, pick
 from osdface_core.pipeline import OSDFacePipeline
 
 from .memory import resident_bytes
@@ -56,7 +57,8 @@ class _Watched(FileRestorer):
 
 def run_pass(pipeline: OSDFacePipeline, jobs: Sequence[Job], options: dict[str, Any], runner: Any) -> Pass:
     """Restore all photos with `one_by_one` or `overlapped`. Raises what a photo failed with."""
-    steps, result = _Watched(pipeline, Plan(options), Guard(job.source for job in jobs)), Pass()
+    how, guard = Plan(pick(DetectOptions, options)), Guard(job.source for job in jobs)
+    steps, result = _Watched(pipeline, how, guard), Pass()
 
     def tell(job: Job, record: Any) -> None:
         if isinstance(record, Exception):

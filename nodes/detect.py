@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
+from ..osdface_core.options import WORDS, DetectOptions, DetectorName, Effort, Order, options_of
 from . import host
-from .frames import DETECTORS, FRAMES, ORDERS, SELECTIONS, Choice, choose, cut, find_faces
+from .frames import FrameKind, choose, cut, find_faces, which_faces
 from .helpers import preview_faces
 from .sockets import FACES, FaceSet
-from .widgets import choice, decimal, integer, socket, text
+from .widgets import choice, chosen, named, socket, text, widget, widgets
 
-SELECTION_TIP = "all faces; the largest; the one nearest the centre; or those named in `indices`. Per frame."
-INDICES_TIP = (
+DETECTOR = widget(
+    options_of(DetectOptions)["detector"], " ComfyUI keeps the weights in models/facedetection."
+)
+SELECTION = choice(
+    [*WORDS, "indices"],
+    "all faces; the largest; the one nearest the centre; or those named in `indices`. Per frame.",
+)
+INDICES = text(
+    "",
     "Numbers as in the preview, like 0, 2, 5-7. Used with selection = indices; in a clip a number is one "
-    "person."
+    "person.",
 )
-ORDER_TIP = "Order of the faces, which also decides who stays when max_faces is set."
-MIN_TIP = "Leave faces smaller than this alone, in pixels of the longer side of the box. 0: no limit."
-MAX_TIP = "Leave faces larger than this alone, in pixels. 0: no limit."
-COUNT_TIP = "At most this many faces per frame. 0: no limit."
-DETECTOR_TIP = (
-    "auto: RetinaFace if its weights are in models/facedetection, else MTCNN, which needs no download. The "
-    "named RetinaFace models are fetched once if they are missing."
-)
-FRAMES_TIP = (
+FRAMES = choice(
+    list(get_args(FrameKind)),
     "What a batch of images is. clip: faces are followed and their landmarks steadied, so that nothing "
-    "jitters. photos: each image for itself. auto: a clip if neighbouring images look alike."
-)
-EFFORT_TIP = (
-    "auto: look again, turned or in tiles, where the first look leaves doubts (tilted faces, crowds). fast: "
-    "look once. thorough: do all of it always."
+    "jitters. photos: each image for itself. auto: a clip if neighbouring images look alike.",
 )
 
 
@@ -60,42 +57,44 @@ class OSDFaceDetectFaces:
         return {
             "required": {
                 "image": socket("IMAGE", "A photo, a batch of photos, or the frames of a clip."),
-                "detector": choice(DETECTORS, DETECTOR_TIP),
-                "selection": choice(SELECTIONS, SELECTION_TIP),
-                "indices": text("", INDICES_TIP),
-                "order": choice(ORDERS, ORDER_TIP),
-                "min_face": integer(0, 0, 8192, MIN_TIP),
-                "max_face": integer(0, 0, 8192, MAX_TIP),
-                "max_faces": integer(0, 0, 1000, COUNT_TIP),
+                "detector": DETECTOR,
+                "selection": SELECTION,
+                "indices": INDICES,
+                **widgets(DetectOptions, "order", "min_face", "max_face", "max_faces"),
             },
-            "optional": {
-                "frames": choice(FRAMES, FRAMES_TIP),
-                "threshold": decimal(
-                    0.9, 0.0, 1.0, "Least certainty of the detector; lower finds more, also wrong ones.", 0.05
-                ),
-                "effort": choice(["auto", "fast", "thorough"], EFFORT_TIP),
-            },
+            "optional": {"frames": FRAMES, **widgets(DetectOptions, "threshold", "effort")},
         }
 
+    @named
     def detect(
         self,
         image: Tensor,
-        detector: str,
+        detector: DetectorName,
         selection: str,
         indices: str,
-        order: str,
+        order: Order,
         min_face: int,
         max_face: int,
         max_faces: int,
-        frames: str = "auto",
+        frames: FrameKind = "auto",
         threshold: float = 0.9,
-        effort: str = "auto",
+        effort: Effort = "auto",
     ) -> tuple[FaceSet, Tensor, int, Tensor, str]:
         pixels = host.from_image(image)
         progress = host.Progress(len(pixels))
-        look = {"threshold": threshold, "effort": effort}
-        found = find_faces(pixels, detector, min_face, frames, order, progress.step, **look)
-        faces, _ = choose(found, Choice(selection, indices, order, min_face, max_face, max_faces))
+        options = chosen(
+            DetectOptions,
+            detector=detector,
+            threshold=threshold,
+            effort=effort,
+            faces=which_faces(selection, indices),
+            order=order,
+            min_face=min_face,
+            max_face=max_face,
+            max_faces=max_faces,
+        )
+        found = find_faces(pixels, options, frames, progress.step)
+        faces, _ = choose(found, options)
         crops, preview = cut(pixels, faces), preview_faces(pixels, found, chosen=faces)
         return faces, host.to_image(crops), len(faces), host.to_image(preview), faces.to_json()
 
@@ -119,22 +118,20 @@ class OSDFaceSelectFaces:
             "required": {
                 "faces": socket(FACES, "Faces from Detect Faces."),
                 "crops": socket("IMAGE", "The crops that came with them."),
-                "selection": choice(SELECTIONS, SELECTION_TIP),
-                "indices": text("", INDICES_TIP),
-                "order": choice(ORDERS, ORDER_TIP),
-                "min_face": integer(0, 0, 8192, MIN_TIP),
-                "max_face": integer(0, 0, 8192, MAX_TIP),
-                "max_faces": integer(0, 0, 1000, COUNT_TIP),
+                "selection": SELECTION,
+                "indices": INDICES,
+                **widgets(DetectOptions, "order", "min_face", "max_face", "max_faces"),
             }
         }
 
+    @named
     def select(
         self,
         faces: FaceSet,
         crops: Tensor,
         selection: str,
         indices: str,
-        order: str,
+        order: Order,
         min_face: int,
         max_face: int,
         max_faces: int,
@@ -143,5 +140,13 @@ class OSDFaceSelectFaces:
             raise ValueError(
                 f"{len(crops)} crops for {len(faces)} faces: connect both from the same Detect Faces"
             )
-        kept, places = choose(faces, Choice(selection, indices, order, min_face, max_face, max_faces))
+        options = chosen(
+            DetectOptions,
+            faces=which_faces(selection, indices),
+            order=order,
+            min_face=min_face,
+            max_face=max_face,
+            max_faces=max_faces,
+        )
+        kept, places = choose(faces, options)
         return kept, crops[places].clone(), len(kept)

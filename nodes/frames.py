@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
+from ..osdface_core.errors import OptionError
 from ..osdface_core.faces import align, detect, paste
 from ..osdface_core.faces.face import Face
 from ..osdface_core.faces.select import select
 from ..osdface_core.faces.track import smooth
+from ..osdface_core.options import DetectOptions, PasteMode, parse_faces
 from . import host
 from .sockets import FaceSet
 
 RETINAFACE_WEIGHTS = ("detection_Resnet50_Final.pth", "detection_mobilenet0.25_Final.pth")
-DETECTORS = ["auto", "retinaface_resnet50", "retinaface_mobile0.25", "mtcnn"]
-SELECTIONS = ["all", "largest", "center", "indices"]
-ORDERS = ["size", "left_to_right", "top_to_bottom", "score"]
-FRAMES = ["auto", "clip", "photos"]
+FrameKind = Literal["auto", "clip", "photos"]
 # Mean difference between thumbnails of neighbours, above which a batch is taken for unrelated photos.
 CLIP_DIFFERENCE = 0.12
 Tick = Callable[[int], None]
@@ -31,49 +29,56 @@ def no_tick(count: int) -> None:
     """Nobody listens."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which faces to keep, per frame."""
+def which_faces(selection: str, indices: str) -> str | tuple[()]:
+    """What two widgets say, as the core's `faces`: a word, or numbers such as "0,2"; () is none.
 
-    selection: str = "all"
-    indices: str = ""
-    order: str = "size"
-    min_size: int = 0
-    max_size: int = 0
-    max_faces: int = 0
+    Raises:
+        OptionError: `indices` are no numbers.
+    """
+    if selection != "indices":
+        return selection
+    if not indices.strip():
+        return ()
+    try:
+        if parse_faces(indices) is not None:
+            return indices
+    except OptionError:
+        pass
+    raise OptionError("indices", indices, "numbers as in the preview, such as 0, 2 or 5-7")
 
 
 def find_faces(
-    frames: Tensor,
-    detector: str = "auto",
-    min_face: int = 0,
-    kind: str = "auto",
-    order: str = "size",
-    tick: Tick = no_tick,
-    **more: Any,
+    frames: Tensor, options: DetectOptions, kind: FrameKind = "auto", tick: Tick = no_tick
 ) -> FaceSet:
     """Detect in every frame of (B, 3, H, W); in a clip, follow the faces and steady their landmarks.
 
     Args:
+        options: how to look; `order` numbers the faces of photos. Faces above `min_face` stay, whichever are
+            chosen later.
         kind: `clip`, `photos`, or `auto` (a clip if neighbouring frames look alike).
-        order: in which photos' faces are numbered.
         tick: called after each frame; may raise to stop.
-        more: `threshold` and `effort` of `detect`.
     """
-    place: dict[str, Any] = {
-        "device": host.compute_device(),
-        "detector_dir": host.detector_folder(RETINAFACE_WEIGHTS),
-    }
+    device, weights = host.compute_device(), host.detector_folder(RETINAFACE_WEIGHTS)
     found: list[list[Face]] = []
     for frame in frames:
-        found.append(detect(frame, detector, min_face=min_face, **place, **more))
+        found.append(
+            detect(
+                frame,
+                options.detector,
+                detector_dir=weights,
+                device=device,
+                min_face=options.min_face,
+                threshold=options.threshold,
+                effort=options.effort,
+            )
+        )
         tick(1)
     height, width = frames.shape[-2:]
     if kind == "clip" or (kind == "auto" and is_clip(frames)):
         found = smooth(found, frames)
         numbers = [tuple(face.track or 0 for face in faces) for faces in found]
     else:
-        found = [select(faces, (height, width), "all", order=order) for faces in found]
+        found = [select(faces, (height, width), "all", order=options.order) for faces in found]
         numbers = [tuple(range(len(faces))) for faces in found]
     return FaceSet(tuple(map(tuple, found)), tuple(numbers), height, width)
 
@@ -86,12 +91,13 @@ def is_clip(frames: Tensor) -> bool:
     return bool((small[1:] - small[:-1]).abs().mean(dim=(1, 2, 3)).median() < CLIP_DIFFERENCE)
 
 
-def choose(faces: FaceSet, choice: Choice) -> tuple[FaceSet, list[int]]:
+def choose(faces: FaceSet, options: DetectOptions) -> tuple[FaceSet, list[int]]:
     """The chosen faces of every frame, and their places among all crops, in the new order."""
     frames, numbers, places, start = [], [], [], 0
     for found, called in zip(faces.frames, faces.numbers, strict=True):
         kept = [
-            found.index(face) for face in _choose_in_frame(found, called, (faces.height, faces.width), choice)
+            found.index(face)
+            for face in _choose_in_frame(found, called, (faces.height, faces.width), options)
         ]
         frames.append(tuple(found[i] for i in kept))
         numbers.append(tuple(called[i] for i in kept))
@@ -101,36 +107,23 @@ def choose(faces: FaceSet, choice: Choice) -> tuple[FaceSet, list[int]]:
 
 
 def _choose_in_frame(
-    found: tuple[Face, ...], called: tuple[int, ...], shape: tuple[int, int], choice: Choice
+    found: tuple[Face, ...], called: tuple[int, ...], shape: tuple[int, int], options: DetectOptions
 ) -> list[Face]:
-    limits: dict[str, Any] = {
-        "min_size": choice.min_size,
-        "max_size": choice.max_size,  # 0: no limit, as for the core
-        "max_count": choice.max_faces or None,
-    }
-    if choice.selection == "indices":
+    """Choose by the numbers of the preview, which a clip keeps; a number that is absent is no error."""
+    which = options.faces
+    numbers = parse_faces(which) if isinstance(which, str) else []
+    if numbers is not None:
         by_number = dict(zip(called, found, strict=True))
-        picked = [by_number[n] for n in parse_indices(choice.indices) if n in by_number]
-        return select(picked, shape, "all", order=choice.order, **limits)
-    return select(found, shape, choice.selection, order=choice.order, **limits)
-
-
-def parse_indices(text: str) -> list[int]:
-    """`0, 2, 5-7` to [0, 2, 5, 6, 7].
-
-    Raises:
-        ValueError: anything else.
-    """
-    numbers: list[int] = []
-    for part in filter(None, re.split(r"[,;\s]+", text.strip())):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if match is None:
-            raise ValueError(
-                f"indices: {part!r} is no face number; write numbers as in the preview, like 0, 2, 5-7"
-            )
-        first = int(match[1])
-        numbers += range(first, int(match[2] or first) + 1)
-    return list(dict.fromkeys(numbers))
+        found, which = tuple(by_number[n] for n in numbers if n in by_number), "all"
+    return select(
+        found,
+        shape,
+        which,
+        min_face=options.min_face,
+        max_face=options.max_face,
+        max_faces=options.max_faces,
+        order=options.order,
+    )
 
 
 def cut(frames: Tensor, faces: FaceSet, size: int = 512) -> Tensor:
@@ -145,7 +138,7 @@ def cut(frames: Tensor, faces: FaceSet, size: int = 512) -> Tensor:
 
 
 def put_back(
-    frames: Tensor, faces: FaceSet, restored: Tensor, feather: float, mode: str, tick: Tick = no_tick
+    frames: Tensor, faces: FaceSet, restored: Tensor, feather: float, mode: PasteMode, tick: Tick = no_tick
 ) -> tuple[Tensor, Tensor]:
     """Blend restored crops into copies of (B, 3, H, W) frames of any size of the same shape.
 

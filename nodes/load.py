@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..osdface_core.options import Dtype, LoadOptions, options_of
 from . import host
 from .lora import read_lora, to_comfyui
 from .models import Embedder, Restorer, load_restorer
 from .sockets import BACKBONE, VRE
-from .widgets import choice, decimal, socket
+from .widgets import choice, named, socket, widget, widgets
 
 CHECKPOINT_TIP = (
     "Files of models/osdface. mini: the small model that comes with this pack. A name that ends in / is a "
@@ -19,7 +20,6 @@ BASE_TIP = (
     "Stable Diffusion 2.1-base for checkpoints that are a LoRA: v2-1_512-ema-pruned.safetensors in "
     "models/checkpoints or a folder in models/diffusers. none for mini and other self-contained checkpoints."
 )
-DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
 
 class OSDFaceLoadVRE:
@@ -43,6 +43,7 @@ class OSDFaceLoadVRE:
     def IS_CHANGED(cls, vre: str | None = None) -> str | float:  # noqa: N802
         return host.changed(vre)
 
+    @named
     def load(self, vre: str) -> tuple[Embedder]:
         return (Embedder.load(host.checkpoint_path(vre)),)
 
@@ -68,10 +69,7 @@ class OSDFaceLoadRestorer:
             "required": {
                 "checkpoint": choice(host.checkpoint_names(), CHECKPOINT_TIP),
                 "base": choice(host.base_names(), BASE_TIP),
-                "lora_strength": decimal(
-                    1.0, 0.0, 2.0, "Strength of the LoRA: 0 is the bare base model, 1 as trained."
-                ),
-                "dtype": choice(DTYPES, "Precision. auto: half precision where the device is good at it."),
+                **widgets(LoadOptions, "lora_scale", "dtype"),
             }
         }
 
@@ -79,7 +77,8 @@ class OSDFaceLoadRestorer:
     def IS_CHANGED(cls, checkpoint: str | None = None, base: str | None = None, **_: Any) -> str | float:  # noqa: N802
         return host.changed(checkpoint, base)
 
-    def load(self, checkpoint: str, base: str, lora_strength: float, dtype: str) -> tuple[Restorer]:
+    @named
+    def load(self, checkpoint: str, base: str, lora_strength: float, dtype: Dtype) -> tuple[Restorer]:
         paths = host.checkpoint_path(checkpoint), host.base_path(base)
         return (load_restorer(*paths, lora_strength, dtype)[0],)
 
@@ -137,9 +136,7 @@ class OSDFaceApplyLoRA:
             "required": {
                 "model": socket("MODEL", "Stable Diffusion 2.1-base (512 pixels)."),
                 "lora": choice(host.lora_names(), tip),
-                "strength": decimal(
-                    1.0, -2.0, 2.0, "Strength of the LoRA: 0 is the bare model, 1 as trained."
-                ),
+                "strength": widget(options_of(LoadOptions)["lora_scale"]),
             }
         }
 
@@ -149,6 +146,7 @@ class OSDFaceApplyLoRA:
             return float("nan")
         return "" if lora == host.NONE else host.stamp(host.lora_path(lora))
 
+    @named
     def apply(self, model: Any, lora: str, strength: float) -> tuple[Any]:
         if lora == host.NONE or strength == 0.0:
             return (model,)

@@ -14,6 +14,7 @@ from ..osdface_core.devices import FACE_BYTES, faces_at_once, pick_dtype
 from ..osdface_core.loading import Loaded, load_model, load_prompt_side, read_model, resolve
 from ..osdface_core.models.backbone import Backbone
 from ..osdface_core.models.vre import VRE, Projection
+from ..osdface_core.options import Dtype, RestoreOptions
 from ..osdface_core.pipeline import OSDFacePipeline
 from . import host
 from .native import SocketCodec, SocketPredictor, check_model, warn_partial_lora
@@ -61,7 +62,7 @@ class Restorer:
         self.managed = managed
 
     @classmethod
-    def own(cls, loaded: Loaded, dtype: str) -> Restorer:
+    def own(cls, loaded: Loaded, dtype: Dtype) -> Restorer:
         """Over modules that the core loaded."""
         device = host.compute_device()
         precision = host.auto_dtype(device) if dtype == "auto" else None
@@ -99,18 +100,13 @@ class Restorer:
         self,
         crops: Tensor,
         prompts: Tensor,
-        *,
-        strength: float = 1.0,
-        timestep: int | None = None,
-        color_fix: str = "none",
-        batch_size: int = 0,
+        options: RestoreOptions,
         tick: Callable[[int, Tensor], None] = lambda count, restored: None,
     ) -> Tensor:
         """Restore (N, 3, H, W) crops with prompts (N or 1, 77, D), batch by batch.
 
         Args:
-            strength, timestep, color_fix: see `OSDFacePipeline.restore`.
-            batch_size: faces at once; 0 takes what free memory allows.
+            options: see `OSDFacePipeline.restore`.
             tick: called after each batch with its size and result; may raise to stop.
         Returns:
             (N, 3, H', W') in [0, 1], float32, on the crops' device.
@@ -121,19 +117,23 @@ class Restorer:
         done = [crops[:0, :, : crops.shape[-2] // 8 * 8, : crops.shape[-1] // 8 * 8]]
         start = 0
         while start < len(crops):
-            size = self._prepare(batch_size or len(crops), batch_size)
+            size = self._prepare(options.batch_size or len(crops), options.batch_size)
             batch = crops[start : start + size]
             restored = self.pipeline.restore(
-                batch, strength=strength, timestep=timestep, color_fix=color_fix, batch_size=size,
+                batch,
+                strength=options.strength,
+                timestep=options.timestep,
+                color_fix=options.color_fix,
+                batch_size=size,
                 prompt=prompts[start : start + size],
-            )  # fmt: skip
+            )
             restored = keep_grey(restored, batch)  # a black-and-white photo gains no tint
             done.append(restored)
             start += len(batch)
             tick(len(batch), restored)
         return torch.cat(done)
 
-    def _prepare(self, wanted: int, fixed: int) -> int:
+    def _prepare(self, wanted: int, fixed: int | None) -> int:
         """Load what is ours; how many faces to take at once."""
         per_face = FACE_BYTES[self.config.codec.kind] * self.pipeline.dtype.itemsize // 4
         if self.managed is not None:
@@ -154,6 +154,6 @@ class Restorer:
         return prompts.expand(count, -1, -1) if len(prompts) == 1 else prompts
 
 
-def load_restorer(source: str, base: str | None, lora_strength: float, dtype: str) -> tuple[Restorer, Loaded]:
-    loaded = load_model(source, base=base, lora_scale=lora_strength)
+def load_restorer(source: str, base: str | None, lora_scale: float, dtype: Dtype) -> tuple[Restorer, Loaded]:
+    loaded = load_model(source, base=base, lora_scale=lora_scale)
     return Restorer.own(loaded, dtype), loaded

@@ -7,17 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..osdface_core.options import PasteMode, PasteOptions, options_of
 from . import host
 from .frames import put_back
 from .sockets import FACES, FaceSet
-from .widgets import choice, decimal, socket
-
-FEATHER_TIP = "Width of the soft border, as a part of half the crop: 0.05 is hard, 1 fades from the centre."
-MODE_TIP = (
-    "residual: add what the restoration changed, so that an unchanged face leaves no trace and detail finer "
-    "than 512 pixels survives. replace: cover the face with the restored crop, as older nodes do."
-)
-MODES = ["residual", "replace"]
+from .widgets import named, socket, widget, widgets
 
 
 class OSDFacePasteBack:
@@ -43,13 +37,14 @@ class OSDFacePasteBack:
                 ),
                 "faces": socket(FACES, "Faces from Detect Faces or Select Faces."),
                 "crops": socket("IMAGE", "Restored crops of these faces, in the same order."),
-                "feather": decimal(0.2, 0.01, 1.0, FEATHER_TIP),
+                **widgets(PasteOptions, "feather"),
             },
-            "optional": {"mode": choice(MODES, MODE_TIP)},
+            "optional": {"mode": widget(options_of(PasteOptions)["paste_mode"])},
         }
 
+    @named
     def paste(
-        self, image: Tensor, faces: FaceSet, crops: Tensor, feather: float, mode: str = "residual"
+        self, image: Tensor, faces: FaceSet, crops: Tensor, feather: float, mode: PasteMode = "residual"
     ) -> tuple[Tensor, Tensor]:
         pixels = host.from_image(image)
         progress = host.Progress(len(pixels))

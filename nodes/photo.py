@@ -9,17 +9,27 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from ..osdface_core.options import (
+    ColorFix,
+    DetectOptions,
+    DetectorName,
+    Dtype,
+    LoadOptions,
+    Order,
+    PasteMode,
+    PasteOptions,
+    RestoreOptions,
+)
 from ..osdface_core.upscale import enlarge
 from . import draw, host
-from .detect import COUNT_TIP, DETECTOR_TIP, FRAMES_TIP, INDICES_TIP, MIN_TIP, ORDER_TIP, SELECTION_TIP
-from .frames import DETECTORS, FRAMES, ORDERS, SELECTIONS, Choice, choose, cut, find_faces, put_back
+from .detect import DETECTOR, FRAMES, INDICES, SELECTION
+from .frames import FrameKind, choose, cut, find_faces, put_back, which_faces
 from .identity import guard, load_scorer, scores
-from .load import BASE_TIP, CHECKPOINT_TIP, DTYPES
+from .load import BASE_TIP, CHECKPOINT_TIP
 from .models import Embedder, Restorer, load_restorer
-from .paste import FEATHER_TIP, MODE_TIP, MODES
-from .restore import BATCH_TIP, COLOR_FIXES, COLOR_TIP, GUARD_TIP, STRENGTH_TIP, TIMESTEP_TIP
+from .restore import GUARD_TIP
 from .sockets import FaceSet
-from .widgets import choice, decimal, integer, socket, text
+from .widgets import choice, chosen, decimal, named, socket, widgets
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +41,7 @@ class Models:
     restorer: Restorer
 
     @classmethod
-    def load(cls, source: str, base: str | None, lora: float, dtype: str) -> Models:
+    def load(cls, source: str, base: str | None, lora: float, dtype: Dtype) -> Models:
         """From files, or those that another node holds already."""
         key = (source, base, host.stamp(source, base), lora, dtype)
         if (held := _HELD.get(key)) is not None:
@@ -40,12 +50,12 @@ class Models:
         _HELD[key] = models = cls(key, Embedder(loaded.config, loaded.vre, loaded.projection), restorer)
         return models
 
-    def run(self, crops: Tensor, **dials: Any) -> Tensor:
-        """Restore (N, 3, 512, 512) crops with progress; `dials` as in `Restorer.restore`."""
+    def run(self, crops: Tensor, options: RestoreOptions) -> Tensor:
+        """Restore (N, 3, 512, 512) crops with progress."""
         progress = host.Progress(2 * len(crops))
         prompts = self.embedder.encode(crops, progress.step)
         return self.restorer.restore(
-            crops, prompts, tick=lambda count, batch: progress.step(count, batch[-1]), **dials
+            crops, prompts, options, tick=lambda count, batch: progress.step(count, batch[-1])
         )
 
 
@@ -85,29 +95,21 @@ class OSDFaceRestorePhoto:
                 "image": socket("IMAGE", "A photo, a batch of photos, or the frames of a clip."),
                 "checkpoint": choice(host.checkpoint_names(), CHECKPOINT_TIP),
                 "base": choice(host.base_names(), BASE_TIP),
-                "detector": choice(DETECTORS, DETECTOR_TIP),
-                "selection": choice(SELECTIONS, SELECTION_TIP),
-                "min_face": integer(0, 0, 8192, MIN_TIP),
-                "strength": decimal(1.0, 0.0, 1.0, STRENGTH_TIP, 0.05),
-                "color_fix": choice(COLOR_FIXES, COLOR_TIP),
+                "detector": DETECTOR,
+                "selection": SELECTION,
+                **widgets(DetectOptions, "min_face"),
+                **widgets(RestoreOptions, "strength", "color_fix"),
             },
             "optional": {
-                "indices": text("", INDICES_TIP),
-                "order": choice(ORDERS, ORDER_TIP),
-                "max_faces": integer(0, 0, 1000, COUNT_TIP),
-                "feather": decimal(0.2, 0.01, 1.0, FEATHER_TIP),
-                "paste_mode": choice(MODES, MODE_TIP),
-                "upscale": decimal(
-                    1.0, 1.0, 4.0, "Enlarge the photo first, so that small faces show their detail.", 0.25
-                ),
-                "timestep": integer(399, -1, 999, TIMESTEP_TIP),
-                "lora_strength": decimal(
-                    1.0, 0.0, 2.0, "Strength of the LoRA, for checkpoints that are one."
-                ),
+                "indices": INDICES,
+                **widgets(DetectOptions, "order", "max_faces"),
+                **widgets(PasteOptions, "feather", "paste_mode", "upscale"),
+                **widgets(RestoreOptions, "timestep"),
+                **widgets(LoadOptions, "lora_scale"),
                 "identity_guard": decimal(0.0, 0.0, 1.0, GUARD_TIP, 0.05),
-                "frames": choice(FRAMES, FRAMES_TIP),
-                "dtype": choice(DTYPES, "Precision. auto: half precision where the device is good at it."),
-                "batch_size": integer(0, 0, 256, BATCH_TIP),
+                "frames": FRAMES,
+                **widgets(LoadOptions, "dtype"),
+                **widgets(RestoreOptions, "batch_size"),
             },
         }
 
@@ -115,45 +117,51 @@ class OSDFaceRestorePhoto:
     def IS_CHANGED(cls, checkpoint: str | None = None, base: str | None = None, **_: Any) -> str | float:  # noqa: N802
         return host.changed(checkpoint, base)
 
+    @named
     def restore(
         self,
         image: Tensor,
         checkpoint: str,
         base: str,
-        detector: str,
+        detector: DetectorName,
         selection: str,
         min_face: int,
         strength: float,
-        color_fix: str,
+        color_fix: ColorFix,
         indices: str = "",
-        order: str = "size",
+        order: Order = "size",
         max_faces: int = 0,
         feather: float = 0.2,
-        paste_mode: str = "residual",
+        paste_mode: PasteMode = "residual",
         upscale: float = 1.0,
-        timestep: int = 399,
+        timestep: int = -1,
         lora_strength: float = 1.0,
         identity_guard: float = 0.0,
-        frames: str = "auto",
-        dtype: str = "auto",
+        frames: FrameKind = "auto",
+        dtype: Dtype = "auto",
         batch_size: int = 0,
     ) -> tuple[Tensor, Tensor, str, Tensor, list[float], int]:
         pixels = host.from_image(image)
+        looking = chosen(
+            DetectOptions,
+            detector=detector,
+            faces=which_faces(selection, indices),
+            order=order,
+            min_face=min_face,
+            max_faces=max_faces,
+        )
+        how = chosen(
+            RestoreOptions, strength=strength, timestep=timestep, color_fix=color_fix, batch_size=batch_size
+        )
         finding = host.Progress(len(pixels))
-        found = find_faces(pixels, detector, min_face, frames, order, finding.step)
-        faces, _ = choose(found, Choice(selection, indices, order, min_face, 0, max_faces))
+        faces, _ = choose(find_faces(pixels, looking, frames, finding.step), looking)
         photo = enlarged(pixels, upscale)
         crops = cut(pixels, faces)
         restored, identity = crops, [0.0]
         if len(faces):  # else no model is loaded for nothing
             files = host.checkpoint_path(checkpoint), host.base_path(base)
             self._models = models = Models.load(*files, lora_strength, dtype)
-            dials = {
-                "strength": strength,
-                "timestep": None if timestep < 0 else timestep,
-                "color_fix": color_fix,
-            }
-            restored = models.run(crops, batch_size=batch_size, **dials)
+            restored = models.run(crops, how)
             restored, faces, identity = check_identity(crops, restored, faces, identity_guard)
         pasted, mask = put_back(
             photo, faces, restored, feather, paste_mode, lambda count: host.check_interrupt()

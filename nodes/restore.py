@@ -8,23 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..osdface_core.options import ColorFix, RestoreOptions
 from . import host
 from .identity import guard, load_scorer, scores
 from .models import Embedder, Restorer
 from .sockets import BACKBONE, VRE
-from .widgets import choice, decimal, integer, socket
+from .widgets import chosen, decimal, named, socket, widgets
 
-COLOR_FIXES = ["none", "adain", "wavelet", "luma"]
-STRENGTH_TIP = "How much of the restoration to keep: 0 returns the input, 1 the restored face."
-TIMESTEP_TIP = (
-    "The one diffusion step's timestep. 399 is what the released model and mini were trained for; lower "
-    "keeps more of the input, higher invents more. -1: as the checkpoint was trained."
-)
-COLOR_TIP = (
-    "Take the colours from the input: none; adain (mean and spread); wavelet (all large-scale colour); luma "
-    "(restored brightness, original colour). A grey face stays grey with luma."
-)
-BATCH_TIP = "Faces at once. 0: as many as free memory allows; it is halved when memory runs out."
 GUARD_TIP = (
     "A restored face less like the original than this (cosine, 0 to 1) gets a lower strength until it is. 0: "
     "off. 0.5 to 0.7 is a sensible range. Needs mobilefacenet.pt in models/osdface."
@@ -82,13 +72,11 @@ class OSDFaceRestore:
                     "CONDITIONING", "From Encode Prompt: one row per crop, or one row for all."
                 ),
                 "crops": socket("IMAGE", "The crops that were encoded."),
-                "strength": decimal(1.0, 0.0, 1.0, STRENGTH_TIP, 0.05),
-                "timestep": integer(399, -1, 999, TIMESTEP_TIP),
-                "color_fix": choice(COLOR_FIXES, COLOR_TIP),
-                "batch_size": integer(0, 0, 256, BATCH_TIP),
+                **widgets(RestoreOptions, "strength", "timestep", "color_fix", "batch_size"),
             }
         }
 
+    @named
     def restore(
         self,
         backbone: Restorer,
@@ -96,18 +84,18 @@ class OSDFaceRestore:
         crops: Tensor,
         strength: float,
         timestep: int,
-        color_fix: str,
+        color_fix: ColorFix,
         batch_size: int,
     ) -> tuple[Tensor]:
+        options = chosen(
+            RestoreOptions, strength=strength, timestep=timestep, color_fix=color_fix, batch_size=batch_size
+        )
         pixels = host.from_image(crops)
         progress = host.Progress(len(pixels))
         restored = backbone.restore(
             pixels,
             prompts_of(conditioning),
-            strength=strength,
-            timestep=None if timestep < 0 else timestep,
-            color_fix=color_fix,
-            batch_size=batch_size,
+            options,
             tick=lambda count, batch: progress.step(count, batch[-1]),
         )
         return (host.to_image(restored),)

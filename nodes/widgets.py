@@ -1,10 +1,65 @@
-"""Entries of INPUT_TYPES with their tooltips, so that no widget is without one."""
+"""Entries of INPUT_TYPES with their tooltips, most of them made from the core's table of options."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
+from ..osdface_core.errors import OSDFaceError
+from ..osdface_core.options import Chosen, Option, Options, in_words_of, options_of
+
+MOST = 8192
+"""What ComfyUI's numbers need as their end where the table has none."""
+P = ParamSpec("P")
+R = TypeVar("R")
 Entry = tuple[Any, dict[str, Any]]
+
+
+def widgets(options: type[Options], *names: str) -> dict[str, Entry]:
+    """Make the widgets of some options, by ComfyUI's names for them."""
+    table = options_of(options)
+    return {table[name].called("comfyui"): widget(table[name]) for name in names}
+
+
+def widget(option: Option, more: str = "") -> Entry:
+    """Make the widget of one option, with `more` in its tooltip; a number may stand for None."""
+    tip = option.help + more
+    if option.choices:
+        return choice(list(option.choices), tip, option.default)
+    default, low = option.default, option.low
+    if option.optional:
+        default = low = option.unset
+        tip += f" {option.unset}: {option.none}."
+    high = MOST if option.high is None else option.high
+    if option.kind is int or option.unit == "px":
+        return integer(int(default), int(low or 0), int(high), tip, int(option.step or 1))
+    return decimal(default, low or 0.0, high, tip, option.step or 0.01)
+
+
+def chosen(options: type[Chosen], **values: Any) -> Chosen:
+    """Build options from the values of their widgets, by the core's names.
+
+    Raises:
+        OptionError: a value that the table does not allow.
+    """
+    table = options_of(options)
+    unset = {name for name, value in values.items() if table[name].optional and value == table[name].unset}
+    return options(**{name: None if name in unset else value for name, value in values.items()})
+
+
+def named(run: Callable[P, R]) -> Callable[P, R]:
+    """Make a node's function speak of its widgets: errors of the core name options by the core's names."""
+
+    @functools.wraps(run)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return run(*args, **kwargs)
+        except OSDFaceError as error:
+            error.args = (in_words_of("comfyui", str(error)),)
+            raise
+
+    return call
 
 
 def socket(kind: str, tip: str) -> Entry:

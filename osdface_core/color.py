@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ConfigError
+from .options import ColorFix, RestoreOptions, check
 
-MODES = ("none", "adain", "wavelet", "luma")
 WAVELET_LEVELS = 5
 """Blurs with steps 1, 2, 4, 8, 16 px: at 512 px what is left is the light and colour of whole cheeks."""
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G, B in luma (ITU-R BT.601, as in JPEG)."""
 
 
-def color_fix(restored: Tensor, reference: Tensor, mode: str) -> Tensor:
+def color_fix(restored: Tensor, reference: Tensor, mode: ColorFix) -> Tensor:
     """Transfer colour from the reference to the restored crops.
 
     * `none`: nothing.
@@ -30,14 +30,13 @@ def color_fix(restored: Tensor, reference: Tensor, mode: str) -> Tensor:
 
     Args:
         restored, reference: (B, 3, H, W) float, unit range, same shape.
-        mode: one of `MODES`.
+        mode: what to transfer.
     Returns:
         (B, 3, H, W) unit range, dtype and device of `restored`.
     Raises:
-        ConfigError: for an unknown mode or differing shapes.
+        ConfigError: for an unknown mode (OptionError) or differing shapes.
     """
-    if mode not in MODES:
-        raise ConfigError(f"color fix {mode!r} is unknown: choose one of {', '.join(MODES)}")
+    check(RestoreOptions, color_fix=mode)
     if restored.shape != reference.shape:
         raise ConfigError(
             f"color fix: restored crops have shape {tuple(restored.shape)}, "

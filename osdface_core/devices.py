@@ -11,25 +11,26 @@ import torch
 from torch import Tensor
 
 from .config import OSDFaceConfig
-from .errors import OSDFaceError
+from .errors import ConfigError, OptionError
+from .options import Dtype, LoadOptions, check
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
     """`auto`: CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        OSDFaceError: the named device does not exist here.
+        ConfigError: the named device does not exist here.
     """
     if str(name) != "auto":
         try:
             device = torch.device(name)
         except RuntimeError as error:
-            raise OSDFaceError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from error
+            raise OptionError("device", str(name), "auto, cpu, cuda, cuda:1 or mps") from error
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise OSDFaceError(
-                f"no device {name} here ({torch.cuda.device_count()} CUDA devices); use --device cpu"
+            raise ConfigError(
+                f"no device {name} here ({torch.cuda.device_count()} CUDA devices); use `device` cpu"
             )
         return device
     if torch.cuda.is_available():
@@ -39,19 +40,18 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     return torch.device("cpu")
 
 
-def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+def pick_dtype(name: Dtype | torch.dtype, device: torch.device) -> torch.dtype:
     """`auto`: bfloat16 where the hardware multiplies it faster (recent CUDA, some CPUs), float16 on older
     CUDA, float32 elsewhere.
 
     Raises:
-        OSDFaceError: an unknown name.
+        OptionError: an unknown name.
     """
     if isinstance(name, torch.dtype):
         return name
     if name != "auto":
-        if name not in DTYPES:
-            raise OSDFaceError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}")
-        return DTYPES[name]
+        check(LoadOptions, dtype=name)
+        return TORCH_DTYPES[name]
     if device.type == "cuda":
         # Compute capability 8.0 (Ampere) brought bfloat16; older PyTorch counts emulation as support.
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16

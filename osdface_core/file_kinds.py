@@ -32,15 +32,15 @@ TENSORS = {
     ("position_emb", "fuse_convs_dict.", "feat_emb."): "a CodeFormer model",
     ("quantize.embedding.weight",): "a vector-quantised autoencoder, perhaps RestoreFormer's",
     ("conv_first.", "model.0.weight", "RRDB_trunk."): "an upscaling model; --upscale-model takes it",
-    ("model.diffusion_model.", "first_stage_model."): "a Stable Diffusion checkpoint; --base takes 2.1-base",
+    ("model.diffusion_model.", "first_stage_model."): "a Stable Diffusion checkpoint; `base` takes 2.1-base",
     (
         "lora_unet_",
         "lora_te_",
         "unet.down_blocks.",
         "unet.mid_block.",
     ): "a LoRA without the rest of OSDFace; the released one goes as its folder, with the other two files",
-    ("down_blocks.", "time_embedding."): "the UNet of a diffusers folder; give the folder, as --base",
-    ("encoder.down_blocks.", "post_quant_conv."): "the VAE of a diffusers folder; give the folder, as --base",
+    ("down_blocks.", "time_embedding."): "the UNet of a diffusers folder; give the folder, as `base`",
+    ("encoder.down_blocks.", "post_quant_conv."): "the VAE of a diffusers folder; give the folder, as `base`",
     ("BboxHead.", "ClassHead.", "body.stage1."): "a face detector; its folder goes to --detector-dir",
     ("vqvae_LQ.", "vqvae_HQ."): "one of the released OSDFace files; give their folder",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import nn
@@ -17,8 +17,8 @@ from .models.backbone import Backbone, UNetPredictor, build_full
 from .models.lora import attach_lora, merge_lora, parse_lora
 from .models.sd21 import load_base
 from .models.vre import VRE, Projection
+from .options import Codec, LoadOptions, LoRAMode, check
 
-CODECS = ("own", "taesd")
 MINI = Path(__file__).parent / "assets" / "mini.safetensors"
 
 
@@ -46,7 +46,7 @@ def read_model(source: str | Path) -> Checkpoint:
     path = resolve(source)
     if path == MINI and not path.is_file():
         raise CheckpointError(
-            f"the embedded checkpoint is missing at {path}; install osdface again, or give a --model"
+            f"the embedded checkpoint is missing at {path}; install osdface again, or give a `source`"
         )
     if not path.is_dir():
         if path.suffix in {".ckpt", ".pth", ".pt"} and path.is_file():
@@ -75,11 +75,12 @@ def load_model(
     *,
     base: str | Path | None = None,
     lora_scale: float = 1.0,
-    lora: str = "merged",
-    codec: str = "own",
+    lora: LoRAMode = "merged",
+    codec: Codec = "own",
     codec_dir: str | Path | None = None,
 ) -> Loaded:
     """Read, validate and build; see `OSDFacePipeline.from_pretrained` for the arguments and errors."""
+    check(LoadOptions, lora_scale=lora_scale, lora=lora, codec=codec)
     checkpoint = read_model(source)
     check_diffusers()
     name = resolve(source).name
@@ -106,10 +107,8 @@ def _with_codec(
     backbone: Backbone, config: OSDFaceConfig, name: str, codec: str, folder: str | Path | None
 ) -> tuple[Backbone, OSDFaceConfig]:
     """The model with a tiny codec in place of Stable Diffusion's."""
-    if codec not in CODECS:
-        raise CheckpointError(f"codec is {codec!r}, expected one of {', '.join(CODECS)}")
     if config.codec.kind == "tiny":
-        raise CheckpointError(f"{name} was trained with a small codec of its own; leave --codec {codec} out")
+        raise CheckpointError(f"{name} was trained with a small codec of its own; leave `codec` {codec} out")
     from .models.tiny_codec import taesd
 
     codec_config = CodecConfig(kind="tiny")
@@ -155,15 +154,13 @@ def _adapted_base(
     name: str,
     base: str | Path | None,
     scale: float,
-    mode: str | Literal["merged", "live"],
+    mode: LoRAMode,
 ) -> Backbone:
     if base is None:
         raise CheckpointError(
-            f"{name} is a LoRA for {checkpoint.config.base}: give that model with --base "
+            f"{name} is a LoRA for {checkpoint.config.base}: give that model with `base` "
             "(a diffusers folder or v2-1_512-ema-pruned.safetensors)"
         )
-    if mode not in {"merged", "live"}:
-        raise CheckpointError(f"lora is {mode!r}, expected merged or live")
     backbone = load_base(base)
     unet = cast(UNetPredictor, backbone.predictor).unet
     adapters = parse_lora(checkpoint.part("lora"))

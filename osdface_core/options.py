@@ -10,7 +10,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 from .errors import OptionError
 
-Detector = Literal["auto", "retinaface_resnet50", "retinaface_mobile0.25", "mtcnn"]
+DetectorName = Literal["auto", "retinaface_resnet50", "retinaface_mobile0.25", "mtcnn"]
 Effort = Literal["auto", "fast", "thorough"]
 Order = Literal["size", "left_to_right", "top_to_bottom", "score"]
 ColorFix = Literal["none", "adain", "wavelet", "luma"]
@@ -28,7 +28,7 @@ Posterior = Literal["mode", "sample"]
 LoRAMode = Literal["merged", "live"]
 Codec = Literal["own", "taesd"]
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
-Engine = Literal["auto", "eager", "native", "graphs", "compile"]
+EngineName = Literal["auto", "eager", "native", "graphs", "compile"]
 Host = Literal["cli", "comfyui", "webui"]
 
 WORDS = ("all", "largest", "center")
@@ -48,7 +48,9 @@ class Option:
         flags: the command line's names, where they are not the field's.
         widget: ComfyUI's name, where it is not the field's.
         label: the web UI's name, where it is not the field's.
+        none: what None stands for.
         unset: what a number's widget shows for None.
+        syntax: reads a text and raises OptionError if it cannot.
         aliases: further spellings of choices.
         optional: whether None is a value: up to the program.
     """
@@ -62,7 +64,9 @@ class Option:
     flags: tuple[str, ...] = ()
     widget: str = ""
     label: str = ""
+    none: str = ""
     unset: int = 0
+    syntax: Callable[[str], object] | None = None
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     name: str = ""
     default: Any = None
@@ -111,6 +115,8 @@ class Option:
             value = self.aliases.get(value, value)
         if not self._fits(value):
             raise OptionError(self.name, value, self._expected())
+        if self.syntax is not None and isinstance(value, str):
+            self.syntax(value)
         return value
 
     def _fits(self, value: Any) -> bool:
@@ -140,6 +146,26 @@ class Options:
     def __post_init__(self) -> None:
         for name, option in options_of(type(self)).items():
             object.__setattr__(self, name, option.check(getattr(self, name)))
+
+
+def parse_faces(which: str) -> list[int] | None:
+    """Numbers in a selection such as "0,2" or "1-3", each once; None for a word.
+
+    Raises:
+        OptionError: if it is neither.
+    """
+    if which.strip().lower() in WORDS:
+        return None
+    numbers: list[int] = []
+    for part in filter(None, re.split(r"[,;\s]+", which.strip())):
+        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            numbers = []
+            break
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if not numbers:
+        raise OptionError("faces", which, f"{', '.join(WORDS)} or numbers such as 0,2 or 1-3")
+    return list(dict.fromkeys(numbers))
 
 
 @dataclass(frozen=True)
@@ -188,7 +214,11 @@ class LoadOptions(Options):
     ] = "own"
     codec_dir: Annotated[
         str | Path | None,
-        Option("Folder with taesd_encoder.safetensors and taesd_decoder.safetensors.", metavar="DIR"),
+        Option(
+            "Folder with taesd_encoder.safetensors and taesd_decoder.safetensors.",
+            none="PyTorch's cache",
+            metavar="DIR",
+        ),
     ] = None
     device: Annotated[str, Option("Where it runs: auto, cpu, cuda, cuda:1 or mps.", metavar="D")] = "auto"
     dtype: Annotated[
@@ -198,9 +228,14 @@ class LoadOptions(Options):
             "device is good at it."
         ),
     ] = "auto"
-    engine: Annotated[Engine, Option("How it runs; auto takes what is quickest and exact on the device.")] = (
-        "auto"
-    )
+    engine: Annotated[
+        EngineName,
+        Option(
+            "How it runs. auto: native on a CPU where osdface-cpu is installed, else eager. eager: PyTorch as "
+            "it comes. native: osdface-cpu's compiled layers. graphs: CUDA graphs, one launch per batch. "
+            "compile: torch.compile, which takes minutes at the first face of a size."
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True)
@@ -208,15 +243,15 @@ class DetectOptions(Options):
     """Which faces of a photo are restored; see `faces.detect` and `faces.select`."""
 
     detector: Annotated[
-        Detector,
+        DetectorName,
         Option(
             "What finds the faces. auto: RetinaFace if its weights are on this machine, else MTCNN, which "
             "needs no download. The named RetinaFace models are fetched once if they are missing."
         ),
     ] = "auto"
-    detector_dir: Annotated[str | Path | None, Option("Folder with RetinaFace weights.", metavar="DIR")] = (
-        None
-    )
+    detector_dir: Annotated[
+        str | Path | None, Option("Folder with RetinaFace weights.", none="PyTorch's cache", metavar="DIR")
+    ] = None
     threshold: Annotated[
         float,
         Option(
@@ -240,6 +275,7 @@ class DetectOptions(Options):
             "Which faces: all; the largest; center, the one nearest the middle; or numbers from 0 in the "
             "chosen order, such as 0,2 or 1-3.",
             metavar="WHICH",
+            syntax=parse_faces,
             widget="selection",
         ),
     ] = "all"
@@ -257,7 +293,8 @@ class DetectOptions(Options):
     max_face: Annotated[
         float | None,
         Option(
-            "Leave faces larger than this alone: longer side of the box in pixels. 0: no limit.",
+            "Leave faces larger than this alone: longer side of the box in pixels.",
+            none="no limit",
             low=0,
             step=1,
             unit="px",
@@ -266,7 +303,7 @@ class DetectOptions(Options):
     ] = None
     max_faces: Annotated[
         int | None,
-        Option("At most so many faces, the first in the chosen order.", low=1, metavar="N"),
+        Option("At most so many faces, the first in the chosen order.", none="no limit", low=1, metavar="N"),
     ] = None
     order: Annotated[
         Order,
@@ -276,11 +313,6 @@ class DetectOptions(Options):
             aliases={"area": "size"},
         ),
     ] = "size"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.faces, str):
-            parse_faces(self.faces)
 
 
 @dataclass(frozen=True)
@@ -301,7 +333,8 @@ class RestoreOptions(Options):
         int | None,
         Option(
             "The one diffusion step's timestep, 0 to 999: lower keeps more of the input, higher invents "
-            "more. As the checkpoint was trained (399 for the released model and mini) unless it is given.",
+            "more.",
+            none="as the checkpoint was trained, 399 for the released model and mini",
             low=0,
             high=999,
             metavar="0..999",
@@ -319,7 +352,8 @@ class RestoreOptions(Options):
     batch_size: Annotated[
         int | None,
         Option(
-            "Faces at once. As many as free memory allows unless it is given; halved when memory runs out.",
+            "Faces at once; halved when memory runs out.",
+            none="as many as free memory allows",
             low=1,
             metavar="N",
         ),
@@ -343,7 +377,7 @@ class PasteOptions(Options):
     upscale_model: Annotated[
         str | Path | None,
         Option(
-            "A super-resolution model file for that, read by spandrel; Lanczos without one.", metavar="FILE"
+            "A super-resolution model file for enlarging, read by spandrel.", none="Lanczos", metavar="FILE"
         ),
     ] = None
     feather: Annotated[
@@ -420,23 +454,3 @@ def in_words_of(host: Host, message: str) -> str:
     """
     table = {name: option for cls in SETS for name, option in options_of(cls).items()}
     return re.sub(r"`(\w+)`", lambda m: table[m[1]].called(host) if m[1] in table else m[0], message)
-
-
-def parse_faces(which: str) -> list[int] | None:
-    """Numbers in a selection such as "0,2" or "1-3", each once; None for a word.
-
-    Raises:
-        OptionError: if it is neither.
-    """
-    if which.strip().lower() in WORDS:
-        return None
-    numbers: list[int] = []
-    for part in filter(None, re.split(r"[,;\s]+", which.strip())):
-        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            numbers = []
-            break
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    if not numbers:
-        raise OptionError("faces", which, f"{', '.join(WORDS)} or numbers such as 0,2 or 1-3")
-    return list(dict.fromkeys(numbers))

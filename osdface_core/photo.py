@@ -16,6 +16,7 @@ from .faces import Face, align, detect, paste, select
 from .faces.regions import Photo, photo_shape
 from .images import read_photo
 from .models.identity import load_identity, similarity
+from .options import ColorFix, DetectorName, Effort, Order, PasteMode
 from .upscale import enlarge
 
 if TYPE_CHECKING:
@@ -47,20 +48,22 @@ def restore_photo(
     pipeline: OSDFacePipeline,
     photo: PhotoInput,
     *,
-    detector: str = "auto",
+    detector: DetectorName = "auto",
     detector_dir: str | Path | None = None,
+    threshold: float = 0.9,
+    effort: Effort = "auto",
     faces: str | Sequence[Face] = "all",
     min_face: float = 0,
     max_face: float | None = None,
     max_faces: int | None = None,
-    order: str = "area",
+    order: Order = "size",
     strength: float = 1.0,
     timestep: int | None = None,
-    color_fix: str = "none",
+    color_fix: ColorFix = "none",
     upscale: float = 1.0,
     upscale_model: str | Path | None = None,
     feather: float = 0.2,
-    paste_mode: str = "residual",
+    paste_mode: PasteMode = "residual",
     identity: str | Path | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
@@ -70,7 +73,7 @@ def restore_photo(
     Args:
         photo: (3, H, W) float tensor in [0, 1] on any device, an (H, W, 3) array of uint8, uint16 or float32,
             or a path (then the result is an array of the file's depth).
-        detector, detector_dir: see `faces.detect`.
+        detector, detector_dir, threshold, effort: see `faces.detect`.
         faces: all | largest | center | indices such as "0,2" | faces found earlier.
         min_face, max_face: sides of the face box [px]; others are left alone.
         max_faces, order: at most so many, the first in this order; see `faces.select`.
@@ -89,6 +92,8 @@ def restore_photo(
         pipeline.device,
         detector=detector,
         detector_dir=detector_dir,
+        threshold=threshold,
+        effort=effort,
         faces=faces,
         min_face=min_face,
         max_face=max_face,
@@ -123,25 +128,35 @@ def locate(
     photo: Photo,
     device: torch.device,
     *,
-    detector: str = "auto",
+    detector: DetectorName = "auto",
     detector_dir: str | Path | None = None,
+    threshold: float = 0.9,
+    effort: Effort = "auto",
     faces: str | Sequence[Face] = "all",
     min_face: float = 0,
     max_face: float | None = None,
     max_faces: int | None = None,
-    order: str = "area",
+    order: Order = "size",
 ) -> tuple[list[Face], Tensor]:
     """First step of `restore_photo`: the chosen faces and their crops (N, 3, 512, 512) on `device`."""
     shape = photo_shape(photo)
     if isinstance(faces, str):
-        found = detect(photo, detector, detector_dir=detector_dir, device=device, min_face=min_face)
+        found = detect(
+            photo,
+            detector,
+            detector_dir=detector_dir,
+            device=device,
+            min_face=min_face,
+            threshold=threshold,
+            effort=effort,
+        )
         found = select(
             found,
             shape,
             faces,
-            min_size=min_face,
-            max_size=max_face,
-            max_count=max_faces,
+            min_face=min_face,
+            max_face=max_face,
+            max_faces=max_faces,
             order=order,
         )
     else:
@@ -168,7 +183,7 @@ def put_back(
     upscale: float = 1.0,
     upscale_model: str | Path | None = None,
     feather: float = 0.2,
-    paste_mode: str = "residual",
+    paste_mode: PasteMode = "residual",
     in_place: bool = False,
 ) -> tuple[Photo, Photo]:
     """Third step: the photo with the restored faces, and the mask; see `PhotoResult`.

@@ -15,9 +15,10 @@ from .devices import faces_at_once, is_out_of_memory, pick_device, pick_dtype
 from .engines import Engine, choose_engine
 from .errors import ImageError
 from .loading import Loaded, load_model
-from .models.backbone import Backbone, Posterior
+from .models.backbone import Backbone
 from .models.vre import VRE, Projection
 from .one_step import alpha_bar, predict_x0
+from .options import Codec, ColorFix, Dtype, EngineName, LoRAMode, Posterior, RestoreOptions, check
 
 if TYPE_CHECKING:
     from .photo import PhotoInput, PhotoResult
@@ -70,11 +71,11 @@ class OSDFacePipeline:
         *,
         base: str | Path | None = None,
         lora_scale: float = 1.0,
-        lora: str = "merged",
+        lora: LoRAMode = "merged",
         device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
-        engine: str = "auto",
-        codec: str = "own",
+        dtype: Dtype | torch.dtype = "auto",
+        engine: EngineName = "auto",
+        codec: Codec = "own",
         codec_dir: str | Path | None = None,
     ) -> OSDFacePipeline:
         """Load a model; never touches the network.
@@ -109,7 +110,7 @@ class OSDFacePipeline:
         pipeline.use_engine(engine)
         return pipeline
 
-    def use_engine(self, name: str = "auto") -> None:
+    def use_engine(self, name: EngineName = "auto") -> None:
         """Run codec and predictor through another engine; the VRE, and so its tokens, stay as they are.
 
         Args:
@@ -143,7 +144,7 @@ class OSDFacePipeline:
         faces: Tensor,
         *,
         strength: float = 1.0,
-        color_fix: str = "none",
+        color_fix: ColorFix = "none",
         posterior: Posterior = "mode",
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
@@ -165,9 +166,13 @@ class OSDFacePipeline:
         Returns:
             (B, 3, H, W), dtype and device of `faces`, in [0, 1].
         Raises:
-            ImageError: wrong rank, channel count, range or a side below 8 px.
+            OptionError: an option is out of range.
+            ImageError: wrong rank, channel count or a side below 8 px.
         """
-        self._check(faces, strength)
+        check(
+            RestoreOptions, strength=strength, color_fix=color_fix, batch_size=batch_size, timestep=timestep
+        )
+        self._check(faces)
         a_bar = alpha_bar(self.config, timestep)
         steps = self.config.timestep if timestep is None else timestep
         size = batch_size or faces_at_once(self.device, self.config, self.dtype)
@@ -226,7 +231,7 @@ class OSDFacePipeline:
         x0 = predict_x0(latent, eps, a_bar)
         return codec.decode(x0, signed).float()
 
-    def _finish(self, faces: Tensor, signed: Tensor, strength: float, color_fix: str) -> Tensor:
+    def _finish(self, faces: Tensor, signed: Tensor, strength: float, color_fix: ColorFix) -> Tensor:
         restored = (signed.clamp(-1.0, 1.0) * 0.5 + 0.5).to(faces.device)
         source = faces.float()[..., : restored.shape[-2], : restored.shape[-1]]
         if color_fix != "none":
@@ -235,15 +240,13 @@ class OSDFacePipeline:
             restored = fix_color(restored, source, color_fix)
         return torch.lerp(source, restored, strength).clamp(0.0, 1.0).to(faces.dtype)
 
-    def _check(self, faces: Tensor, strength: float) -> None:
+    def _check(self, faces: Tensor) -> None:
         if faces.ndim != 4 or faces.shape[1] != 3 or not faces.is_floating_point():
             raise ImageError(
                 f"faces are {tuple(faces.shape)} {faces.dtype}, expected (B, 3, H, W) float in [0, 1]"
             )
         if min(faces.shape[-2:]) < 8:
             raise ImageError(f"faces are {faces.shape[-1]}x{faces.shape[-2]} px, expected at least 8x8")
-        if not 0.0 <= strength <= 1.0:
-            raise ImageError(f"strength is {strength}, expected 0..1")
 
 
 class _side_stream:  # noqa: N801

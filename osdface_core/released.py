@@ -48,7 +48,7 @@ def read_released(folder: str | Path) -> Checkpoint:
     folder = Path(folder).expanduser()
     if (folder / "unet" / "config.json").is_file():
         raise CheckpointError(
-            f"{folder} is a Stable Diffusion folder; it goes to --base, beside an OSDFace model"
+            f"{folder} is a Stable Diffusion folder; it goes to `base`, beside an OSDFace model"
         )
     for name in RELEASED_FILES:
         if not (folder / name).is_file():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .errors import CheckpointError, ImageError
 from .faces.regions import FULL_SCALE, Photo, photo_shape
+from .options import PasteOptions, check
 
 TILE, MARGIN = 512, 16  # [px] of the input; the margin hides the tiles' borders
 LARGEST = 2**31 // 4  # [px] of the result, a third of what 12k x 9k times 5 would be
@@ -25,17 +26,17 @@ def enlarge(
     Returns:
         the photo (itself at factor 1) and the exact ratios of the new width and height to the old ones.
     Raises:
-        ImageError: factor below 1, or a result too large to hold.
+        OptionError: factor out of range.
+        ImageError: a result too large to hold.
         CheckpointError: the model file cannot be read, or spandrel is not installed.
     """
-    if not 1.0 <= factor <= 16.0:
-        raise ImageError(f"upscale is {factor}, expected 1..16")
+    check(PasteOptions, upscale=factor)
     height, width = photo_shape(photo)
     size = (round(height * factor), round(width * factor))
     if size == (height, width):
         return photo, (1.0, 1.0)
     if size[0] * size[1] > LARGEST:
-        raise ImageError(f"{width}x{height} times {factor} is too large to hold; use a smaller --upscale")
+        raise ImageError(f"{width}x{height} times {factor} is too large to hold; use a smaller `upscale`")
     ratio = (size[1] / width, size[0] / height)
     if model is not None:
         photo = _run_model(photo, _load(model, device), device)
@@ -67,7 +68,7 @@ def _load(path: str | Path, device: torch.device) -> Any:
     try:
         from spandrel import ModelLoader
     except ImportError as error:
-        raise CheckpointError("--upscale-model needs spandrel: pip install 'osdface[upscale]'") from error
+        raise CheckpointError("`upscale_model` needs spandrel: pip install 'osdface[upscale]'") from error
     if not Path(path).is_file():
         raise CheckpointError(f"no upscale model at {path}")
     try:

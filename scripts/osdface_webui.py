@@ -16,13 +16,25 @@ from modules.ui_components import InputAccordion
 from PIL import Image
 
 import osdface_core
+from osdface_core.options import (
+    WORDS,
+    DetectOptions,
+    LoadOptions,
+    Option,
+    RestoreOptions,
+    in_words_of,
+    options_of,
+)
 from osdface_core.released import is_released_folder
 
 NAME = "OSDFace"
 MODELS = Path(paths.models_path) / NAME
 NO_BASE = "none"
-COLOR_FIXES = ["none", "adain", "wavelet", "luma"]
-SELECTIONS = ["all", "largest", "center"]
+TABLE = {
+    name: option
+    for options in (LoadOptions, DetectOptions, RestoreOptions)
+    for name, option in options_of(options).items()
+}
 
 
 def model_names() -> list[str]:
@@ -85,7 +97,7 @@ def restore(image: np.ndarray, model: str, base: str, **options: Any) -> tuple[n
         result = models.get(model, base).restore_photo(image, **options)
         return np.asarray(result.image), len(result.faces)
     except osdface_core.OSDFaceError as error:
-        errors.report(f"OSDFace: {error}")
+        errors.report(f"OSDFace: {in_words_of('webui', str(error))}")
         return image, 0
     finally:
         if shared.opts.data.get("face_restoration_unload", False):
@@ -103,11 +115,27 @@ class OSDFaceRestoration(face_restoration.FaceRestoration):
         chosen = shared.opts.data
         return restore(
             np_image,
-            chosen.get("osdface_model", "mini"),
+            chosen.get("osdface_model", LoadOptions.source),
             chosen.get("osdface_base", NO_BASE),
-            strength=chosen.get("osdface_strength", 1.0),
-            color_fix=chosen.get("osdface_color_fix", "none"),
+            strength=chosen.get("osdface_strength", RestoreOptions.strength),
+            color_fix=chosen.get("osdface_color_fix", RestoreOptions.color_fix),
         )[0]
+
+
+def dial(option: Option, **changed: Any) -> dict[str, Any]:
+    """What a slider of an option is made with."""
+    return {
+        "minimum": option.low, "maximum": option.high, "step": option.step, "value": option.default,
+        "label": option.called("webui"), "info": option.help, **changed,
+    }  # fmt: skip
+
+
+def menu(option: Option, choices: list[str] | None = None, **changed: Any) -> dict[str, Any]:
+    """What a drop-down of an option is made with."""
+    return {
+        "choices": choices or list(option.choices), "value": option.default,
+        "label": option.called("webui"), "info": option.help, **changed,
+    }  # fmt: skip
 
 
 class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
@@ -119,16 +147,14 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
     def ui(self) -> dict[str, Any]:
         with InputAccordion(False, label=NAME, elem_id="extras_osdface") as enable:
             with gr.Row():
-                visibility = gr.Slider(minimum=0.0, maximum=1.0, step=0.01, label="Visibility", value=1.0)
-                min_face = gr.Slider(
-                    minimum=0, maximum=512, step=4, label="Leave faces below [px] alone", value=0
-                )
+                visibility = gr.Slider(**dial(TABLE["strength"], label="Visibility", step=0.01))
+                min_face = gr.Slider(**dial(TABLE["min_face"], maximum=512, step=4))
             with gr.Row():
-                model = gr.Dropdown(choices=model_names(), value="mini", label="Model")
-                base = gr.Dropdown(choices=base_names(), value=NO_BASE, label="Stable Diffusion 2.1-base")
+                model = gr.Dropdown(**menu(TABLE["source"], model_names()))
+                base = gr.Dropdown(**menu(TABLE["base"], base_names(), value=NO_BASE))
             with gr.Row():
-                faces = gr.Dropdown(choices=SELECTIONS, value="all", label="Faces")
-                color_fix = gr.Dropdown(choices=COLOR_FIXES, value="none", label="Colour fix")
+                faces = gr.Dropdown(**menu(TABLE["faces"], list(WORDS)))
+                color_fix = gr.Dropdown(**menu(TABLE["color_fix"]))
         return {
             "enable": enable,
             "visibility": visibility,
@@ -143,8 +169,8 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
         self,
         pp: Any,
         enable: bool = False,
-        visibility: float = 1.0,
-        min_face: float = 0,
+        visibility: float = RestoreOptions.strength,
+        min_face: float = DetectOptions.min_face,
         model: str | None = None,
         base: str | None = None,
         faces: str | None = None,
@@ -153,8 +179,12 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
         """Called per picture; arguments that an API call leaves out arrive as None."""
         if not enable or not visibility:
             return
-        chosen = {"model": model or "mini", "base": base or NO_BASE}
-        look = {"faces": faces or "all", "color_fix": color_fix or "none", "min_face": min_face or 0}
+        chosen = {"model": model or LoadOptions.source, "base": base or NO_BASE}
+        look = {
+            "faces": faces or DetectOptions.faces,
+            "color_fix": color_fix or RestoreOptions.color_fix,
+            "min_face": min_face or DetectOptions.min_face,
+        }
         source = np.array(pp.image.convert("RGB"))
         pixels, count = restore(source, **chosen, strength=visibility, **look)
         image = Image.fromarray(pixels)
@@ -169,25 +199,28 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
 def on_ui_settings() -> None:
     """Options of the face restorer, beside those of the built-in ones."""
     section = ("face-restoration", "Face restoration")
-    for key, default, label, component, arguments in (
-        ("osdface_model", "mini", "OSDFace model", gr.Dropdown, lambda: {"choices": model_names()}),
+    strength, color_fix = TABLE["strength"], TABLE["color_fix"]
+    for key, option, default, component, arguments in (
+        ("model", TABLE["source"], LoadOptions.source, gr.Dropdown, lambda: {"choices": model_names()}),
+        ("base", TABLE["base"], NO_BASE, gr.Dropdown, lambda: {"choices": base_names()}),
         (
-            "osdface_base",
-            NO_BASE,
-            "OSDFace: Stable Diffusion 2.1-base",
-            gr.Dropdown,
-            lambda: {"choices": base_names()},
-        ),
-        (
-            "osdface_strength",
-            1.0,
-            "OSDFace strength",
+            "strength",
+            strength,
+            strength.default,
             gr.Slider,
-            {"minimum": 0.0, "maximum": 1.0, "step": 0.05},
+            {"minimum": strength.low, "maximum": strength.high, "step": strength.step},
         ),
-        ("osdface_color_fix", "none", "OSDFace colour fix", gr.Dropdown, {"choices": COLOR_FIXES}),
+        (
+            "color_fix",
+            color_fix,
+            color_fix.default,
+            gr.Dropdown,
+            {"choices": list(color_fix.choices)},
+        ),
     ):
-        shared.opts.add_option(key, shared.OptionInfo(default, label, component, arguments, section=section))
+        label = f"OSDFace: {option.called('webui')}"
+        info = shared.OptionInfo(default, label, component, arguments, section=section)
+        shared.opts.add_option(f"osdface_{key}", info)
 
 
 def register() -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from osdface_core.errors import DetectorError, ImageError
+from osdface_core.errors import DetectorError, ImageError, OptionError
 from osdface_core.faces import detect
 from osdface_core.faces import mtcnn as mtcnn_module
 from osdface_core.faces.detect import load_detector
@@ -122,9 +122,9 @@ def test_nothing_in_noise():
 
 def test_refuses_nonsense():
     photo = np.zeros((20, 20, 3), np.uint8)
-    with pytest.raises(DetectorError, match="choose one of auto"):
+    with pytest.raises(OptionError, match="expected one of auto"):
         detect(photo, "yolo")
-    with pytest.raises(DetectorError, match="effort"):
+    with pytest.raises(OptionError, match="`effort`"):
         detect(photo, "mtcnn", effort="most")
     with pytest.raises(ImageError, match="expected a"):
         find(np.zeros((20, 20), np.uint8))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from osdface_core import loading
 from osdface_core.checkpoint import save_checkpoint
 from osdface_core.config import CodecConfig, OSDFaceConfig
-from osdface_core.errors import CheckpointError
+from osdface_core.errors import CheckpointError, OptionError
 from osdface_core.loading import load_model, load_vre, read_model, resolve
 from osdface_core.models.tiny_codec import TinyCodec, taesd
 from osdface_core.released import RELEASED_FILES
@@ -112,7 +112,7 @@ def test_a_model_of_another_program(tmp_path: Path, state: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        ("model.diffusion_model.out.2.weight", "is a Stable Diffusion checkpoint; --base takes 2.1-base"),
+        ("model.diffusion_model.out.2.weight", "is a Stable Diffusion checkpoint; `base` takes 2.1-base"),
         ("unet.down_blocks.0.attentions.0.lora_A.weight", "is a LoRA without the rest of OSDFace"),
         ("fc.weight", "is no OSDFace checkpoint"),
     ],
@@ -126,7 +126,7 @@ def test_a_safetensors_file_of_another_program(tmp_path: Path, tensor: str, mess
 def test_a_base_in_the_place_of_a_model(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="is a Stable Diffusion folder; it goes to --base"):
+    with pytest.raises(CheckpointError, match="is a Stable Diffusion folder; it goes to `base`"):
         read_model(tmp_path)
 
 
@@ -206,12 +206,12 @@ def lora_checkpoint(path: Path, tiny_config: OSDFaceConfig, tiny_tensors: Tensor
 def test_a_lora_needs_its_base(tiny_config: OSDFaceConfig, tiny_tensors: Tensors, tmp_path: Path) -> None:
     path = lora_checkpoint(tmp_path / "lora.safetensors", tiny_config, tiny_tensors)
     with pytest.raises(
-        CheckpointError, match="is a LoRA for stable-diffusion-2-1-base: give that model with --base"
+        CheckpointError, match="is a LoRA for stable-diffusion-2-1-base: give that model with `base`"
     ):
         load_model(path)
     with pytest.raises(CheckpointError, match="no base model at"):
         load_model(path, base=tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="lora is 'melted', expected merged or live"):
+    with pytest.raises(OptionError, match="`lora` is 'melted', expected one of merged, live"):
         load_model(path, base=tmp_path, lora="melted")
 
 
@@ -241,12 +241,12 @@ def test_taesd_takes_the_place_of_the_bases_codec(
     (tmp_path / "taesd_decoder.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"TAESD weights not found at .*get taesd_decoder\.safetensors"):
         load_model(path, base="b", codec="taesd", codec_dir=tmp_path)
-    with pytest.raises(CheckpointError, match="codec is 'vae', expected one of own, taesd"):
+    with pytest.raises(OptionError, match="`codec` is 'vae', expected one of own, taesd"):
         load_model(path, base="b", codec="vae")
 
 
 def test_a_self_contained_model_keeps_its_codec(tiny_checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match="a small codec of its own; leave --codec taesd out"):
+    with pytest.raises(CheckpointError, match="a small codec of its own; leave `codec` taesd out"):
         load_model(tiny_checkpoint, codec="taesd")
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from osdface_core.errors import ImageError
+from osdface_core.errors import ImageError, OptionError
 from osdface_core.faces import align, paste
 from osdface_core.faces.paste import soft_mask
 from osdface_core.faces.regions import homogeneous
@@ -182,7 +182,7 @@ def test_refuses_nonsense():
         ({"feather": 0}, "feather"),
         ({"feather": 1.5}, "feather"),
     ):
-        with pytest.raises(ImageError, match=word):
+        with pytest.raises(OptionError, match=word):
             paste(photo, [face], crop, **options)
     with pytest.raises(ImageError, match="one crop per face"):
         paste(photo, [face, face], crop)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from osdface_core.errors import DetectorError, ImageError
+from osdface_core.errors import ImageError, OptionError
 from osdface_core.faces import Face
 from osdface_core.faces.align import affine_rows, fit_similarity
 from osdface_core.models.identity_nets import MobileFaceNet
@@ -194,18 +194,18 @@ def test_identity_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"upscale": 0.5}, r"upscale is 0\.5, expected 1\.\.16"),
-        ({"feather": 0.0}, r"feather is 0\.0"),
-        ({"paste_mode": "glue"}, "paste mode 'glue' is unknown"),
+        ({"upscale": 0.5}, r"`upscale` is 0\.5, expected 1\.\.16"),
+        ({"feather": 0.0}, r"`feather` is 0\.0, expected 0\.001\.\.1"),
+        ({"paste_mode": "glue"}, "`paste_mode` is 'glue', expected one of residual, replace"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(OptionError, match=message):
         restored(noise(), **options)
 
 
 def test_wrong_detector(portraits: np.ndarray) -> None:
-    with pytest.raises(DetectorError, match="oracle"):
+    with pytest.raises(OptionError, match="`detector` is 'oracle'"):
         restore_photo(Painter(), portraits, detector="oracle")  # type: ignore[arg-type]
 
 

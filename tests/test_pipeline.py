@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from osdface_core.errors import ConfigError, ImageError, OSDFaceError
+from osdface_core.errors import ConfigError, ImageError, OptionError, OSDFaceError
 from osdface_core.pipeline import OSDFacePipeline
 
 
@@ -176,17 +176,18 @@ def test_wrong_tensors(tiny_pipeline: OSDFacePipeline, bad: Tensor, message: str
 
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan")])
 def test_wrong_strength(tiny_pipeline: OSDFacePipeline, strength: float) -> None:
-    with pytest.raises(ImageError, match=r"expected 0\.\.1"):
+    with pytest.raises(OptionError, match=r"expected 0\.\.1"):
         tiny_pipeline.restore(faces(1), strength=strength)
 
 
 def test_wrong_color_fix(tiny_pipeline: OSDFacePipeline) -> None:
-    with pytest.raises(ConfigError, match="'sepia' is unknown"):
+    with pytest.raises(ConfigError, match="`color_fix` is 'sepia', expected one of none, adain"):
         tiny_pipeline.restore(faces(1), color_fix="sepia")
 
 
 @pytest.mark.parametrize(
-    ("device", "message"), [("toaster", "unknown device"), ("cuda:99", "no device cuda:99 here")]
+    ("device", "message"),
+    [("toaster", "`device` is 'toaster', expected auto, cpu"), ("cuda:99", "no device cuda:99 here")],
 )
 def test_wrong_device(tiny_checkpoint: Path, device: str, message: str) -> None:
     with pytest.raises(OSDFaceError, match=message):
@@ -194,5 +195,5 @@ def test_wrong_device(tiny_checkpoint: Path, device: str, message: str) -> None:
 
 
 def test_wrong_dtype(tiny_checkpoint: Path) -> None:
-    with pytest.raises(OSDFaceError, match="unknown dtype 'fp8'"):
+    with pytest.raises(OSDFaceError, match="`dtype` is 'fp8', expected one of auto, fp32"):
         OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp8")

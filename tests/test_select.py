@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from osdface_core.errors import ImageError
+from osdface_core.errors import ImageError, OptionError
 from osdface_core.faces import Face, select
 
 SHAPE = (1000, 1500)
@@ -26,7 +26,7 @@ FACES = st.lists(st.builds(face, NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.floats(0
     FACES, st.sampled_from(ORDERS), st.integers(0, 500), st.integers(0, 900), st.integers(0, 5) | st.none()
 )
 def test_filter_order_and_count(faces, order, low, high, count):
-    chosen = select(faces, SHAPE, min_size=low, max_size=high, max_count=count, order=order)
+    chosen = select(faces, SHAPE, min_face=low, max_face=high, max_faces=count, order=order)
     fitting = [f for f in faces if low <= max(f.width, f.height) <= (high or 10**9)]
     assert len(chosen) == (len(fitting) if count is None else min(count, len(fitting)))
     assert all(any(f is g for g in fitting) for f in chosen)
@@ -66,7 +66,7 @@ def test_numbers(which, expected):
 @pytest.mark.parametrize("which", ["", "some", "-1", "1.5", "2-1", "1,x", "largest,0", "9" * 30])
 def test_nonsense_says_what_is_expected(which):
     for faces in ([], [face(0, 0, 5, 5)]):
-        with pytest.raises(ImageError, match="expected all, largest, center or numbers"):
+        with pytest.raises(OptionError, match="expected all, largest, center or numbers"):
             select(faces, SHAPE, which)
 
 
@@ -76,7 +76,7 @@ def test_missing_numbers_and_orders():
         select(faces, SHAPE, "0,2")
     with pytest.raises(ImageError, match="only face 0 is"):
         select(faces[:1], SHAPE, "1")
-    with pytest.raises(ImageError, match="order 'beauty'"):
+    with pytest.raises(OptionError, match="`order` is 'beauty'"):
         select(faces, SHAPE, order="beauty")
     for which in ("all", "largest", "CENTER", "3"):
         assert select([], SHAPE, which) == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from osdface_core import upscale
-from osdface_core.errors import CheckpointError, ImageError
+from osdface_core.errors import CheckpointError, ImageError, OptionError
 from osdface_core.upscale import enlarge
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def test_ratios_are_those_of_the_rounded_sizes(height: int, width: int, factor: 
 
 @pytest.mark.parametrize("factor", [0.5, 0.0, -1.0, 17.0, float("nan")])
 def test_factors_out_of_range(factor: float) -> None:
-    with pytest.raises(ImageError, match=r"expected 1\.\.16"):
+    with pytest.raises(OptionError, match=r"expected 1\.\.16"):
         enlarge(photo(), factor, None, CPU)
 
 

@@ -24,6 +24,7 @@ from ..faces.regions import FULL_SCALE
 from ..files import replacing
 from ..images import Photo, check_alpha, from_unit, read_photo, to_unit, write_photo
 from ..models.identity import load_identity, similarity
+from ..options import DetectOptions, PasteOptions, RestoreOptions
 from ..photo import locate, put_back, renew, with_identity
 from ..pipeline import OSDFacePipeline, Progress
 from ..upscale import resize_plane
@@ -31,10 +32,6 @@ from .inputs import Guard, Job
 from .report import comparison, crop_pictures, save_picture
 
 SIDE = 512  # [px]; what square inputs of --aligned are resized to
-# Which of `photo.restore_photo`'s options belong to which of its steps.
-LOCATING = ("detector", "detector_dir", "faces", "min_face", "max_face", "max_faces", "order")
-RESTORING = ("strength", "timestep", "color_fix", "batch_size")
-PASTING = ("upscale", "upscale_model", "feather", "paste_mode")
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,17 @@ class Plan:
     """How every file of a run is treated.
 
     Attributes:
-        options: for `photo.restore_photo`.
+        detect, restore, paste: which faces, and what becomes of them.
+        identity: weights of a recognition network, for scores.
         aligned: inputs are face crops: no detection, no pasting.
         crops: folder for the aligned faces before and after.
         compare: write a before/after picture beside each result.
     """
 
-    options: dict[str, Any] = field(default_factory=dict)
+    detect: DetectOptions = field(default_factory=DetectOptions)
+    restore: RestoreOptions = field(default_factory=RestoreOptions)
+    paste: PasteOptions = field(default_factory=PasteOptions)
+    identity: str | Path | None = None
     aligned: bool = False
     crops: Path | None = None
     compare: bool = False
@@ -101,14 +102,14 @@ class FileRestorer:
         if self.plan.aligned:
             crops = _aligned_face(photo)
         else:
-            faces, crops = locate(photo.pixels, self.pipeline.device, **self._options(LOCATING))
+            faces, crops = locate(photo.pixels, self.pipeline.device, **vars(self.plan.detect))
         seconds = {"read": read - start, "detect": time.perf_counter() - read}
         return Work(job, photo, faces, crops, crops, seconds)
 
     def restore(self, work: Work) -> Work:
         """Run the model on its faces."""
         start = time.perf_counter()
-        options = self._options(RESTORING)
+        options = vars(self.plan.restore)
         work.restored = renew(self.pipeline, work.crops, progress=self.progress, **options)
         work.seconds["model"] = time.perf_counter() - start
         return work
@@ -141,14 +142,11 @@ class FileRestorer:
             "notes": list(notes),
         }
 
-    def _options(self, names: tuple[str, ...]) -> dict[str, Any]:
-        return {name: self.plan.options[name] for name in names if name in self.plan.options}
-
     def _pasted(self, work: Work) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        faces, identity = work.faces, self.plan.options.get("identity")
+        faces, identity = work.faces, self.plan.identity
         if identity is not None and faces:
             faces = with_identity(faces, work.crops, work.restored, identity)
-        options = self._options(PASTING)
+        options = vars(self.plan.paste)
         # A giant is held once, unless it is to be shown beside its result.
         in_place = not self.plan.compare
         image, _ = put_back(work.photo.pixels, faces, work.crops, work.restored, in_place=in_place, **options)
@@ -156,7 +154,7 @@ class FileRestorer:
 
     def _aligned(self, work: Work) -> tuple[np.ndarray, list[dict[str, Any]]]:
         faces: list[dict[str, Any]] = []
-        identity = self.plan.options.get("identity")
+        identity = self.plan.identity
         before = work.crops[..., : work.restored.shape[-2], : work.restored.shape[-1]]
         work.crops = before
         if identity is not None:

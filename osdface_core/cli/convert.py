@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..console import say
 from ..errors import ConfigError
 from ..released import RELEASED_FILES, convert_released, convert_to_released
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if source.name in RELEASED_FILES and source.resolve().parent == target.resolve():
             raise ConfigError(f"{source} would be overwritten; give another folder")
         convert_to_released(source, target)
-        print("\n".join(str(target / name) for name in RELEASED_FILES))
+        say("\n".join(str(target / name) for name in RELEASED_FILES))
         return 0
     if not source.is_dir():
         raise ConfigError(f"{source} is no folder; give the one that holds {', '.join(RELEASED_FILES)}")
@@ -50,5 +51,5 @@ def run(args: argparse.Namespace) -> int:
     ):
         raise ConfigError(f"{target} is one of the files to convert; give another name")
     convert_released(source, target)
-    print(target)
+    say(str(target))
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ..console import say
 from ..errors import ConfigError, OSDFaceError
 from .report import comparison, save_picture
 from .restore import add_model_arguments, load
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for name, picture in zip(FILES, pictures, strict=True):
         save_picture(picture, args.out / name)
-    print(f"restored {len(result.faces)} faces; before and after: {args.out / FILES[-1]}")
+    say(f"restored {len(result.faces)} faces; before and after: {args.out / FILES[-1]}")
     return 0
 
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from .. import __version__
 from ..checkpoint import missing_parts, read_header
 from ..config import OSDFaceConfig
+from ..console import say
 from ..errors import CheckpointError
 from ..loading import resolve
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         CheckpointError: the file is missing, truncated or of another kind.
     """
     facts = describe(args.checkpoint)
-    print(json.dumps(facts, indent=2) if args.json else as_text(facts))
+    say(json.dumps(facts, indent=2) if args.json else as_text(facts))
     return 0
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
+from ..console import complain, use_escapes
 from ..errors import ConfigError, OSDFaceError
+from ..options import in_words_of
 
 # Subcommand: (what it does in a line, the module with its `add_arguments` and `run`). A module is imported
 # only when its command is named, so that `osdface --help` answers at once.
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 all done, 1 something failed (named on stderr), 2 wrong usage, 130 interrupted.
     """
+    use_escapes()
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
     try:
@@ -48,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser(name).parse_args(argv)
         return args.run(args)
     except OSDFaceError as error:
-        print(f"osdface {name}: {error}", file=sys.stderr)
+        complain(f"osdface {name}: {in_words_of('cli', str(error))}")
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        print(f"osdface {name}: interrupted; no half-written file is left", file=sys.stderr)
+        complain(f"osdface {name}: interrupted; no half-written file is left")
         return 130
 
 

@@ -1,6 +1,6 @@
 """Other ways to run the same weights."""
 
-from .choose import ENGINES, choose_engine
+from .choose import choose_engine
 from .engine import Engine
 
-__all__ = ["ENGINES", "Engine", "choose_engine"]
+__all__ = ["Engine", "choose_engine"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,14 +12,13 @@ from torch import nn
 from ..devices import cpu_multiplies_bf16
 from ..errors import ConfigError
 from ..models.backbone import Backbone, dtype_of
-from ..options import Engine as Name
+from ..options import EngineName, LoadOptions, check
 from .engine import Engine, wrapped
 
 log = logging.getLogger(__name__)
-ENGINES: tuple[str, ...] = get_args(Name)
 
 
-def choose_engine(name: str, device: torch.device) -> Engine:
+def choose_engine(name: EngineName, device: torch.device) -> Engine:
     """Return the engine of that name for a model on `device`.
 
     Args:
@@ -29,8 +28,7 @@ def choose_engine(name: str, device: torch.device) -> Engine:
     Raises:
         ConfigError: an unknown name, or an engine that this device or installation lacks.
     """
-    if name not in ENGINES:
-        raise ConfigError(f"unknown engine {name!r}; use one of {', '.join(ENGINES)}")
+    check(LoadOptions, engine=name)
     beside = device.type != "cpu"  # PyTorch's layers and other work wait for each other on shared cores
     if name == "auto":
         name = _quickest(device)
@@ -40,14 +38,14 @@ def choose_engine(name: str, device: torch.device) -> Engine:
         from . import graphs
 
         if device.type != "cuda":
-            raise ConfigError(f"--engine graphs needs a CUDA device, not {device}; use --engine eager")
+            raise ConfigError(f"`engine` graphs needs a CUDA device, not {device}; use `engine` eager")
         return Engine(name, beside, graphs.prepare)
     if name == "compile":
         return Engine(name, beside, _compiled)
     return Engine(name, beside, lambda backbone: backbone)
 
 
-def _quickest(device: torch.device) -> str:
+def _quickest(device: torch.device) -> EngineName:
     if device.type != "cpu":
         return "eager"
     if _osdface_cpu():
@@ -71,10 +69,10 @@ def _osdface_cpu() -> ModuleType | None:
 def _native(device: torch.device) -> Any:
     package = _osdface_cpu()
     if device.type != "cpu":
-        raise ConfigError(f"--engine native is for the CPU, not {device}; use --engine eager")
+        raise ConfigError(f"`engine` native is for the CPU, not {device}; use `engine` eager")
     if package is None:
         raise ConfigError(
-            "--engine native needs the package osdface-cpu: pip install 'osdface[cpu]', or use --engine eager"
+            "--engine native needs the package osdface-cpu: pip install 'osdface[cpu]', or use `engine` eager"
         )
 
     def faster(part: Any, predicts: bool = False) -> Any:

@@ -17,7 +17,7 @@ class Engine:
     """A way to run a backbone.
 
     Attributes:
-        name: as `--engine` has it.
+        name: as in the table of options.
         overlaps: whether reading, detecting and pasting other photos beside it saves time.
         prepare: returns a backbone that computes the same by other means. The one it was given stays as it is
             (modules, classes, attributes, weights), so whoever wants the engine undone uses that one again.

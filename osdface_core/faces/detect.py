@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import DetectorError
+from ..options import DetectOptions, DetectorName, Effort, check
 from . import retinaface
 from .align import affine_rows, fit_similarity, measure
 from .face import Face
@@ -20,20 +20,16 @@ from .search import Detector, search
 
 log = logging.getLogger(__name__)
 
-DETECTORS = ("auto", *retinaface.RELEASES, "mtcnn")
-"""Names that `detect` takes."""
-EFFORTS = ("fast", "auto", "thorough")
-
 
 def detect(
     photo: Photo,
-    detector: str = "auto",
+    detector: DetectorName = "auto",
     *,
     detector_dir: str | Path | None = None,
     device: torch.device | str | None = None,
     min_face: float = 0,
     threshold: float = 0.9,
-    effort: str = "auto",
+    effort: Effort = "auto",
 ) -> list[Face]:
     """Find all faces.
 
@@ -52,12 +48,12 @@ def detect(
     Returns:
         The faces, largest first; an empty list where there are none.
     Raises:
-        DetectorError: for an unknown detector or effort, or missing weights.
+        OptionError: for an unknown detector or effort, or a number out of range.
+        DetectorError: for missing weights.
         ImageError: if the photo is in another layout.
     """
     height, width = photo_shape(photo)
-    if effort not in EFFORTS:
-        raise DetectorError(f"effort {effort!r} is unknown: choose one of {', '.join(EFFORTS)}")
+    check(DetectOptions, detector=detector, min_face=min_face, threshold=threshold, effort=effort)
     place = photo_device(photo, device)
     # Elsewhere (MPS, DirectML) some operators are missing, and the CPU needs a fraction of a second.
     place = place if place.type == "cuda" else torch.device("cpu")
@@ -70,26 +66,26 @@ def detect(
     return make_faces(photo, rows[good], place)
 
 
-def load_detector(name: str, detector_dir: str | Path | None, device: torch.device) -> Detector:
+def load_detector(name: DetectorName, detector_dir: str | Path | None, device: torch.device) -> Detector:
     """The detector called `name`, kept in memory for the next photo; see `detect` for the names.
 
     Raises:
-        DetectorError: if the name is unknown, or weights are missing or damaged.
+        OptionError: if the name is unknown.
+        DetectorError: if weights are missing or damaged.
     """
     chosen, reason = choose_detector(name, detector_dir)
     return _load(chosen, reason, str(detector_dir or ""), str(device))
 
 
-def choose_detector(name: str, detector_dir: str | Path | None) -> tuple[str, str]:
+def choose_detector(name: DetectorName, detector_dir: str | Path | None) -> tuple[str, str]:
     """Resolve `auto`.
 
     Returns:
         The name of the detector that `detect` runs, and why it is that one.
     Raises:
-        DetectorError: if the name is unknown.
+        OptionError: if the name is unknown.
     """
-    if name not in DETECTORS:
-        raise DetectorError(f"detector {name!r} is unknown: choose one of {', '.join(DETECTORS)}")
+    check(DetectOptions, detector=name)
     if name != "auto":
         return name, "asked for"
     for key in retinaface.RELEASES:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError
+from ..options import PasteMode, PasteOptions, check
 from .align import align, crop_bounds
 from .face import CROP_SIZE, Face
 from .regions import (
@@ -58,7 +59,7 @@ def paste(
     *,
     crops: Tensor | None = None,
     feather: float = 0.2,
-    mode: str = "residual",
+    mode: PasteMode = "residual",
     scale: float | tuple[float, float] = 1.0,
     device: torch.device | str | None = None,
     in_place: bool = False,
@@ -75,7 +76,7 @@ def paste(
         faces: N faces, in the coordinates of the photo they were found in.
         restored: (N, 3, S, S) unit range, aligned like `align`'s crops.
         crops: (N, 3, S, S) what `align` cut from this very photo, to save cutting them again (residual mode).
-        feather: width of the soft border as a fraction of half the crop, above 0 to 1.
+        feather: width of the soft border as a fraction of half the crop, 0.001 to 1.
         mode: "residual" or "replace".
         scale: size of `photo` over that of the photo the faces were found in (one number, or x and y).
         device: where to blend; the photo's by default.
@@ -84,10 +85,12 @@ def paste(
         image: same kind, shape and type as `photo`; arrays are rounded once, inside the masks only.
         mask: (1, H, W) float32 tensor, or (H, W) float32 array: 0 outside, 1 where fully restored.
     Raises:
-        ImageError: if counts or shapes disagree, or an option is out of range.
+        OptionError: `feather` or `mode` is out of range.
+        ImageError: if counts or shapes disagree.
     """
     height, width = photo_shape(photo)
-    _check(faces, restored, crops, feather, mode)
+    check(PasteOptions, feather=feather, paste_mode=mode)
+    _check(faces, restored, crops)
     device = photo_device(photo, device)
     sx, sy = (scale, scale) if isinstance(scale, int | float) else scale
     if (sx, sy) != (1.0, 1.0):
@@ -245,11 +248,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tupl
     return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
-def _check(faces: Sequence[Face], restored: Tensor, crops: Tensor | None, feather: float, mode: str) -> None:
-    if mode not in ("residual", "replace"):
-        raise ImageError(f"paste mode {mode!r} is unknown: expected 'residual' or 'replace'")
-    if not 0 < feather <= 1:
-        raise ImageError(f"feather is {feather}: expected a fraction above 0 and at most 1")
+def _check(faces: Sequence[Face], restored: Tensor, crops: Tensor | None) -> None:
     if restored.dim() != 4 or restored.shape[1] != 3 or restored.shape[-1] != restored.shape[-2]:
         raise ImageError(f"restored crops have shape {tuple(restored.shape)}: expected (N, 3, S, S)")
     if len(faces) != restored.shape[0]:

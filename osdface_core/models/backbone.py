@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..config import OSDFaceConfig, UNetConfig
 from ..errors import CheckpointError
-
-Posterior = Literal["mode", "sample"]
+from ..options import Posterior
 
 
 class LatentCodec(Protocol):

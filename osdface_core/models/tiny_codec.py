@@ -9,7 +9,7 @@ untrained branch leaves the decoder's answer as it was.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from diffusers.models.autoencoders.vae import DecoderTiny, EncoderTiny
 from torch import Tensor, nn
 
 from ..config import CodecConfig
+from ..options import Posterior
 from ..weights import find_weights, load_strictly, read_state_dict
 from .backbone import dtype_of
 
@@ -105,7 +106,7 @@ class TinyCodec(nn.Module):
     def encode(
         self,
         signed: Tensor,
-        posterior: Literal["mode", "sample"] = "mode",
+        posterior: Posterior = "mode",
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Deterministic: `posterior` and `generator` make no difference here."""

@@ -10,9 +10,10 @@ from torch.optim import AdamW
 
 from osdface_core.config import OSDFaceConfig
 from osdface_core.errors import ConfigError
-from osdface_core.models.backbone import Backbone, Posterior
+from osdface_core.models.backbone import Backbone
 from osdface_core.models.vre import VRE, Projection
 from osdface_core.one_step import alpha_bar, predict_x0
+from osdface_core.options import Posterior
 
 from ..recipe.config import Recipe
 from ..recipe.restorer import RestorerTraining
