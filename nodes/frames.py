@@ -44,7 +44,7 @@ def which_faces(selection: str, indices: str) -> str | tuple[()]:
             return indices
     except OptionError:
         pass
-    raise OptionError("indices", indices, "numbers as in the preview, such as 0, 2 or 5-7")
+    raise OptionError("indices", indices, "face numbers as in the preview, such as 0, 2 or 5-7")
 
 
 def find_faces(
