@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from osdface_core.console import complain, say
 from osdface_core.errors import OSDFaceError
 
 from .logging import read_metrics
@@ -91,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 results.setdefault(name, []).append(score(recipe))
                 report = table(results, recipe.restorer.validation.profiles)
                 (args.out / "table.md").write_text(report + "\n", encoding="utf-8")
-                print(f"{name}, seed {seed}\n{report}\n", flush=True)
+                say(f"{name}, seed {seed}\n{report}\n")
     except OSDFaceError as error:
-        print(f"ablation: {error}", file=sys.stderr)
+        complain(f"ablation: {error}")
         return 1
     return 0
 

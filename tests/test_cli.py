@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -22,10 +23,9 @@ from osdface_core.cli import batch, report, restore
 from osdface_core.cli import main as cli
 from osdface_core.cli.batch import one_by_one, overlapped
 from osdface_core.cli.main import main
-from osdface_core.devices import DTYPES
-from osdface_core.engines import ENGINES
+from osdface_core.devices import TORCH_DTYPES
 from osdface_core.faces import retinaface
-from osdface_core.faces.select import ORDERS
+from osdface_core.faces.select import KEYS
 from osdface_core.images import Photo, read_photo, write_photo
 from osdface_core.pipeline import OSDFacePipeline
 
@@ -766,7 +766,80 @@ def test_torchvision_waits_for_the_first_detection() -> None:
 
 
 def test_choices_are_those_of_the_functions() -> None:
-    assert ("auto", *retinaface.RELEASES, "mtcnn") == get_args(options.Detector)
-    assert {"auto", *DTYPES} == set(get_args(options.Dtype))
-    assert get_args(options.Engine) == ENGINES
-    assert set(restore.ORDERS) == set(ORDERS)
+    assert ("auto", *retinaface.RELEASES, "mtcnn") == get_args(options.DetectorName)
+    assert {"auto", *TORCH_DTYPES} == set(get_args(options.Dtype))
+    assert set(get_args(options.Order)) == set(KEYS)
+
+
+# --- telling, and names
+
+
+def test_wrong_values_name_the_option_and_its_range(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, value, expected in [
+        ("--strength", "1.5", "0..1"),
+        ("--timestep", "1000", "0..999"),
+        ("--faces", "two", "all, largest, center or numbers such as 0,2 or 1-3"),
+        ("--color-fix", "sepia", "one of none, adain, wavelet, luma"),
+        ("--paste", "glue", "one of residual, replace"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["restore", "a.png", "-o", "o.png", flag, value])
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        name = {"--paste": "--paste-mode/--paste"}.get(flag, flag)
+        assert error.endswith(f"argument {name}: got {value!r}, expected {expected}")
+
+
+def test_order_by_area_is_order_by_size(run: Run, faces: Path) -> None:
+    for order in ("size", "area"):
+        assert run(faces, "-o", f"{order}.png", "--order", order, "--max-faces", "1") == 0
+    assert Path("size.png").read_bytes() == Path("area.png").read_bytes()
+
+
+NAMES = ["日本語.png", "→….png", "café.png".encode("latin-1").decode("utf-8", "surrogateescape"), "z.png"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
+def test_a_console_that_lacks_characters(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    for name in NAMES:
+        blank(tmp_path / "in" / name)
+    (tmp_path / "in" / "→broken.png").write_bytes(b"no picture")
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    assert run("in", "-o", "out", "--json", "r.json") == 1
+    assert {path.name for path in Path("out").iterdir()} == set(NAMES)
+    report = json.loads(Path("r.json").read_text())
+    assert (report["done"], report["failed"]) == (len(NAMES), 1)
+    said = streams[0].buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert len(said.splitlines()) == len(NAMES)
+    assert r"\u65e5\u672c\u8a9e.png" in said and r"\udce9.png" in said
+
+
+def test_a_reader_that_went_away(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        blank(tmp_path / "in" / f"{name}.png")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert run("in", "-o", "out", "--json", "r.json") == 0
+    assert json.loads(Path("r.json").read_text())["done"] == len(tree(Path("out"))) == 3
+
+
+@pytest.mark.parametrize("stem", ["x" * 251, "😀" * 60, "é" * 125])
+def test_long_names(run: Run, tmp_path: Path, stem: str) -> None:
+    """Disks count bytes, 255 a name."""
+    blank(tmp_path / "in" / f"{stem}.png")
+    blank(tmp_path / "in" / "z.png")
+    assert run("in", "-o", "out") == 0
+    assert tree(Path("out")) == {f"{stem}.png", "z.png"}
+
+
+def test_a_name_that_no_disk_holds(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blank(tmp_path / "a.png")
+    assert run("x" * 300, "a.png", "-o", "out") == 1
+    assert tree(Path("out")) == {"a.png"}
+    assert "x: no such file or folder" in capsys.readouterr().err

@@ -270,7 +270,7 @@ def test_limits(comfy, found, group):
     }
     assert only == {"min_face": 1, "max_face": 1}
     assert run("OSDFaceDetectFaces", image=group, **(DETECT | {"max_faces": 1}))[2] == 1
-    with pytest.raises(Exception, match="face number"):
+    with pytest.raises(Exception, match="`indices` is 'first', expected face numbers as in the preview"):
         run("OSDFaceDetectFaces", image=group, **(DETECT | {"selection": "indices", "indices": "first"}))
 
 

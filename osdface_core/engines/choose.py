@@ -72,7 +72,7 @@ def _native(device: torch.device) -> Any:
         raise ConfigError(f"`engine` native is for the CPU, not {device}; use `engine` eager")
     if package is None:
         raise ConfigError(
-            "--engine native needs the package osdface-cpu: pip install 'osdface[cpu]', or use `engine` eager"
+            "`engine` native needs the package osdface-cpu: pip install 'osdface[cpu]', or use `engine` eager"
         )
 
     def faster(part: Any, predicts: bool = False) -> Any:

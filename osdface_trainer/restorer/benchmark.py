@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from osdface_core.console import complain, say
 from osdface_core.errors import OSDFaceError
 from osdface_core.models.backbone import Backbone, build_full
 from osdface_core.models.identity import IdentityNet
@@ -209,10 +210,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         report = measure(load_recipe(options.recipe, options.overrides), options.steps, options.warmup)
     except OSDFaceError as error:
-        print(error, file=sys.stderr)
+        complain(str(error))
         return 2
     text = json.dumps(report, indent=2)
-    print(text)
+    say(text)
     if options.json:
         options.json.write_text(text + "\n", encoding="utf-8")
     return 0
