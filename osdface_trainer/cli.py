@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from osdface_core.console import complain, say, use_escapes
 from osdface_core.errors import ConfigError, OSDFaceError
+from osdface_core.options import in_words_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
     Returns: 0 done, 1 failed, 2 wrong usage or recipe.
     """
+    use_escapes()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("osdface", description="Train and judge OSDFace models.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[args.command].run(args)
     except OSDFaceError as error:
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"osdface {args.command}: {error}", file=sys.stderr)
+            complain(f"osdface {args.command}: {in_words_of('cli', str(error))}")
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
@@ -71,10 +74,10 @@ def _train(args: argparse.Namespace) -> int:
 
     outcome = train(recipe, args.stage, fresh=args.fresh, resume=args.resume, quiet=args.quiet)
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"{args.stage}: {outcome.reason} at step {outcome.step:,} of {outcome.total:,}")
+        say(f"{args.stage}: {outcome.reason} at step {outcome.step:,} of {outcome.total:,}")
         if outcome.reason in ("time", "interrupted"):
-            print("the same command continues it")
-        print(f"model {outcome.export}" + (f"\nreport {outcome.report}" if outcome.report else ""))
+            say("the same command continues it")
+        say(f"model {outcome.export}" + (f"\nreport {outcome.report}" if outcome.report else ""))
     return 130 if outcome.reason == "interrupted" else 0
 
 
@@ -140,7 +143,7 @@ def _degrade(args: argparse.Namespace) -> int:
             sheet.save(temporary)
     except (OSError, ValueError) as error:
         raise OSDFaceError(f"{args.out} cannot be written: {error}") from error
-    print(args.out)
+    say(str(args.out))
     return 0
 
 
@@ -151,7 +154,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 def _report(args: argparse.Namespace) -> int:
     from .report import write_report
 
-    print(write_report(args.folder, args.folder.resolve().name))
+    say(str(write_report(args.folder, args.folder.resolve().name)))
     return 0
 
 

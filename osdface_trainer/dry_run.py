@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from osdface_core.console import say
 from osdface_core.errors import ConfigError, OSDFaceError
 
 from .data.check import CheckedFiles, describe_broken, find_broken, without_broken
@@ -32,15 +33,15 @@ def dry_run(
         from .vre.memory import plan
     else:
         from .restorer.memory import plan
-    print(to_toml(recipe))
+    say(to_toml(recipe))
     try:
-        print(table(plan(recipe)))
+        say(table(plan(recipe)))
     except OSDFaceError as error:  # `restorer.init` decides the architecture; its file is named again below
-        print(f"parameters and memory are unknown: {error}")
+        say(f"parameters and memory are unknown: {error}")
     progress = not quiet and sys.stderr.isatty()
     lines = [*_weights(recipe, stage), *_faces(recipe, progress), _start(recipe, stage, fresh, resume)]
     for text, _ in lines:
-        print(text)
+        say(text)
     return 2 if any(fails for _, fails in lines) else 0
 
 

@@ -3,7 +3,6 @@
 Everything is a function of the seed and the step, so any batch of a run can be made again.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from osdface_core.console import complain
 from osdface_core.errors import ConfigError
 
 from . import distributed
@@ -50,7 +50,7 @@ def _usable(recipe: Recipe, split: Split, accelerator: Accelerator, progress: bo
     )
     kept = without_broken(files, broken, recipe.data.broken, f"data.{split}")
     if broken and accelerator.is_main_process:
-        print(f"{describe_broken(broken, len(files), f'data.{split}')}; skipped", file=sys.stderr)
+        complain(f"{describe_broken(broken, len(files), f'data.{split}')}; skipped")
     return kept
 
 

@@ -11,13 +11,13 @@ run.dir/
 """
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from osdface_core.checkpoint import read_header
+from osdface_core.console import complain
 from osdface_core.errors import CheckpointError, ConfigError
 from osdface_core.files import replacing
 
@@ -78,7 +78,7 @@ def open_run(recipe: Recipe, stage: StageName, *, fresh: bool = False, resume: b
             folder.path.rename(_free_name(folder.path))
         taken, _ = continues(folder, recipe)
         if taken:
-            print(f"continuing with changes to the recipe: {', '.join(taken)}", file=sys.stderr)
+            complain(f"continuing with changes to the recipe: {', '.join(taken)}")
         folder.samples.mkdir(parents=True, exist_ok=True)
         with replacing(folder.recipe) as temporary:
             temporary.write_text(settings.to_toml(recipe), encoding="utf-8")

@@ -401,17 +401,3 @@ def test_real_photo_with_the_real_detector(tmp_path):
     assert np.hypot(float(eye_left[0]) - 204, float(eye_left[1]) - 106) < 15
     assert 20 < float(eye_right[0]) - float(eye_left[0]) < 70
     assert Image.open(tmp_path / "faces" / row["file"]).size == (512, 512)
-
-
-def test_names_of_all_kinds(photos, tmp_path, detector):
-    """Bytes that are no UTF-8, and a name as long as a disk takes, cost nothing; the manifest is text."""
-    source, dst = tmp_path / "named", tmp_path / "faces"
-    source.mkdir()
-    names = [b"caf\xe9.png", b"x" * 248 + b".png", "😀".encode() * 60 + b".png"]
-    for name, photo in zip(names, sorted(photos.rglob("*.png")), strict=False):
-        (source / os.fsdecode(name)).write_bytes(photo.read_bytes())
-    summary = run(source, dst, duplicates=-1)
-    assert summary.photos == 3 and not summary.unreadable
-    assert {row["source"] for row in rows(dst)} <= {"caf\\udce9.png", *(name.decode() for name in names[1:])}
-    assert len(rows(dst)) == summary.faces == len(list_faces(dst)) > 0
-    assert run(source, dst, duplicates=-1).resumed == 3

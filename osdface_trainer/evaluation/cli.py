@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
+from osdface_core.console import say
 from osdface_core.errors import ConfigError, OSDFaceError
 
 from ..data.degrade import Enlarge, named_profile
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         )
     _check_sort(report, args.sort)
     text = table.to_text(report)
-    print(text, end="")
+    say(text.removesuffix("\n"))
     if outputs["json"]:
         write_text(outputs["json"], to_json(report))
     if outputs["text"]:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from osdface_core.console import say
 from osdface_core.errors import OSDFaceError
 
 from .photos import FaceFormat, MultiFaces
@@ -83,5 +84,5 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     except OSError as error:
         raise OSDFaceError(f"{args.target} cannot be written: {error}") from error
-    print("\n".join(summary.lines()))
+    say("\n".join(summary.lines()))
     return 1 if summary.unreadable and not (summary.faces or summary.rejected) else 0
