@@ -182,9 +182,7 @@ def _detector(args: argparse.Namespace) -> dict[str, str] | None:
     return {"name": name, "reason": reason}
 
 
-def _report(
-    args: argparse.Namespace, records: list[dict[str, Any]], left_out: list[str]
-) -> dict[str, Any]:
+def _report(args: argparse.Namespace, records: list[dict[str, Any]], left_out: list[str]) -> dict[str, Any]:
     failed = sum("error" in record for record in records)
     names = ["aligned", *(name for options in SETS for name in options_of(options) if name != "source")]
     return {

@@ -16,6 +16,7 @@ from osdface_core.errors import ConfigError
 from osdface_core.faces import CROP_SIZE, Face, align, detect
 from osdface_core.faces.align import sharpness
 from osdface_core.files import replacing, shorten
+from osdface_core.options import DetectorName
 
 from .similarity import perceptual_hash
 
@@ -39,7 +40,7 @@ class PrepareOptions:
         format: "png", or "jpg" at quality 95.
     """
 
-    detector: str = "auto"
+    detector: DetectorName = "auto"
     detector_dir: str | None = None
     min_face: float = 128
     min_sharpness: float = 0.2

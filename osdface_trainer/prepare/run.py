@@ -19,7 +19,11 @@ import torch
 
 from osdface_core.errors import ConfigError, ImageError
 from osdface_core.files import replacing
+<<<<<<< HEAD
 from osdface_core.images import FoundPhotos, find_photos, readable
+=======
+from osdface_core.options import DetectorName
+>>>>>>> 75ff59c (wip6)
 
 from ..data.prefetch import prefetch
 from .photos import Embed, FaceFormat, MultiFaces, PhotoRecord, PrepareOptions, process_photo
@@ -69,7 +73,7 @@ def prepare(
     src: str | Path,
     dst: str | Path,
     *,
-    detector: str = "auto",
+    detector: DetectorName = "auto",
     detector_dir: str | None = None,
     device: torch.device | str | None = None,
     min_face: float = 128,
