@@ -231,8 +231,8 @@ class LoadOptions(Options):
     engine: Annotated[
         EngineName,
         Option(
-            "How it runs. auto: native on a CPU where osdface-cpu is installed, else eager. eager: PyTorch as "
-            "it comes. native: osdface-cpu's compiled layers. graphs: CUDA graphs, one launch per batch. "
+            "How it runs. auto: native on a CPU where osdface-cpu is installed, else eager. eager: PyTorch "
+            "as it comes. native: osdface-cpu's compiled layers. graphs: CUDA graphs, one launch per batch. "
             "compile: torch.compile, which takes minutes at the first face of a size."
         ),
     ] = "auto"

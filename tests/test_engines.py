@@ -48,7 +48,7 @@ def test_without_the_package_auto_is_eager_and_says_what_is_quicker(
     with caplog.at_level(logging.INFO, "osdface_core"):
         assert choose_engine("auto", CPU).name == "eager"
     assert [(r.levelname, "osdface[cpu]" in r.message) for r in caplog.records] == [("INFO", True)]
-    with pytest.raises(ConfigError, match=r"pip install 'osdface\[cpu\]', or use --engine eager"):
+    with pytest.raises(ConfigError, match=r"pip install 'osdface\[cpu\]', or use `engine` eager"):
         choose_engine("native", CPU)
 
 

@@ -19,11 +19,8 @@ import torch
 
 from osdface_core.errors import ConfigError, ImageError
 from osdface_core.files import replacing
-<<<<<<< HEAD
 from osdface_core.images import FoundPhotos, find_photos, readable
-=======
 from osdface_core.options import DetectorName
->>>>>>> 75ff59c (wip6)
 
 from ..data.prefetch import prefetch
 from .photos import Embed, FaceFormat, MultiFaces, PhotoRecord, PrepareOptions, process_photo
