@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from osdface_core.choices import DetectorName, EngineName
 from osdface_core.devices import TORCH_DTYPES, pick_device, pick_dtype
 from osdface_core.errors import ConfigError
-from osdface_core.options import DetectorName, EngineName
 
 if TYPE_CHECKING:
     import torch
 
-    from osdface_core.pipeline import OSDFacePipeline
+    from osdface_core.pipeline import FacePipeline
 
 # Passes before anything counts (cuDNN picks its kernels, the allocator fills); 1 elsewhere.
 WARM_UPS = {"cuda": 3}
@@ -158,7 +158,7 @@ def _peak(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
     return 0
 
 
-def _photos(args: argparse.Namespace, pipeline: OSDFacePipeline, say: Callable[[str], None]) -> int:
+def _photos(args: argparse.Namespace, pipeline: FacePipeline, say: Callable[[str], None]) -> int:
     """`--photos`, `--memory` or `--cost`, with the first of the engines, precisions and batch sizes."""
     from . import cost, photos, plots, report
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from osdface_core.cli.demo import demo_photo
 from osdface_core.faces import Face, align, detect, paste
-from osdface_core.pipeline import OSDFacePipeline
+from osdface_core.pipeline import FacePipeline
 
 from .models import faces as random_faces
 
@@ -45,7 +45,7 @@ def scene(count: int, megapixels: float) -> np.ndarray:
     return np.array(canvas)
 
 
-def measure(pipeline: OSDFacePipeline, runs: int, say: Say) -> dict[str, Any]:
+def measure(pipeline: FacePipeline, runs: int, say: Say) -> dict[str, Any]:
     """Medians over `runs`, and the fits.
 
     Returns:
@@ -92,12 +92,12 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _model(pipeline: OSDFacePipeline, count: int, batch: int | None, runs: int) -> float:
+def _model(pipeline: FacePipeline, count: int, batch: int | None, runs: int) -> float:
     crops = random_faces(count, 512, pipeline.device)
     return _median(lambda: pipeline.restore(crops, batch_size=batch), runs)
 
 
-def _photo(pipeline: OSDFacePipeline, photo: np.ndarray, runs: int) -> list[float]:
+def _photo(pipeline: FacePipeline, photo: np.ndarray, runs: int) -> list[float]:
     """Seconds of detect, align and paste; the model between them is left out."""
     device = pipeline.device
     found: list[Face] = []

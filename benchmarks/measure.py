@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from osdface_core.one_step import alpha_bar, predict_x0
-from osdface_core.pipeline import OSDFacePipeline
+from osdface_core.pipeline import FacePipeline
 
 from .memory import peak_bytes, reset_peak
 from .models import Parts, Plain
@@ -65,7 +64,7 @@ class Rounds:
 
 def rounds(
     plain: Plain,
-    pipeline: OSDFacePipeline,
+    pipeline: FacePipeline,
     faces: dict[int, Tensor],
     runs: int,
     warm_ups: int,
@@ -107,7 +106,7 @@ def plain_times(plain: Plain, faces: Tensor) -> Times:
     return times | {"total": sum(times.values())}
 
 
-def total(pipeline: OSDFacePipeline, faces: Tensor) -> float:
+def total(pipeline: FacePipeline, faces: Tensor) -> float:
     """`pipeline.restore` as users call it, [ms]."""
     clock = Clock(faces.device)
     pipeline.restore(faces, batch_size=len(faces))
@@ -116,7 +115,7 @@ def total(pipeline: OSDFacePipeline, faces: Tensor) -> float:
 
 
 @torch.inference_mode()
-def stages(pipeline: OSDFacePipeline, faces: Tensor) -> Times:
+def stages(pipeline: FacePipeline, faces: Tensor) -> Times:
     """The same work one stage after the other (`restore` lets the VRE and the encoder overlap on CUDA)."""
     clock = Clock(faces.device)
     signed = faces * 2.0 - 1.0
@@ -124,18 +123,17 @@ def stages(pipeline: OSDFacePipeline, faces: Tensor) -> Times:
     clock.mark("vre")
     prompt = pipeline.projection(codes)
     clock.mark("projection")
-    latent = pipeline.backbone.codec.encode(signed)
+    latent = pipeline.one_step.encode(signed)
     clock.mark("encode")
-    eps = pipeline.backbone.predictor(latent, pipeline.config.timestep, prompt)
+    restored = pipeline.one_step.denoise(latent, prompt)
     clock.mark("unet")
-    x0 = predict_x0(latent, eps, alpha_bar(pipeline.config))
-    pipeline.backbone.codec.decode(x0, signed).float().clamp(-1.0, 1.0)
+    pipeline.one_step.decode(restored, signed).clamp(-1.0, 1.0)
     clock.mark("decode")
     return clock.read()
 
 
 @torch.inference_mode()
-def compare(plain: Plain, pipeline: OSDFacePipeline, faces: Tensor) -> dict[str, float]:
+def compare(plain: Plain, pipeline: FacePipeline, faces: Tensor) -> dict[str, float]:
     """How far our result is from the baseline's on the same face, both without sampling."""
     expected = plain(faces, lambda _: None, "mode")
     got = pipeline.restore(faces, batch_size=len(faces))
@@ -172,8 +170,8 @@ def gmacs(parts: Parts, side: int) -> dict[str, float]:
     codes = torch.empty(1, cfg.vre.tokens, cfg.vre.z_channels, device="meta")
     prompt = torch.empty(1, cfg.vre.tokens, cfg.projection.out, device="meta")
     calls = {
-        "vre": (parts.vre, "forward", (image,)),
-        "projection": (parts.projection, "forward", (codes,)),
+        "vre": (parts.prompt_encoder.vre, "forward", (image,)),
+        "projection": (parts.prompt_encoder.projection, "forward", (codes,)),
         "encode": (codec, "encode", (image,)),
         "unet": (unet, "forward", (latent, cfg.timestep, prompt)),
         "decode": (codec, "decode", (latent, image)),

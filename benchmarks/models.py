@@ -17,9 +17,11 @@ from osdface_core.errors import ConfigError
 from osdface_core.loading import load_model
 from osdface_core.models.backbone import Backbone, KLCodec, UNetPredictor
 from osdface_core.models.codebook import squared_distances
-from osdface_core.models.vre import VRE, Projection
-from osdface_core.one_step import alpha_bar
-from osdface_core.pipeline import OSDFacePipeline
+from osdface_core.models.vre import VRE, Projection, PromptEncoder
+from osdface_core.one_step import OneStepRestorer
+from osdface_core.pipeline import FacePipeline
+
+from .reference import prompt_side
 
 STAGES = ("vre", "projection", "encode", "unet", "decode")
 Mark = Callable[[str], None]
@@ -30,8 +32,7 @@ class Parts:
     """A model, float32, in the default memory layout."""
 
     config: OSDFaceConfig
-    vre: VRE
-    projection: Projection
+    prompt_encoder: PromptEncoder
     backbone: Backbone
     device: torch.device
 
@@ -53,23 +54,19 @@ class Plain:
     def __call__(self, faces: Tensor, mark: Mark, posterior: Any = "sample") -> Tensor:
         """(1, 3, H, W) in [0, 1] to the same, restored; `mark(stage)` after each stage.
 
-        The order of the released code: codes, projection, sampled latent, noise, Eq. 2 in float64, decode.
+        The order of the released code: codes, projection, sampled latent, noise and Eq. 2, decode.
         """
-        p = self.parts
+        step = OneStepRestorer(self.parts.config, self.parts.backbone)
         signed = faces * 2.0 - 1.0
         codes = self.prompt_side(signed)
         mark("vre")
-        prompt = p.projection(codes)
+        prompt = self.parts.prompt_encoder.projection(codes)
         mark("projection")
-        latent = p.backbone.codec.encode(signed, posterior)
+        latent = step.encode(signed, posterior)
         mark("encode")
-        eps = p.backbone.predictor(latent, p.config.timestep, prompt)
+        restored = step.denoise(latent, prompt)
         mark("unet")
-        a_bar = alpha_bar(p.config)
-        wide = torch.float32 if faces.device.type == "mps" else torch.float64
-        x0 = (latent.to(wide) - (1.0 - a_bar) ** 0.5 * eps.to(wide)) / a_bar**0.5
-        out = p.backbone.codec.decode(x0.float(), signed)
-        out = out.clamp(-1.0, 1.0) * 0.5 + 0.5
+        out = step.decode(restored, signed).clamp(-1.0, 1.0) * 0.5 + 0.5
         mark("decode")
         return out
 
@@ -109,7 +106,7 @@ def full_size(device: torch.device, dtype: torch.dtype = torch.float32) -> Parts
     backbone = Backbone(
         KLCodec(cast(nn.Module, vae), config.codec.scaling_factor), UNetPredictor(cast(nn.Module, unet))
     )
-    return Parts(config, vre.eval(), projection.eval(), _ready(backbone, device, dtype), device)
+    return Parts(config, PromptEncoder(vre, projection).eval(), _ready(backbone, device, dtype), device)
 
 
 @torch.no_grad()
@@ -129,8 +126,8 @@ def fill(module: nn.Module, seed: int) -> None:
 def from_file(source: str | Path, base: str | None, device: torch.device) -> Parts:
     """A checkpoint or released folder; a LoRA is merged for both pipelines. Raises CheckpointError."""
     loaded = load_model(source, base=base)
-    vre, projection = loaded.vre.to(device).eval(), loaded.projection.to(device).eval()
-    return Parts(loaded.config, vre, projection, _ready(loaded.backbone, device), device)
+    prompt_encoder = loaded.prompt_encoder.to(device).eval()
+    return Parts(loaded.config, prompt_encoder, _ready(loaded.backbone, device), device)
 
 
 def with_taesd(parts: Parts, folder: str) -> Parts:
@@ -156,11 +153,11 @@ def _ready(backbone: Backbone, device: torch.device, dtype: torch.dtype = torch.
 
 def plain(parts: Parts, reference: Path | None) -> Plain:
     """The baseline. Raises ConfigError when `reference` is no usable checkout."""
+    vre = parts.prompt_encoder.vre
     if reference is None:
-        return Plain("plain float32 eager pipeline", parts, lambda signed: plain_codes(parts.vre, signed))
-    from .reference import prompt_side
-
-    return Plain(f"released inference code in {reference.name}", parts, prompt_side(reference, parts))
+        return Plain("plain float32 eager pipeline", parts, lambda signed: plain_codes(vre, signed))
+    codes = prompt_side(reference, vre, parts.device)
+    return Plain(f"released inference code in {reference.name}", parts, codes)
 
 
 def plain_codes(vre: VRE, signed: Tensor) -> Tensor:
@@ -176,21 +173,18 @@ def plain_codes(vre: VRE, signed: Tensor) -> Tensor:
     return rows
 
 
-def whole(parts: Parts, dtype: torch.dtype) -> OSDFacePipeline:
+def whole(parts: Parts, dtype: torch.dtype) -> FacePipeline:
     """Our pipeline on these very weights, where nothing is compared with."""
-    return OSDFacePipeline(
-        parts.config, parts.vre, parts.projection, parts.backbone, device=parts.device, dtype=dtype
-    )
+    return FacePipeline(parts.config, parts.prompt_encoder, parts.backbone, device=parts.device, dtype=dtype)
 
 
-def ours(parts: Parts, dtype: torch.dtype) -> tuple[OSDFacePipeline, int]:
+def ours(parts: Parts, dtype: torch.dtype) -> tuple[FacePipeline, int]:
     """Our pipeline on its own copy of the weights, and the bytes that the device held before it (CUDA)."""
     before = torch.cuda.memory_allocated(parts.device) if parts.device.type == "cuda" else 0
     codec, predictor = (_cast(part, dtype) for part in (parts.backbone.codec, parts.backbone.predictor))
-    pipeline = OSDFacePipeline(
+    pipeline = FacePipeline(
         parts.config,
-        copy.deepcopy(parts.vre),
-        copy.deepcopy(parts.projection),
+        copy.deepcopy(parts.prompt_encoder),
         Backbone(codec, predictor),
         device=parts.device,
         dtype=dtype,

@@ -14,7 +14,7 @@ from osdface_core.cli.batch import FileRestorer, Plan, Work, one_by_one, overlap
 from osdface_core.cli.inputs import Guard, Job, plan
 from osdface_core.errors import ConfigError
 from osdface_core.options import DetectOptions, pick
-from osdface_core.pipeline import OSDFacePipeline
+from osdface_core.pipeline import FacePipeline
 
 from .memory import resident_bytes
 
@@ -55,7 +55,7 @@ class _Watched(FileRestorer):
         return work
 
 
-def run_pass(pipeline: OSDFacePipeline, jobs: Sequence[Job], options: dict[str, Any], runner: Any) -> Pass:
+def run_pass(pipeline: FacePipeline, jobs: Sequence[Job], options: dict[str, Any], runner: Any) -> Pass:
     """Restore all photos with `one_by_one` or `overlapped`. Raises what a photo failed with."""
     how, guard = Plan(pick(DetectOptions, options)), Guard(job.source for job in jobs)
     steps, result = _Watched(pipeline, how, guard), Pass()
@@ -76,7 +76,7 @@ def run_pass(pipeline: OSDFacePipeline, jobs: Sequence[Job], options: dict[str, 
 
 
 def folder(
-    pipeline: OSDFacePipeline, inputs: Sequence[str], options: dict[str, Any], runs: int, say: Say
+    pipeline: FacePipeline, inputs: Sequence[str], options: dict[str, Any], runs: int, say: Say
 ) -> dict[str, Any]:
     """Alternate the two ways through the same photos; one pass over the first photo warms up."""
     with tempfile.TemporaryDirectory() as out:
@@ -124,7 +124,7 @@ def folder_table(result: dict[str, Any]) -> str:
 
 
 def memory(
-    pipeline: OSDFacePipeline, inputs: Sequence[str], options: dict[str, Any], say: Say
+    pipeline: FacePipeline, inputs: Sequence[str], options: dict[str, Any], say: Say
 ) -> dict[str, Any]:
     """The process's memory after each photo of one overlapped pass."""
     with tempfile.TemporaryDirectory() as out:

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from osdface_core.config import VREConfig
 from osdface_core.errors import ConfigError
-
-from .models import Parts
+from osdface_core.models.vre import VRE
 
 PACKAGE = "lq_embed"  # the checkout's package with the encoder
 PREFIX = "vqvae_LQ."  # of its checkpoint's keys
 
 
-def prompt_side(checkout: Path, parts: Parts) -> Callable[[Tensor], Tensor]:
+def prompt_side(checkout: Path, vre: VRE, device: torch.device) -> Callable[[Tensor], Tensor]:
     """(1, 3, H, W) signed to codes, computed by the checkout's encoder with this model's weights.
 
     The rest of the released pipeline is diffusers' modules, which both sides share.
@@ -33,18 +32,21 @@ def prompt_side(checkout: Path, parts: Parts) -> Callable[[Tensor], Tensor]:
         raise ConfigError(
             f"--reference {checkout}: no {PACKAGE}/ in it; give a checkout of the released inference code"
         )
-    if parts.config.vre != VREConfig():
+    if vre.cfg != VREConfig():
         raise ConfigError("--reference runs the released sizes only; use --full-size or a released model")
-    encoder = _encoder(checkout, parts)
-    encoder.to(parts.device).eval()
-    return lambda signed: encoder(signed).reshape(len(signed), parts.config.vre.tokens, -1)
+    encoder = _encoder(checkout, vre)
+    encoder.to(device).eval()
+    return lambda signed: encoder(signed).reshape(len(signed), vre.cfg.tokens, -1)
 
 
-def _encoder(checkout: Path, parts: Parts) -> torch.nn.Module:
+def _encoder(checkout: Path, vre: VRE) -> torch.nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         # Its constructor reads a Lightning file, so the weights take that way.
         weights = Path(folder) / "vre.ckpt"
-        torch.save({"state_dict": {PREFIX + k: v.cpu() for k, v in parts.vre.state_dict().items()}}, weights)
+        torch.save(
+            {"state_dict": {PREFIX + k: v.cpu() for k, v in vre.state_dict().items()}},
+            weights,
+        )
         options = argparse.Namespace(
             img_encoder_weight=str(weights),
             cat_prompt_embedding=False,

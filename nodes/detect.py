@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from ..osdface_core.options import WORDS, DetectOptions, DetectorName, Effort, Order, options_of
+from ..osdface_core.choices import DetectorName, Effort, Order
+from ..osdface_core.options import WORDS, DetectOptions, options_of
 from . import host
 from .frames import FrameKind, choose, cut, find_faces, which_faces
 from .helpers import preview_faces

@@ -9,12 +9,13 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from ..osdface_core.choices import PasteMode
 from ..osdface_core.errors import OptionError
 from ..osdface_core.faces import align, detect, paste
 from ..osdface_core.faces.face import Face
 from ..osdface_core.faces.select import select
 from ..osdface_core.faces.track import smooth
-from ..osdface_core.options import DetectOptions, PasteMode, parse_faces
+from ..osdface_core.options import DetectOptions, parse_faces
 from . import host
 from .sockets import FaceSet
 
@@ -137,7 +138,7 @@ def cut(frames: Tensor, faces: FaceSet, size: int = 512) -> Tensor:
     return torch.cat(crops) if crops else frames.new_zeros(0, 3, size, size)
 
 
-def put_back(
+def paste_back(
     frames: Tensor, faces: FaceSet, restored: Tensor, feather: float, mode: PasteMode, tick: Tick = no_tick
 ) -> tuple[Tensor, Tensor]:
     """Blend restored crops into copies of (B, 3, H, W) frames of any size of the same shape.

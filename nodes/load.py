@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..osdface_core.options import Dtype, LoadOptions, options_of
+from ..osdface_core.choices import Dtype
+from ..osdface_core.options import LoadOptions, options_of
 from . import host
 from .lora import read_lora, to_comfyui
 from .models import Embedder, Restorer, load_restorer

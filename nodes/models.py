@@ -8,14 +8,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..osdface_core.choices import Dtype
 from ..osdface_core.color import keep_grey
 from ..osdface_core.config import OSDFaceConfig
 from ..osdface_core.devices import FACE_BYTES, faces_at_once, pick_dtype
-from ..osdface_core.loading import Loaded, load_model, load_prompt_side, read_model, resolve
+from ..osdface_core.loading import Loaded, load_model, load_prompt_encoder, read_model, resolve
 from ..osdface_core.models.backbone import Backbone
-from ..osdface_core.models.vre import VRE, Projection
-from ..osdface_core.options import Dtype, RestoreOptions
-from ..osdface_core.pipeline import OSDFacePipeline
+from ..osdface_core.models.vre import PromptEncoder
+from ..osdface_core.options import RestoreOptions
+from ..osdface_core.pipeline import FacePipeline
 from . import host
 from .native import SocketCodec, SocketPredictor, check_model, warn_partial_lora
 
@@ -26,16 +27,15 @@ PROMPT_BATCH = 8
 class Embedder:
     """OSDFACE_VRE: face crops to prompts. Float32 always: a half-precision encoder picks other tokens."""
 
-    def __init__(self, config: OSDFaceConfig, vre: VRE, projection: Projection) -> None:
+    def __init__(self, config: OSDFaceConfig, encoder: PromptEncoder) -> None:
         self.config = config
-        self.vre = vre.eval()
-        self.projection = projection.eval()
-        self.managed = host.Managed(nn.ModuleList([self.vre, self.projection]))
+        self.encoder = encoder.eval()
+        self.managed = host.Managed(encoder)
 
     @classmethod
     def load(cls, source: str) -> Embedder:
         checkpoint = read_model(source)
-        return cls(checkpoint.config, *load_prompt_side(checkpoint, resolve(source).name))
+        return cls(checkpoint.config, load_prompt_encoder(checkpoint, resolve(source).name))
 
     @torch.inference_mode()
     def encode(self, crops: Tensor, tick: Callable[[int], None] = lambda count: None) -> Tensor:
@@ -43,7 +43,7 @@ class Embedder:
         prompts = [crops.new_zeros(0, self.config.vre.tokens, self.config.projection.out)]
         for batch in crops.split(PROMPT_BATCH) if len(crops) else ():
             device = self.managed.load(PROMPT_BYTES * len(batch))
-            prompt = self.projection(self.vre(batch.to(device, torch.float32) * 2.0 - 1.0))
+            prompt = self.encoder(batch.to(device, torch.float32) * 2.0 - 1.0)
             prompts.append(prompt.to(crops.device))
             tick(len(batch))
         return torch.cat(prompts)
@@ -53,11 +53,11 @@ class Restorer:
     """OSDFACE_BACKBONE: latent codec and noise predictor, and the one step between them.
 
     Args:
-        pipeline: holds the two protocols; its prompt side is not used here.
+        pipeline: holds the two protocols; prompts come in on a socket.
         managed: the pack's own modules; None if they belong to MODEL and VAE sockets, which load themselves.
     """
 
-    def __init__(self, pipeline: OSDFacePipeline, managed: host.Managed | None) -> None:
+    def __init__(self, pipeline: FacePipeline, managed: host.Managed | None) -> None:
         self.pipeline = pipeline
         self.managed = managed
 
@@ -67,8 +67,8 @@ class Restorer:
         device = host.compute_device()
         precision = host.auto_dtype(device) if dtype == "auto" else None
         backbone = loaded.backbone
-        pipeline = OSDFacePipeline(
-            loaded.config, loaded.vre, loaded.projection, backbone,
+        pipeline = FacePipeline(
+            loaded.config, None, backbone,
             device=torch.device("cpu"), dtype=precision or pick_dtype(dtype, device),
         )  # fmt: skip
         if device.type == "cpu":
@@ -86,9 +86,8 @@ class Restorer:
         check_model(model)
         warn_partial_lora(model)
         backbone = Backbone(SocketCodec(vae, model.model), SocketPredictor(model))
-        unused = cast(Any, nn.Identity())  # prompts come in on a socket
-        pipeline = OSDFacePipeline(
-            OSDFaceConfig(), unused, unused, backbone, device=model.load_device, dtype=torch.float32
+        pipeline = FacePipeline(
+            OSDFaceConfig(), None, backbone, device=model.load_device, dtype=torch.float32
         )
         return cls(pipeline, None)
 

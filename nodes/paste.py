@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..osdface_core.options import PasteMode, PasteOptions, options_of
+from ..osdface_core.choices import PasteMode
+from ..osdface_core.options import PasteOptions, options_of
 from . import host
-from .frames import put_back
+from .frames import paste_back
 from .sockets import FACES, FaceSet
 from .widgets import named, socket, widget, widgets
 
@@ -48,7 +49,7 @@ class OSDFacePasteBack:
     ) -> tuple[Tensor, Tensor]:
         pixels = host.from_image(image)
         progress = host.Progress(len(pixels))
-        pasted, mask = put_back(pixels, faces, host.from_image(crops), feather, mode, progress.step)
+        pasted, mask = paste_back(pixels, faces, host.from_image(crops), feather, mode, progress.step)
         return with_alpha(host.to_image(pasted), image), host.to_mask(mask)
 
 

@@ -9,21 +9,13 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from ..osdface_core.options import (
-    ColorFix,
-    DetectOptions,
-    DetectorName,
-    Dtype,
-    LoadOptions,
-    Order,
-    PasteMode,
-    PasteOptions,
-    RestoreOptions,
-)
+from ..osdface_core.choices import ColorFix, DetectorName, Dtype, Order, PasteMode
+from ..osdface_core.options import DetectOptions, LoadOptions, PasteOptions, RestoreOptions
+from ..osdface_core.photo_array import PhotoArray
 from ..osdface_core.upscale import enlarge
 from . import draw, host
 from .detect import DETECTOR, FRAMES, INDICES, SELECTION
-from .frames import FrameKind, choose, cut, find_faces, put_back, which_faces
+from .frames import FrameKind, choose, cut, find_faces, paste_back, which_faces
 from .identity import guard, load_scorer, scores
 from .load import BASE_TIP, CHECKPOINT_TIP
 from .models import Embedder, Restorer, load_restorer
@@ -47,7 +39,7 @@ class Models:
         if (held := _HELD.get(key)) is not None:
             return held
         restorer, loaded = load_restorer(source, base, lora, dtype)
-        _HELD[key] = models = cls(key, Embedder(loaded.config, loaded.vre, loaded.projection), restorer)
+        _HELD[key] = models = cls(key, Embedder(loaded.config, loaded.prompt_encoder), restorer)
         return models
 
     def run(self, crops: Tensor, options: RestoreOptions) -> Tensor:
@@ -163,7 +155,7 @@ class OSDFaceRestorePhoto:
             self._models = models = Models.load(*files, lora_strength, dtype)
             restored = models.run(crops, how)
             restored, faces, identity = check_identity(crops, restored, faces, identity_guard)
-        pasted, mask = put_back(
+        pasted, mask = paste_back(
             photo, faces, restored, feather, paste_mode, lambda count: host.check_interrupt()
         )
         result = with_upscaled_alpha(pasted, image), host.to_mask(mask)
@@ -187,7 +179,8 @@ def enlarged(frames: Tensor, factor: float) -> Tensor:
     """(B, 3, H, W) frames `factor` times as large (Lanczos); the same tensor at factor 1."""
     if factor == 1.0 or not len(frames):
         return frames
-    return torch.stack([cast(Tensor, enlarge(frame, factor, None, frame.device)[0]) for frame in frames])
+    larger = [enlarge(PhotoArray.of(frame), factor, None, frame.device)[0].native() for frame in frames]
+    return torch.stack(cast(list[Tensor], larger))
 
 
 def with_upscaled_alpha(pixels: Tensor, source: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..osdface_core.options import ColorFix, RestoreOptions
+from ..osdface_core.choices import ColorFix
+from ..osdface_core.options import RestoreOptions
 from . import host
 from .identity import guard, load_scorer, scores
 from .models import Embedder, Restorer

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint import load_config
     from .config import OSDFaceConfig
-    from .errors import CheckpointError, ConfigError, DetectorError, ImageError, OSDFaceError
+    from .errors import (
+        CheckpointError,
+        ConfigError,
+        DetectorError,
+        ImageError,
+        OptionError,
+        OSDFaceError,
+    )
     from .faces import Face, align, detect, paste, select
-    from .photo import PhotoResult
-    from .pipeline import OSDFacePipeline
+    from .images import Photo, read_photo, write_photo
+    from .photo import OSDFacePipeline, PhotoResult
 
     __version__: str
 
@@ -26,13 +33,17 @@ _HOME = {
     "ImageError": "errors",
     "OSDFaceConfig": "config",
     "OSDFaceError": "errors",
-    "OSDFacePipeline": "pipeline",
+    "OSDFacePipeline": "photo",
+    "OptionError": "errors",
+    "Photo": "images",
     "PhotoResult": "photo",
     "align": "faces",
     "detect": "faces",
     "load_config": "checkpoint",
     "paste": "faces",
+    "read_photo": "images",
     "select": "faces",
+    "write_photo": "images",
 }
 
 __all__ = [
@@ -44,12 +55,16 @@ __all__ = [
     "OSDFaceConfig",
     "OSDFaceError",
     "OSDFacePipeline",
+    "OptionError",
+    "Photo",
     "PhotoResult",
     "align",
     "detect",
     "load_config",
     "paste",
+    "read_photo",
     "select",
+    "write_photo",
 ]
 
 

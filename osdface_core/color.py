@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .choices import ColorFix, check_choice
 from .errors import ConfigError
-from .options import ColorFix, RestoreOptions, check
 
 WAVELET_LEVELS = 5
 """Blurs with steps 1, 2, 4, 8, 16 px: at 512 px what is left is the light and colour of whole cheeks."""
@@ -36,7 +36,7 @@ def color_fix(restored: Tensor, reference: Tensor, mode: ColorFix) -> Tensor:
     Raises:
         ConfigError: for an unknown mode (OptionError) or differing shapes.
     """
-    check(RestoreOptions, color_fix=mode)
+    check_choice("color_fix", mode, ColorFix)
     if restored.shape != reference.shape:
         raise ConfigError(
             f"color fix: restored crops have shape {tuple(restored.shape)}, "

@@ -10,9 +10,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .choices import Dtype, check_choice
 from .config import OSDFaceConfig
 from .errors import ConfigError, OptionError
-from .options import Dtype, LoadOptions, check
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -50,7 +50,7 @@ def pick_dtype(name: Dtype | torch.dtype, device: torch.device) -> torch.dtype:
     if isinstance(name, torch.dtype):
         return name
     if name != "auto":
-        check(LoadOptions, dtype=name)
+        check_choice("dtype", name, Dtype)
         return TORCH_DTYPES[name]
     if device.type == "cuda":
         # Compute capability 8.0 (Ampere) brought bfloat16; older PyTorch counts emulation as support.

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from .checkpoint import Checkpoint, load_checkpoint, load_strict
+from .choices import Codec, LoRAMode, check_choice
 from .config import CodecConfig, OSDFaceConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, OptionError
 from .file_kinds import kind_of_weights
-from .models.backbone import Backbone, UNetPredictor, build_full
+from .models.backbone import Backbone, UNetPredictor
+from .models.full import build_full
 from .models.lora import attach_lora, merge_lora, parse_lora
 from .models.sd21 import load_base
-from .models.vre import VRE, Projection
-from .options import Codec, LoadOptions, LoRAMode, check
+from .models.vre import VRE, Projection, PromptEncoder
 
 MINI = Path(__file__).parent / "assets" / "mini.safetensors"
 
@@ -26,8 +27,7 @@ class Loaded(NamedTuple):
     """What a pipeline is made of, float32 on the CPU."""
 
     config: OSDFaceConfig
-    vre: VRE
-    projection: Projection
+    prompt_encoder: PromptEncoder
     backbone: Backbone
     training: dict[str, Any]
 
@@ -80,7 +80,10 @@ def load_model(
     codec_dir: str | Path | None = None,
 ) -> Loaded:
     """Read, validate and build; see `OSDFacePipeline.from_pretrained` for the arguments and errors."""
-    check(LoadOptions, lora_scale=lora_scale, lora=lora, codec=codec)
+    check_choice("lora", lora, LoRAMode)
+    check_choice("codec", codec, Codec)
+    if not -100.0 <= lora_scale <= 100.0:
+        raise OptionError("lora_scale", lora_scale, "-100..100")
     checkpoint = read_model(source)
     check_diffusers()
     name = resolve(source).name
@@ -88,7 +91,7 @@ def load_model(
         raise CheckpointError(
             f"{name} lacks {', '.join(checkpoint.missing_parts)}: a file of stage 1; train the restorer on it"
         )
-    vre, projection = load_prompt_side(checkpoint, name)
+    prompt_encoder = load_prompt_encoder(checkpoint, name)
     if checkpoint.config.arch == "full":
         backbone = build_full(checkpoint.config)
         load_strict(backbone.codec, checkpoint.part("codec"), f"{name}: codec")
@@ -98,9 +101,9 @@ def load_model(
     config = checkpoint.config
     if codec != "own":
         backbone, config = _with_codec(backbone, config, name, codec, codec_dir)
-    for part in (vre, projection, backbone.codec, backbone.predictor):
+    for part in (prompt_encoder, backbone.codec, backbone.predictor):
         cast(nn.Module, part).requires_grad_(False)
-    return Loaded(config, vre, projection, backbone, checkpoint.training)
+    return Loaded(config, prompt_encoder, backbone, checkpoint.training)
 
 
 def _with_codec(
@@ -139,14 +142,14 @@ def load_vre(source: str | Path) -> VRE:
     return vre.requires_grad_(False).eval()
 
 
-def load_prompt_side(checkpoint: Checkpoint, name: str) -> tuple[VRE, Projection]:
-    """VRE and projection of a complete checkpoint."""
+def load_prompt_encoder(checkpoint: Checkpoint, name: str) -> PromptEncoder:
+    """Build the prompt side of a complete checkpoint."""
     config = checkpoint.config
     vre = VRE(config.vre)
     load_strict(vre, checkpoint.part("vre"), f"{name}: vre")
     projection = Projection(config.vre.z_channels, config.projection)
     load_strict(projection, checkpoint.part("projection"), f"{name}: projection")
-    return vre, projection
+    return PromptEncoder(vre, projection)
 
 
 def _adapted_base(

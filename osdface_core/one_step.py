@@ -1,13 +1,76 @@
-"""Eq. 2: the clean latent from one noise prediction at the single timestep T_L."""
+"""The one diffusion step: encode, predict the noise at timestep T_L, Eq. 2, decode (paper Fig. 3)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .choices import Posterior
 from .config import OSDFaceConfig
+from .errors import OptionError
+from .models.backbone import Backbone
 
 
+@dataclass(frozen=True)
+class OneStepRestorer:
+    """Restores signed faces with their prompts; what it runs on is the backbone's business.
+
+    Attributes:
+        config: T_L and the noise schedule.
+        backbone: latent codec and noise predictor.
+    """
+
+    config: OSDFaceConfig
+    backbone: Backbone
+
+    def __call__(
+        self,
+        signed: Tensor,
+        prompt: Tensor | Callable[[Tensor], Tensor],
+        *,
+        timestep: int | None = None,
+        posterior: Posterior = "mode",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Restore a batch.
+
+        Args:
+            signed: (B, 3, H, W) float32 in [-1, 1], on the device of the model.
+            prompt: (B, 77, D); or what makes it from `signed`, which runs beside the codec's encoder on CUDA.
+            timestep: [steps]; None takes the config's T_L.
+            posterior, generator: see `LatentCodec.encode`.
+        Returns:
+            (B, 3, H, W) float32, about [-1, 1], not clamped; sides rounded down to multiples of 8.
+        """
+        with _SideStream(signed.device) as side:
+            # The VRE and the codec's encoder do not depend on each other (supplement B: 14 % faster).
+            prompt = prompt.to(signed.device) if isinstance(prompt, Tensor) else prompt(signed)
+        latent = self.encode(signed, posterior, generator)
+        side.join(prompt)
+        return self.decode(self.denoise(latent, prompt, timestep), signed)
+
+    def encode(
+        self, signed: Tensor, posterior: Posterior = "mode", generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Encode signed faces to scaled latents z_L (B, C, H/8, W/8)."""
+        return self.backbone.codec.encode(signed, posterior, generator)
+
+    def denoise(self, latent: Tensor, prompt: Tensor, timestep: int | None = None) -> Tensor:
+        """Predict the restored latent z_H (B, C, h, w), float32, from z_L and the prompt (Eq. 2)."""
+        step = self.config.timestep if timestep is None else timestep
+        return predict_x0(latent, self.backbone.predictor(latent, step, prompt), alpha_bar(self.config, step))
+
+    def decode(self, latent: Tensor, guide: Tensor) -> Tensor:
+        """Decode restored latents to (B, 3, 8h, 8w) float32; `guide` is the low-quality face, signed."""
+        return self.backbone.codec.decode(latent, guide).float()
+
+
+@lru_cache(maxsize=256)
 def alpha_bar(config: OSDFaceConfig, timestep: int | None = None) -> float:
     """Cumulative product of (1 - beta) of Stable Diffusion's scaled-linear schedule.
 
@@ -16,11 +79,11 @@ def alpha_bar(config: OSDFaceConfig, timestep: int | None = None) -> float:
     Returns:
         0.42609 at T_L = 399 for the released model.
     Raises:
-        ValueError: the timestep lies outside the schedule.
+        OptionError: the timestep lies outside the schedule.
     """
     t = config.timestep if timestep is None else timestep
     if not 0 <= t < config.train_timesteps:
-        raise ValueError(f"timestep {t} is outside 0..{config.train_timesteps - 1}")
+        raise OptionError("timestep", t, f"0..{config.train_timesteps - 1}")
     # Built on the CPU in float32, as the schedule's published values are.
     ends = (config.beta_start**0.5, config.beta_end**0.5)
     roots = torch.linspace(*ends, config.train_timesteps, dtype=torch.float32, device="cpu")
@@ -39,3 +102,28 @@ def predict_x0(latent: Tensor, eps: Tensor, alpha_bar: float | Tensor) -> Tensor
     Source: OSDFace Eq. 2. The released code uses float64, which MPS lacks; float32 agrees to 1e-6.
     """
     return (latent.float() - (1.0 - alpha_bar) ** 0.5 * eps.float()) / alpha_bar**0.5
+
+
+class _SideStream:
+    """Run a block on a second CUDA stream; elsewhere do nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __enter__(self) -> _SideStream:
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+            self._context = torch.cuda.stream(self.stream)
+            self._context.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.stream is not None:
+            self._context.__exit__(*error)
+
+    def join(self, result: Tensor) -> None:
+        """Make the current stream wait for the block, and own its result."""
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.stream.device)
+            current.wait_stream(self.stream)
+            result.record_stream(current)

@@ -17,18 +17,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
+from .choices import Codec, ColorFix, DetectorName, Dtype, Effort, EngineName, LoRAMode, Order, PasteMode
 from .errors import OptionError
 
-DetectorName = Literal["auto", "retinaface_resnet50", "retinaface_mobile0.25", "mtcnn"]
-Effort = Literal["auto", "fast", "thorough"]
-Order = Literal["size", "left_to_right", "top_to_bottom", "score"]
-ColorFix = Literal["none", "adain", "wavelet", "luma"]
-PasteMode = Literal["residual", "replace"]
-Posterior = Literal["mode", "sample"]
-LoRAMode = Literal["merged", "live"]
-Codec = Literal["own", "taesd"]
-Dtype = Literal["auto", "fp32", "fp16", "bf16"]
-EngineName = Literal["auto", "eager", "native", "graphs", "compile"]
 Host = Literal["cli", "comfyui", "webui"]
 
 WORDS = ("all", "largest", "center")

@@ -1,4 +1,4 @@
-"""A whole photo: detect, align, restore all faces as one batch, paste back."""
+"""A whole photo: detect and align, restore all faces as one batch, paste back."""
 
 from __future__ import annotations
 
@@ -6,23 +6,40 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .choices import ColorFix, DetectorName, Effort, Order, PasteMode
 from .color import keep_grey
 from .faces import Face, align, detect, paste, select
-from .faces.regions import Photo, photo_shape
 from .images import read_photo
 from .models.identity import load_identity, similarity
-from .options import ColorFix, DetectorName, Effort, Order, PasteMode
+from .options import DetectOptions, PasteOptions, RestoreOptions
+from .photo_array import PhotoArray, Pixels
+from .pipeline import FacePipeline, Progress
 from .upscale import enlarge
 
-if TYPE_CHECKING:
-    from .pipeline import OSDFacePipeline, Progress
 
-PhotoInput = Photo | str | Path
+class FaceRestorer(Protocol):
+    """What a photo needs of a model; `OSDFacePipeline` is one."""
+
+    device: torch.device
+
+    def restore(
+        self,
+        faces: Tensor,
+        *,
+        strength: float,
+        timestep: int | None,
+        color_fix: ColorFix,
+        batch_size: int | None,
+        progress: Progress | None,
+    ) -> Tensor:
+        """See `OSDFacePipeline.restore`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,21 +49,21 @@ class PhotoResult:
     Attributes:
         image: of the input's kind and bit depth; `upscale` times its size. Outside the masks every pixel is
             the (enlarged) input's.
-        mask: (1, H, W) tensor or (H, W) array, float32: 0 untouched, 1 fully restored.
+        mask: (1, H, W) tensor beside tensors, else (H, W) array; float32: 0 untouched, 1 fully restored.
         faces: the restored faces, in the input photo's pixels.
         crops, restored: (N, 3, 512, 512) in [0, 1], aligned faces before and after.
     """
 
-    image: Photo
-    mask: Photo
+    image: Pixels
+    mask: Tensor | np.ndarray
     faces: list[Face]
     crops: Tensor
     restored: Tensor
 
 
 def restore_photo(
-    pipeline: OSDFacePipeline,
-    photo: PhotoInput,
+    restorer: FaceRestorer,
+    photo: Pixels | str | Path,
     *,
     detector: DetectorName = "auto",
     detector_dir: str | Path | None = None,
@@ -60,19 +77,20 @@ def restore_photo(
     strength: float = 1.0,
     timestep: int | None = None,
     color_fix: ColorFix = "none",
+    batch_size: int | None = None,
     upscale: float = 1.0,
     upscale_model: str | Path | None = None,
     feather: float = 0.2,
     paste_mode: PasteMode = "residual",
     identity: str | Path | None = None,
-    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> PhotoResult:
-    """Restore the faces of a photo.
+    """Restore the faces of a photo; ranges and choices of the options stand in `options.py`.
 
     Args:
-        photo: (3, H, W) float tensor in [0, 1] on any device, an (H, W, 3) array of uint8, uint16 or float32,
-            or a path (then the result is an array of the file's depth).
+        photo: (3, H, W) float tensor in [0, 1] on any device; (H, W, 3) array of uint8, uint16 or float32; a
+            Pillow image of 8 bits as it is (not turned by its EXIF orientation); or a path, whose result is
+            an array of the file's depth, upright.
         detector, detector_dir, threshold, effort: see `faces.detect`.
         faces: all | largest | center | indices such as "0,2" | faces found earlier.
         min_face, max_face: sides of the face box [px]; others are left alone.
@@ -83,122 +101,104 @@ def restore_photo(
         feather, paste_mode: see `faces.paste`.
         identity: weights of the identity network; then each face carries `identity_before_after`.
     Raises:
+        OptionError: an option outside its range or choices.
         ImageError, DetectorError: one line that says what is wrong and what to do.
     """
+    looking = DetectOptions(
+        detector, detector_dir, threshold, effort, faces, min_face, max_face, max_faces, order
+    )
+    restoring = RestoreOptions(strength, timestep, color_fix, batch_size)
+    pasting = PasteOptions(upscale, upscale_model, feather, paste_mode)
     if isinstance(photo, (str, Path)):
         photo = read_photo(photo).pixels
-    found, crops = locate(
-        photo,
-        pipeline.device,
-        detector=detector,
-        detector_dir=detector_dir,
-        threshold=threshold,
-        effort=effort,
-        faces=faces,
-        min_face=min_face,
-        max_face=max_face,
-        max_faces=max_faces,
-        order=order,
-    )
-    restored = renew(
-        pipeline,
-        crops,
-        strength=strength,
-        timestep=timestep,
-        color_fix=color_fix,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    found, crops = detect_and_align(photo, restorer.device, looking)
+    restored = restore_crops(restorer, crops, restoring, progress)
     if identity is not None and found:
         found = with_identity(found, crops, restored, identity)
-    image, mask = put_back(
-        photo,
-        found,
-        crops,
-        restored,
-        upscale=upscale,
-        upscale_model=upscale_model,
-        feather=feather,
-        paste_mode=paste_mode,
-    )
+    image, mask = paste_back(photo, found, crops, restored, pasting)
     return PhotoResult(image, mask, found, crops, restored)
 
 
-def locate(
-    photo: Photo,
-    device: torch.device,
-    *,
-    detector: DetectorName = "auto",
-    detector_dir: str | Path | None = None,
-    threshold: float = 0.9,
-    effort: Effort = "auto",
-    faces: str | Sequence[Face] = "all",
-    min_face: float = 0,
-    max_face: float | None = None,
-    max_faces: int | None = None,
-    order: Order = "size",
+class OSDFacePipeline(FacePipeline):
+    """One-step face restoration: of aligned faces as `FacePipeline`, and of whole photos.
+
+    `pipeline(photo)` is `pipeline.restore_photo(photo)`.
+    """
+
+    restore_photo = restore_photo
+    __call__ = restore_photo
+
+
+def detect_and_align(
+    photo: Pixels | PhotoArray, device: torch.device, options: DetectOptions
 ) -> tuple[list[Face], Tensor]:
-    """First step of `restore_photo`: the chosen faces and their crops (N, 3, 512, 512) on `device`."""
-    shape = photo_shape(photo)
-    if isinstance(faces, str):
-        found = detect(
-            photo,
-            detector,
-            detector_dir=detector_dir,
-            device=device,
-            min_face=min_face,
-            threshold=threshold,
-            effort=effort,
-        )
-        found = select(
-            found,
-            shape,
-            faces,
-            min_face=min_face,
-            max_face=max_face,
-            max_faces=max_faces,
-            order=order,
-        )
-    else:
-        found = list(faces)
+    """Find and choose faces, and cut them out: the first step of `restore_photo`.
+
+    Returns:
+        the chosen faces and their crops (N, 3, 512, 512) on `device`.
+    """
+    photo = PhotoArray.of(photo)
+    if not isinstance(options.faces, str):
+        found = list(options.faces)
+        return found, align(photo, found, device=device)
+    found = detect(
+        photo,
+        options.detector,
+        detector_dir=options.detector_dir,
+        device=device,
+        min_face=options.min_face,
+        threshold=options.threshold,
+        effort=options.effort,
+    )
+    found = select(
+        found,
+        photo.shape,
+        options.faces,
+        min_face=options.min_face,
+        max_face=options.max_face,
+        max_faces=options.max_faces,
+        order=options.order,
+    )
     return found, align(photo, found, device=device)
 
 
 @torch.inference_mode()
-def renew(pipeline: OSDFacePipeline, crops: Tensor, **options: Any) -> Tensor:
-    """Second step: the crops restored, grey ones still grey; options of `OSDFacePipeline.restore`."""
-    restored = pipeline.restore(crops, **options)
+def restore_crops(
+    restorer: FaceRestorer, crops: Tensor, options: RestoreOptions, progress: Progress | None = None
+) -> Tensor:
+    """Restore aligned crops, grey ones to exactly grey: the second step of `restore_photo`."""
+    restored = restorer.restore(crops, **vars(options), progress=progress)
     height, width = restored.shape[-2:]
     for face, before in zip(restored.split(1), crops[..., :height, :width].split(1), strict=True):
         face.copy_(keep_grey(face, before))  # one by one: a crowd's crops are large
     return restored
 
 
-def put_back(
-    photo: Photo,
-    faces: list[Face],
+def paste_back(
+    photo: Pixels | PhotoArray,
+    faces: Sequence[Face],
     crops: Tensor,
     restored: Tensor,
+    options: PasteOptions,
     *,
-    upscale: float = 1.0,
-    upscale_model: str | Path | None = None,
-    feather: float = 0.2,
-    paste_mode: PasteMode = "residual",
     in_place: bool = False,
-) -> tuple[Photo, Photo]:
-    """Third step: the photo with the restored faces, and the mask; see `PhotoResult`.
+) -> tuple[Pixels, Tensor | np.ndarray]:
+    """Enlarge the photo and paste the restored faces: the third step of `restore_photo`.
 
     Args:
         in_place: see `faces.paste`.
+    Returns:
+        the photo and the mask, see `PhotoResult`.
     """
-    image, ratio = enlarge(photo, upscale, upscale_model, crops.device)
+    photo = PhotoArray.of(photo)
+    image, ratio = enlarge(photo, options.upscale, options.upscale_model, crops.device)
     return paste(
         image,
         faces,
         restored,
         crops=crops if ratio == (1.0, 1.0) else None,
-        feather=feather,
-        mode=paste_mode,
+        feather=options.feather,
+        mode=options.paste_mode,
         scale=ratio,
         in_place=in_place or image is not photo,
     )

@@ -1,48 +1,47 @@
-"""OSDFacePipeline: a face in, a better face out, in one diffusion step."""
+"""FacePipeline: aligned faces in, better faces out, in one diffusion step. Whole photos: `photo.py`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .choices import Codec, ColorFix, Dtype, EngineName, LoRAMode, Posterior, check_choice
 from .config import OSDFaceConfig
-from .devices import faces_at_once, is_out_of_memory, pick_device, pick_dtype
+from .devices import TORCH_DTYPES, faces_at_once, is_out_of_memory, pick_device, pick_dtype
 from .engines import Engine, choose_engine
-from .errors import ImageError
-from .loading import Loaded, load_model
+from .errors import ConfigError, ImageError, OptionError
+from .loading import load_model
 from .models.backbone import Backbone
-from .models.vre import VRE, Projection
-from .one_step import alpha_bar, predict_x0
-from .options import Codec, ColorFix, Dtype, EngineName, LoRAMode, Posterior, RestoreOptions, check
-
-if TYPE_CHECKING:
-    from .photo import PhotoInput, PhotoResult
+from .models.vre import VRE, Projection, PromptEncoder
+from .one_step import OneStepRestorer
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
+"""Called with (faces done, faces in all)."""
+Self = TypeVar("Self", bound="FacePipeline")
 
 
-class OSDFacePipeline:
-    """VRE, projection, one noise prediction, decode (paper Fig. 3).
+class FacePipeline:
+    """Prompt encoder and one-step restorer on a device, for batches of any number of faces.
 
     Attributes:
         config: every number of the model.
-        vre, projection: prompt side; the VRE is float32 whatever `dtype` is.
-        backbone: `.codec` and `.predictor`, the two protocols of `backbone.py`, as `engine` runs them.
-        engine: how they run; `use_engine` sets it.
+        prompt_encoder: face to prompt, float32 whatever `dtype` is; None if prompts come from elsewhere.
+        one_step: the forward pass over `backbone`.
+        engine: how codec and predictor run; `use_engine` sets it.
+        device, dtype: where codec and predictor lie, and their precision; `to` changes both.
         training: provenance from the checkpoint's header.
     """
 
     def __init__(
         self,
         config: OSDFaceConfig,
-        vre: VRE,
-        projection: Projection,
+        prompt_encoder: PromptEncoder | None,
         backbone: Backbone,
         *,
         device: torch.device,
@@ -50,23 +49,15 @@ class OSDFacePipeline:
         training: dict[str, Any] | None = None,
     ) -> None:
         self.config = config
-        self.device = device
-        self.dtype = dtype
         self.training = training or {}
-        # Channels last makes the float32 encoder 1.25 times as fast on the CPU, with the same tokens.
-        layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-        self.vre = vre.to(device).to(memory_format=layout).eval()  # type: ignore[call-overload]
-        self.projection = projection.to(device).eval()
-        self.backbone = backbone
+        self.prompt_encoder = prompt_encoder
         self._own = backbone
         self.engine: Engine = choose_engine("eager", device)
-        for part in (backbone.codec, backbone.predictor):
-            if isinstance(part, nn.Module):
-                part.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._place(device, dtype)
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Self],
         source: str | Path = "mini",
         *,
         base: str | Path | None = None,
@@ -77,7 +68,7 @@ class OSDFacePipeline:
         engine: EngineName = "auto",
         codec: Codec = "own",
         codec_dir: str | Path | None = None,
-    ) -> OSDFacePipeline:
+    ) -> Self:
         """Load a model; never touches the network.
 
         Args:
@@ -91,24 +82,67 @@ class OSDFacePipeline:
             codec: "own", or "taesd" for quicker, softer previews with a model on Stable Diffusion.
             codec_dir: folder with TAESD's two files; torch's cache without one.
         Raises:
+            OptionError: an unknown choice, or a device or engine that is not here.
             CheckpointError: one line that says which file is wrong and what to do.
-            ConfigError: an engine that does not exist or cannot run here.
         """
-        target = pick_device(device)
-        loaded: Loaded = load_model(
+        place = pick_device(device)
+        loaded = load_model(
             source, base=base, lora_scale=lora_scale, lora=lora, codec=codec, codec_dir=codec_dir
         )
         pipeline = cls(
             loaded.config,
-            loaded.vre,
-            loaded.projection,
+            loaded.prompt_encoder,
             loaded.backbone,
-            device=target,
-            dtype=pick_dtype(dtype, target),
+            device=place,
+            dtype=pick_dtype(dtype, place),
             training=loaded.training,
         )
         pipeline.use_engine(engine)
         return pipeline
+
+    def __repr__(self) -> str:
+        precision = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{type(self).__name__}({self.config.name!r}, device={str(self.device)!r}, dtype={precision}, "
+            f"engine={self.engine.name!r}, timestep={self.config.timestep})"
+        )
+
+    @property
+    def vre(self) -> VRE:
+        """The visual representation embedder."""
+        return self._encoder().vre
+
+    @property
+    def projection(self) -> Projection:
+        """The projection of the VRE's codes to the prompt."""
+        return self._encoder().projection
+
+    @property
+    def backbone(self) -> Backbone:
+        """`.codec` and `.predictor`, the two protocols of `models/backbone.py`, as `engine` runs them."""
+        return self.one_step.backbone
+
+    def to(self: Self, *where: str | torch.device | torch.dtype) -> Self:
+        """Move to a device, change the precision, or both, in place: `pipeline.to("cuda", torch.float16)`.
+
+        Args:
+            where: devices and dtypes by name or as torch has them. Digits that a smaller dtype drops do not
+                come back.
+        Raises:
+            OptionError: no such device here.
+        """
+        device, dtype = self.device, self.dtype
+        for name in where:
+            if isinstance(name, torch.dtype):
+                dtype = name
+            elif isinstance(name, str) and name in TORCH_DTYPES:
+                dtype = TORCH_DTYPES[name]
+            else:
+                device = pick_device(name)
+        engine = choose_engine(self.engine.name, device)  # refused before anything moves
+        self._place(device, dtype)
+        self.use_engine(engine.name)
+        return self
 
     def use_engine(self, name: EngineName = "auto") -> None:
         """Run codec and predictor through another engine; the VRE, and so its tokens, stay as they are.
@@ -119,24 +153,24 @@ class OSDFacePipeline:
             ConfigError: an unknown name, or an engine that this device or installation lacks.
         """
         self.engine = choose_engine(name, self.device)
-        self.backbone = self.engine.prepare(self._own)
+        self.one_step = OneStepRestorer(self.config, self.engine.prepare(self._own))
 
     def set_lora_scale(self, strength: float) -> None:
         """Turn a live LoRA (`from_pretrained(lora="live")`): 0 the bare base, 1 as trained."""
         from .models.lora import set_strength
 
         set_strength(self._own.predictor, strength)  # type: ignore[arg-type]
-        self.backbone = self.engine.prepare(self._own)  # an engine may have worked the old strength in
+        self.use_engine(self.engine.name)  # an engine may have worked the old strength in
 
     @torch.inference_mode()
     def tokens(self, faces: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to (B, 77) int64 dictionary indices, -1 where fewer codes occur."""
+        """Pick the codes of each face: (B, 3, H, W) in [0, 1] to (B, 77) int64, -1 where fewer occur."""
         return self.vre.tokens(self._signed(faces))
 
     @torch.inference_mode()
     def encode_prompt(self, faces: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to the prompt (B, 77, D), float32."""
-        return self._prompt(self._signed(faces))
+        """Encode faces (B, 3, H, W) in [0, 1] as prompts (B, 77, D), float32."""
+        return self._encoder()(self._signed(faces))
 
     @torch.inference_mode()
     def restore(
@@ -166,41 +200,44 @@ class OSDFacePipeline:
         Returns:
             (B, 3, H, W), dtype and device of `faces`, in [0, 1].
         Raises:
-            OptionError: an option is out of range.
-            ImageError: wrong rank, channel count or a side below 8 px.
+            ImageError: wrong rank, channel count, range or a side below 8 px.
+            OptionError: an option outside its range or choices.
+            ConfigError: no prompt, from a pipeline without a prompt encoder.
         """
-        check(
-            RestoreOptions, strength=strength, color_fix=color_fix, batch_size=batch_size, timestep=timestep
-        )
-        self._check(faces)
-        a_bar = alpha_bar(self.config, timestep)
-        steps = self.config.timestep if timestep is None else timestep
+        check_faces(faces)
+        check_choice("color_fix", color_fix, ColorFix)
+        if not 0.0 <= strength <= 1.0:
+            raise OptionError("strength", strength, "0..1")
+        if batch_size is not None and batch_size < 1:
+            raise OptionError("batch_size", batch_size, "at least 1")
         size = batch_size or faces_at_once(self.device, self.config, self.dtype)
         height, width = faces.shape[-2] // 8 * 8, faces.shape[-1] // 8 * 8
         done = faces[..., :height, :width].clone()
+        prompts = None if prompt is None else prompt.expand(len(faces), -1, -1)
         start = 0
         while start < len(faces):
             chunk = faces[start : start + size]
-            own = None if prompt is None else prompt.expand(len(faces), -1, -1)[start : start + size]
+            own = self._encoder() if prompts is None else prompts[start : start + size]
             try:
-                out = self._forward(self._signed(chunk), own, steps, a_bar, posterior, generator)
+                restored = self.one_step(
+                    self._signed(chunk), own, timestep=timestep, posterior=posterior, generator=generator
+                )
             except (RuntimeError, MemoryError) as error:
                 if len(chunk) == 1 or not is_out_of_memory(error):
                     raise
                 size = (len(chunk) + 1) // 2
                 log.warning("out of memory with %d faces at once; going on with %d", len(chunk), size)
                 continue
-            done[start : start + len(chunk)] = self._finish(chunk, out, strength, color_fix)
+            done[start : start + len(chunk)] = blend(chunk, restored, strength, color_fix)
             start += len(chunk)
             if progress:
                 progress(start, len(faces))
         return done
 
-    def restore_photo(self, photo: PhotoInput, **options: Any) -> PhotoResult:
-        """Find, align, restore and paste back every face of a photo; see `photo.restore_photo`."""
-        from .photo import restore_photo
-
-        return restore_photo(self, photo, **options)
+    def _encoder(self) -> PromptEncoder:
+        if self.prompt_encoder is None:
+            raise ConfigError("this pipeline has no prompt encoder: give the faces' prompt")
+        return self.prompt_encoder
 
     def _signed(self, faces: Tensor) -> Tensor:
         upload = self.device.type == "cuda" and faces.device.type == "cpu"
@@ -208,67 +245,42 @@ class OSDFacePipeline:
             faces = faces.pin_memory()  # the copy then runs beside the host, which goes on to queue the model
         return faces.to(self.device, torch.float32, non_blocking=upload) * 2.0 - 1.0
 
-    def _prompt(self, signed: Tensor) -> Tensor:
-        return self.projection(self.vre(signed))
-
-    def _forward(
-        self,
-        signed: Tensor,
-        prompt: Tensor | None,
-        timestep: int,
-        a_bar: float,
-        posterior: Posterior,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """One diffusion step: signed faces on the device to a signed, unclamped, float32 result."""
-        codec = self.backbone.codec
-        with _side_stream(self.device) as side:
-            # The VRE and the codec's encoder do not depend on each other (supplement B: 14 % faster).
-            prompt = self._prompt(signed) if prompt is None else prompt.to(self.device)
-        latent = codec.encode(signed, posterior, generator)
-        side.join(prompt)
-        eps = self.backbone.predictor(latent, timestep, prompt)
-        x0 = predict_x0(latent, eps, a_bar)
-        return codec.decode(x0, signed).float()
-
-    def _finish(self, faces: Tensor, signed: Tensor, strength: float, color_fix: ColorFix) -> Tensor:
-        restored = (signed.clamp(-1.0, 1.0) * 0.5 + 0.5).to(faces.device)
-        source = faces.float()[..., : restored.shape[-2], : restored.shape[-1]]
-        if color_fix != "none":
-            from .color import color_fix as fix_color
-
-            restored = fix_color(restored, source, color_fix)
-        return torch.lerp(source, restored, strength).clamp(0.0, 1.0).to(faces.dtype)
-
-    def _check(self, faces: Tensor) -> None:
-        if faces.ndim != 4 or faces.shape[1] != 3 or not faces.is_floating_point():
-            raise ImageError(
-                f"faces are {tuple(faces.shape)} {faces.dtype}, expected (B, 3, H, W) float in [0, 1]"
-            )
-        if min(faces.shape[-2:]) < 8:
-            raise ImageError(f"faces are {faces.shape[-1]}x{faces.shape[-2]} px, expected at least 8x8")
+    def _place(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        if self.prompt_encoder is not None:
+            self.prompt_encoder.to(device).eval()
+            # Channels last makes the float32 encoder 1.25 times as fast on the CPU, with the same tokens.
+            layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+            self.prompt_encoder.vre.to(memory_format=layout)  # type: ignore[call-overload]
+        for part in (self._own.codec, self._own.predictor):
+            if isinstance(part, nn.Module):
+                part.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.one_step = OneStepRestorer(self.config, self._own)
 
 
-class _side_stream:  # noqa: N801
-    """Run a block on a second CUDA stream; elsewhere do nothing."""
+def blend(faces: Tensor, restored: Tensor, strength: float, color_fix: ColorFix) -> Tensor:
+    """Mix faces in [0, 1] with what was restored of them, signed; dtype and device of `faces`."""
+    unit = (restored.clamp(-1.0, 1.0) * 0.5 + 0.5).to(faces.device)
+    source = faces.float()[..., : unit.shape[-2], : unit.shape[-1]]
+    if color_fix != "none":
+        from .color import color_fix as fix_color
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        unit = fix_color(unit, source, color_fix)
+    return torch.lerp(source, unit, strength).clamp(0.0, 1.0).to(faces.dtype)
 
-    def __enter__(self) -> _side_stream:
-        if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-            self._context = torch.cuda.stream(self.stream)
-            self._context.__enter__()
-        return self
 
-    def __exit__(self, *error: Any) -> None:
-        if self.stream is not None:
-            self._context.__exit__(*error)
+def check_faces(faces: Tensor) -> None:
+    """Refuse what is no batch of faces in [0, 1]; what interpolation overshoots is let through.
 
-    def join(self, result: Tensor) -> None:
-        """Make the current stream wait for the block, and own its result."""
-        if self.stream is not None:
-            current = torch.cuda.current_stream(self.stream.device)
-            current.wait_stream(self.stream)
-            result.record_stream(current)
+    Raises:
+        ImageError: wrong rank, channel count, type or range, or a side below 8 px.
+    """
+    if faces.ndim != 4 or faces.shape[1] != 3 or not faces.is_floating_point():
+        raise ImageError(
+            f"faces are {tuple(faces.shape)} {faces.dtype}, expected (B, 3, H, W) float in [0, 1]"
+        )
+    if min(faces.shape[-2:]) < 8:
+        raise ImageError(f"faces are {faces.shape[-1]}x{faces.shape[-2]} px, expected at least 8x8")
+    low, high = (float(bound) for bound in faces.aminmax()) if faces.numel() else (0.0, 1.0)
+    if low < -1.0 or high > 2.0:
+        raise ImageError(f"faces have values from {low:g} to {high:g}, expected 0 to 1; divide 0..255 by 255")

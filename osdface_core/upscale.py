@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from .errors import CheckpointError, ImageError
-from .faces.regions import FULL_SCALE, Photo, photo_shape
 from .options import PasteOptions, check
+from .photo_array import PhotoArray
 
 TILE, MARGIN = 512, 16  # [px] of the input; the margin hides the tiles' borders
 LARGEST = 2**31 // 4  # [px] of the result, a third of what 12k x 9k times 5 would be
 
 
 def enlarge(
-    photo: Photo, factor: float, model: str | Path | None, device: torch.device
-) -> tuple[Photo, tuple[float, float]]:
+    photo: PhotoArray, factor: float, model: str | Path | None, device: torch.device
+) -> tuple[PhotoArray, tuple[float, float]]:
     """Resize a photo by `factor`; its kind and depth stay.
 
     Returns:
@@ -31,7 +30,7 @@ def enlarge(
         CheckpointError: the model file cannot be read, or spandrel is not installed.
     """
     check(PasteOptions, upscale=factor)
-    height, width = photo_shape(photo)
+    height, width = photo.shape
     size = (round(height * factor), round(width * factor))
     if size == (height, width):
         return photo, (1.0, 1.0)
@@ -43,19 +42,15 @@ def enlarge(
     return _lanczos(photo, size), ratio
 
 
-def _lanczos(photo: Photo, size: tuple[int, int]) -> Photo:
-    """Channel by channel in float, so that 16-bit and float photos keep their depth."""
-    if photo_shape(photo) == size:
+def _lanczos(photo: PhotoArray, size: tuple[int, int]) -> PhotoArray:
+    """Resize 8 bits at once, and other depths channel by channel in float, so that they keep their depth."""
+    if photo.shape == size:
         return photo
-    if isinstance(photo, Tensor):
-        planes = photo.detach().cpu().float().numpy()
-        result = np.stack([resize_plane(plane, size) for plane in planes])
-        return torch.from_numpy(result).clamp(0.0, 1.0).to(photo)
-    full = FULL_SCALE[str(photo.dtype)]
-    if photo.dtype == np.uint8:
-        return np.asarray(Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.LANCZOS))
-    result = np.stack([resize_plane(photo[..., c].astype(np.float32), size) for c in range(3)], axis=-1)
-    return result.astype(photo.dtype) if full == 1.0 else result.round().clip(0, full).astype(photo.dtype)
+    picture = photo.pillow()
+    if picture is None:
+        return photo.with_planes(np.stack([resize_plane(plane, size) for plane in photo.planes()]))
+    resized = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.LANCZOS))
+    return photo.with_planes(resized.transpose(2, 0, 1))
 
 
 def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -81,42 +76,18 @@ def _load(path: str | Path, device: torch.device) -> Any:
 
 
 @torch.inference_mode()
-def _run_model(photo: Photo, model: Any, device: torch.device) -> Photo:
+def _run_model(photo: PhotoArray, model: Any, device: torch.device) -> PhotoArray:
     """Tile by tile into a new photo of the model's scale."""
-    height, width = photo_shape(photo)
-    scale = int(model.scale)
-    tensor = isinstance(photo, Tensor)
-    out: Any
-    if isinstance(photo, Tensor):
-        out = photo.new_empty(3, height * scale, width * scale)
-    else:
-        out = np.empty((height * scale, width * scale, 3), photo.dtype)
+    (height, width), scale = photo.shape, int(model.scale)
+    result = photo.empty((height * scale, width * scale))
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
-            outer = (
-                max(top - MARGIN, 0),
-                min(top + TILE + MARGIN, height),
-                max(left - MARGIN, 0),
-                min(left + TILE + MARGIN, width),
-            )
             bottom, right = min(top + TILE, height), min(left + TILE, width)
-            result = model(_region(photo, outer, device))[0].clamp(0.0, 1.0)
-            rows = slice((top - outer[0]) * scale, (bottom - outer[0]) * scale)
-            columns = slice((left - outer[2]) * scale, (right - outer[2]) * scale)
-            part, area = (
-                result[:, rows, columns],
-                (slice(top * scale, bottom * scale), slice(left * scale, right * scale)),
-            )
-            if tensor:
-                out[(slice(None), *area)] = part.to(out)
-            else:
-                full = FULL_SCALE[str(out.dtype)]
-                pixels = (part.permute(1, 2, 0).float() * full).cpu().numpy()
-                out[area] = pixels if full == 1.0 else pixels.round()
-    return out
-
-
-def _region(photo: Photo, area: tuple[int, int, int, int], device: torch.device) -> Tensor:
-    from .faces.regions import read_region
-
-    return read_region(photo, *area, device)[None]
+            above, before = max(top - MARGIN, 0), max(left - MARGIN, 0)
+            outer = (above, min(bottom + MARGIN, height), before, min(right + MARGIN, width))
+            tile = model(photo.region(outer, device)[None])[0].clamp(0.0, 1.0)
+            rows = slice((top - above) * scale, (bottom - above) * scale)
+            columns = slice((left - before) * scale, (right - before) * scale)
+            area = (top * scale, bottom * scale, left * scale, right * scale)
+            result.write(area, tile[:, rows, columns])
+    return result

@@ -12,8 +12,8 @@ import torch
 if TYPE_CHECKING:
     import numpy as np
 
+    from osdface_core import OSDFacePipeline
     from osdface_core.config import OSDFaceConfig
-    from osdface_core.pipeline import OSDFacePipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # tests run side by side: threads that wait for each other cost ten times their gain
@@ -68,7 +68,7 @@ def tiny_config() -> OSDFaceConfig:
 @pytest.fixture(scope="session")
 def tiny_tensors(tiny_config: OSDFaceConfig) -> dict[str, torch.Tensor]:
     """Random weights for `tiny_config`, under the names of a checkpoint; results depend on every part."""
-    from osdface_core.models.backbone import build_full
+    from osdface_core.models.full import build_full
     from osdface_core.models.vre import VRE, Projection
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -109,7 +109,7 @@ def tiny_checkpoint(
 @pytest.fixture(scope="session")
 def tiny_pipeline(tiny_checkpoint: Path) -> OSDFacePipeline:
     """The pipeline of `tiny_checkpoint`, float32 on the CPU, as PyTorch runs it. Do not change it."""
-    from osdface_core.pipeline import OSDFacePipeline
+    from osdface_core import OSDFacePipeline
 
     return OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", engine="eager")
 

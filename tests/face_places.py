@@ -6,7 +6,7 @@ import numpy as np
 
 from osdface_core.faces import FFHQ_TEMPLATE, Face
 from osdface_core.faces.align import affine_rows
-from osdface_core.faces.regions import inverse
+from osdface_core.faces.geometry import inverse
 
 TEMPLATE = np.array(FFHQ_TEMPLATE)
 

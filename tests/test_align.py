@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from osdface_core.errors import ImageError
 from osdface_core.faces import Face, align
 from osdface_core.faces.align import fit_similarity, measure, sharpness
-from osdface_core.faces.regions import inverse
+from osdface_core.faces.geometry import inverse
 from tests.face_places import TEMPLATE, face_at, place
 
 QUICK = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))

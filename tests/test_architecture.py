@@ -19,8 +19,23 @@ TRAINER = sorted((ROOT / "osdface_trainer").rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 HOST = {"folder_paths", "execution", "server", "comfy", "comfy_extras", "comfy_api", "comfy_execution"}
 HEAVY = {"facexlib", "spandrel", "diffusers", "kornia", "torchmetrics", "peft", "skimage", "matplotlib"}
-# Parts of the core that know nothing of each other.
-APART = ("models", "one_step", "faces", "color")
+# Files and folders of the core from the ground up: each imports from lower rows alone, never from its own.
+LAYERS = (
+    {"errors", "console"},
+    {"choices", "config", "files", "file_kinds", "photo_array"},
+    {"options", "checkpoint", "weights", "devices", "images", "color"},
+    {"models", "faces", "upscale"},
+    {"engines", "one_step", "released"},
+    {"loading"},
+    {"pipeline"},
+    {"photo"},
+    {"__init__"},
+    {"cli"},
+    {"__main__"},
+)
+LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
+READING_COST = 3000
+"""Most lines of the pipeline and of every file of the project that it imports."""
 
 
 class Import(NamedTuple):
@@ -132,19 +147,6 @@ def test_the_trainer_uses_the_core_alone() -> None:
     assert not bad, named(bad)
 
 
-def test_parts_of_the_core_that_never_meet() -> None:
-    def part(path: tuple[str, ...]) -> str:
-        name = path[1].removesuffix(".py") if path[0] == "osdface_core" and len(path) > 1 else ""
-        return name if name in APART else ""
-
-    bad = [
-        i
-        for i in all_imports(CORE)
-        if i.level and (own := part(i.file.relative_to(ROOT).parts)) and part(i.target) not in ("", own)
-    ]
-    assert not bad, named(bad)
-
-
 def test_inference_leaves_conversion_alone() -> None:
     """Conversion opens only for released folders, inside functions."""
     own = [i for i in all_imports(CORE) if i.level]
@@ -161,10 +163,19 @@ def test_heavy_libraries_load_where_they_are_needed() -> None:
     assert not early, named(early)
 
 
+def _outside_typing(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those for type checkers."""
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _outside_typing(child)
+
+
 def modules_used(file: Path) -> set[Path]:
     """Files of the own package that a file imports, inside functions or not."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _outside_typing(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             home = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             places = [home / alias.name for alias in node.names]
@@ -179,7 +190,11 @@ def part_of(file: Path) -> str:
     return file.relative_to(ROOT).parts[1]
 
 
-@pytest.mark.parametrize("files", [TRAINER, NODES], ids=["osdface_trainer", "nodes"])
+@pytest.mark.parametrize(
+    "files",
+    [CORE, TRAINER, NODES, BENCHMARKS],
+    ids=["osdface_core", "osdface_trainer", "nodes", "benchmarks"],
+)
 def test_no_circles(files: list[Path]) -> None:
     """Neither between files nor between folders; `static_order` raises CycleError with the way round."""
     used = {file: modules_used(file) & set(files) for file in files}
@@ -188,6 +203,37 @@ def test_no_circles(files: list[Path]) -> None:
     for file, targets in used.items():
         parts[part_of(file)] |= {part_of(target) for target in targets} - {part_of(file)}
     assert list(TopologicalSorter(parts).static_order())
+
+
+def test_no_upward_arrow_in_the_core() -> None:
+    bad = [
+        f"{file.relative_to(ROOT)} imports {target.relative_to(ROOT)}"
+        for file in CORE
+        for target in modules_used(file)
+        if (own := part_of(file).removesuffix(".py")) != (other := part_of(target).removesuffix(".py"))
+        if LEVEL[own] <= LEVEL[other]
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def needed_by(file: Path) -> set[Path]:
+    """The file and all that it leads to; types alone lead nowhere."""
+    found: set[Path] = set()
+    todo = [file]
+    while todo:
+        file = todo.pop()
+        if file not in found:
+            found.add(file)
+            todo += modules_used(file)
+    return found
+
+
+def test_the_reading_cost_of_the_pipeline() -> None:
+    """Faces in, faces out; whole photos add detection, files and pasting on top (`photo.py`)."""
+    files = needed_by(ROOT / "osdface_core/pipeline.py")
+    assert ROOT / "osdface_core/models/vre.py" in files
+    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+    assert lines < READING_COST, f"{lines} lines in {len(files)} files"
 
 
 ALLOWED = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)

@@ -129,9 +129,7 @@ def test_the_table_names_every_stage(result: dict[str, Any]) -> None:
 
 
 def _parts(pipeline: Any) -> models.Parts:
-    return models.Parts(
-        pipeline.config, pipeline.vre, pipeline.projection, pipeline.backbone, torch.device("cpu")
-    )
+    return models.Parts(pipeline.config, pipeline.prompt_encoder, pipeline.backbone, torch.device("cpu"))
 
 
 def test_the_peak_of_one_process(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,4 +145,4 @@ def test_weights_in_half_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None
     parts = models.full_size(torch.device("meta"), torch.bfloat16)
     kinds = {p.dtype for part in (parts.backbone.codec, parts.backbone.predictor) for p in part.parameters()}  # type: ignore[attr-defined]
     assert kinds == {torch.bfloat16}
-    assert {p.dtype for p in parts.vre.parameters()} == {torch.float32}
+    assert {p.dtype for p in parts.prompt_encoder.parameters()} == {torch.float32}

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from benchmarks import cost, photos, plots
+from osdface_core import OSDFacePipeline
 from osdface_core.cli.batch import FileRestorer, one_by_one, overlapped
 from osdface_core.cli.inputs import plan
 from osdface_core.cli.main import main
 from osdface_core.faces import detect
-from osdface_core.pipeline import OSDFacePipeline
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from osdface_core import options
+from osdface_core import OSDFacePipeline, choices
 from osdface_core.cli import batch, report, restore
 from osdface_core.cli import main as cli
 from osdface_core.cli.batch import one_by_one, overlapped
@@ -27,7 +27,6 @@ from osdface_core.devices import TORCH_DTYPES
 from osdface_core.faces import retinaface
 from osdface_core.faces.select import KEYS
 from osdface_core.images import Photo, read_photo, write_photo
-from osdface_core.pipeline import OSDFacePipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -263,7 +262,7 @@ def test_the_steps_overlap_where_it_pays(overlaps: bool, count: int, expected: A
 
 
 @pytest.mark.usefixtures("runner")
-@pytest.mark.parametrize("step", ["locate", "renew", "put_back"])
+@pytest.mark.parametrize("step", ["detect_and_align", "restore_crops", "paste_back"])
 def test_errors_that_nobody_planned_for(
     run: Run, faces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: str
 ) -> None:
@@ -303,15 +302,15 @@ def test_interrupted_in_a_folder(
     Path("in").mkdir()
     for name in "abcd":
         Image.open(faces).save(f"in/{name}.png")
-    renew = batch.renew
+    restore_crops = batch.restore_crops
 
     def interrupted(*args: Any, **options: Any) -> Any:
         if calls.append(1) or len(calls) == 2:
             raise KeyboardInterrupt
-        return renew(*args, **options)
+        return restore_crops(*args, **options)
 
     calls: list[int] = []
-    monkeypatch.setattr(batch, "renew", interrupted)
+    monkeypatch.setattr(batch, "restore_crops", interrupted)
     assert run("in", "-o", "out", "--json", "r.json") == 130
     assert tree(Path("out")) == {"a.png"}
     assert [p["input"] for p in json.loads(Path("r.json").read_text())["photos"]] == ["in/a.png"]
@@ -752,7 +751,7 @@ def loaded_after(code: str) -> set[str]:
 
 @pytest.mark.parametrize("command", [[], ["restore"]])
 def test_help_needs_no_pytorch(command: list[str]) -> None:
-    """It answers in a tenth of a second: the choices stand in `options.py`, apart from what they choose."""
+    """It answers in a tenth of a second: the choices stand in `choices.py`, apart from what they choose."""
     parse = (
         f"from osdface_core.cli.main import main\ntry: main({[*command, '--help']})\nexcept SystemExit: pass"
     )
@@ -766,9 +765,9 @@ def test_torchvision_waits_for_the_first_detection() -> None:
 
 
 def test_choices_are_those_of_the_functions() -> None:
-    assert ("auto", *retinaface.RELEASES, "mtcnn") == get_args(options.DetectorName)
-    assert {"auto", *TORCH_DTYPES} == set(get_args(options.Dtype))
-    assert set(get_args(options.Order)) == set(KEYS)
+    assert ("auto", *retinaface.RELEASES, "mtcnn") == get_args(choices.DetectorName)
+    assert {"auto", *TORCH_DTYPES} == set(get_args(choices.Dtype))
+    assert set(get_args(choices.Order)) == set(KEYS)
 
 
 # --- telling, and names

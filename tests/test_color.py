@@ -7,9 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from osdface_core.choices import ColorFix
 from osdface_core.color import adain, color_fix, keep_grey, low_pass, luma
 from osdface_core.errors import ConfigError
-from osdface_core.options import ColorFix
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 

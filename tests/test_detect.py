@@ -14,7 +14,7 @@ from osdface_core.faces import detect
 from osdface_core.faces import mtcnn as mtcnn_module
 from osdface_core.faces.detect import load_detector
 from osdface_core.faces.mtcnn import Mtcnn, cut_patches, patch_levels, square
-from osdface_core.faces.nms import drop_shadowed, merge_rows
+from osdface_core.faces.nms import drop_shadowed, nms
 from osdface_core.faces.views import spans, tiles, whole
 
 EYES = ((200.5, 98.5), (245.0, 101.5))
@@ -206,9 +206,9 @@ def test_merging_keeps_neighbours_and_drops_duplicates():
         return np.array([x, y, x + size, y + size, score, *points.ravel()])
 
     rows = np.stack([row(0, 0, 50, 0.9), row(3, 2, 48, 0.99), row(40, 10, 50, 0.95), row(10, 10, 30, 0.8)])
-    merged = merge_rows([rows[:2], rows[2:]])
+    merged = nms([rows[:2], rows[2:]])
     assert [round(value, 2) for value in merged[:, 4]] == [0.99, 0.95]
-    assert len(merge_rows([np.full((1, 15), np.nan)])) == 0 and merge_rows([]).shape == (0, 15)
+    assert len(nms([np.full((1, 15), np.nan)])) == 0 and nms([]).shape == (0, 15)
     assert len(drop_shadowed(np.stack([row(0, 0, 50, 0.99), row(30, 0, 50, 0.9)]), 0.97)) == 1
     assert len(drop_shadowed(np.stack([row(0, 0, 50, 0.99), row(30, 0, 50, 0.98)]), 0.97)) == 2
 

@@ -17,13 +17,14 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from osdface_core import OSDFacePipeline
 from osdface_core.config import OSDFaceConfig, UNetConfig
 from osdface_core.devices import pick_dtype
 from osdface_core.engines import choose, choose_engine
 from osdface_core.errors import ConfigError
-from osdface_core.models.backbone import Backbone, build_full, dtype_of
-from osdface_core.models.vre import VRE, Projection
-from osdface_core.pipeline import OSDFacePipeline
+from osdface_core.models.backbone import Backbone, dtype_of
+from osdface_core.models.full import build_full
+from osdface_core.models.vre import VRE, Projection, PromptEncoder
 
 CPU = torch.device("cpu")
 Wide = Callable[[str, str], OSDFacePipeline]
@@ -112,7 +113,7 @@ def wide(tiny_config: OSDFaceConfig) -> Iterator[Wide]:
         nn.init.constant_(last.bias, 0.5)
         vre, projection = VRE(config.vre), Projection(config.vre.z_channels, config.projection)
         pipeline = OSDFacePipeline(
-            config, vre, projection, backbone, device=CPU, dtype=pick_dtype(dtype, CPU)
+            config, PromptEncoder(vre, projection), backbone, device=CPU, dtype=pick_dtype(dtype, CPU)
         )
         pipeline.use_engine(engine)
         return pipeline

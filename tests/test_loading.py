@@ -40,8 +40,8 @@ def test_everything_is_loaded(
     assert loaded.training == {"recipe": "random", "steps": 0}
     backbone: Any = loaded.backbone
     parts: dict[str, Any] = {
-        "vre": loaded.vre,
-        "projection": loaded.projection,
+        "vre": loaded.prompt_encoder.vre,
+        "projection": loaded.prompt_encoder.projection,
         "unet": backbone.predictor.unet,
         "codec": backbone.codec,
     }

@@ -21,7 +21,7 @@ from osdface_core.cli import restore as restore_command
 from osdface_core.cli.batch import overlapped
 from osdface_core.cli.demo import demo_photo
 from osdface_core.cli.main import main
-from osdface_core.pipeline import OSDFacePipeline
+from osdface_core import OSDFacePipeline
 
 torch.set_num_threads(1)
 MB, CPU = 1e6, torch.device("cpu")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osdface_core.config import OSDFaceConfig
+from osdface_core.errors import OptionError
 from osdface_core.one_step import alpha_bar, predict_x0
 
 
@@ -33,7 +34,7 @@ def test_another_schedule() -> None:
 
 @pytest.mark.parametrize("timestep", [-1, 1000])
 def test_outside_the_schedule(timestep: int) -> None:
-    with pytest.raises(ValueError, match=r"outside 0\.\.999"):
+    with pytest.raises(OptionError, match=r"expected 0\.\.999"):
         alpha_bar(OSDFaceConfig(), timestep)
 
 

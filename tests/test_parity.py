@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from osdface_core import OSDFacePipeline
 from osdface_core.one_step import alpha_bar, predict_x0
-from osdface_core.pipeline import OSDFacePipeline
 from osdface_core.released import convert_released
 
 pytestmark = pytest.mark.shared

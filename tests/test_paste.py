@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from osdface_core.errors import ImageError, OptionError
 from osdface_core.faces import align, paste
+from osdface_core.faces.geometry import homogeneous
 from osdface_core.faces.paste import soft_mask
-from osdface_core.faces.regions import homogeneous
 from tests.face_places import face_at
 
 FACES = st.lists(

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from osdface_core import OSDFacePipeline, read_photo, write_photo
 from osdface_core.errors import ImageError, OptionError
 from osdface_core.faces import Face
 from osdface_core.faces.align import affine_rows, fit_similarity
 from osdface_core.models.identity_nets import MobileFaceNet
 from osdface_core.photo import PhotoResult, restore_photo
-from osdface_core.pipeline import OSDFacePipeline
+from osdface_core.photo_array import PhotoArray
 from osdface_core.upscale import enlarge
 
 CPU = torch.device("cpu")
@@ -98,6 +99,49 @@ def test_tensors() -> None:
     assert not result.image.equal(photo)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_pillow_images(mode: str) -> None:
+    source = Image.fromarray(noise())
+    if mode == "RGBA":
+        source.putalpha(Image.linear_gradient("L").resize(source.size))
+    source = source.convert(mode)
+    source.info["icc_profile"] = b"profile"
+    result = restored(source)
+    assert isinstance(result.image, Image.Image)
+    assert result.image.mode == {"P": "RGB"}.get(mode, mode)
+    assert result.image.info["icc_profile"] == b"profile"
+    assert_untouched_outside(
+        np.asarray(source.convert("RGB")),
+        PhotoResult(np.asarray(result.image.convert("RGB")), result.mask, [], result.crops, result.restored),
+    )
+    if mode == "RGBA":
+        assert result.image.getchannel("A").tobytes() == source.getchannel("A").tobytes()
+        assert restored(source, upscale=2.0).image.size == (480, 320)
+
+
+def test_deep_pillow_images_are_refused() -> None:
+    with pytest.raises(ImageError, match="mode F, which is more than 8 bits: give an"):
+        restored(Image.fromarray(noise()).convert("F"))
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_floats_of_0_to_255_are_refused(kind: str) -> None:
+    photo: Any = noise().astype(np.float32)
+    photo = photo if kind == "array" else torch.from_numpy(photo).permute(2, 0, 1)
+    with pytest.raises(ImageError, match="expected 0 to 1"):
+        restored(photo)
+
+
+def test_the_pipeline_is_called_with_a_photo(tiny_pipeline: OSDFacePipeline, tmp_path: Path) -> None:
+    photo = noise()
+    write_photo(tmp_path / "photo.png", photo)
+    result = tiny_pipeline(tmp_path / "photo.png", faces=FACES)
+    write_photo(tmp_path / "restored.png", np.asarray(result.image))
+    again = tiny_pipeline.restore_photo(Image.fromarray(photo), faces=FACES).image
+    assert np.array_equal(read_photo(tmp_path / "restored.png").pixels, np.asarray(again))
+    assert not np.array_equal(np.asarray(again), photo)
+
+
 def test_a_file(tmp_path: Path) -> None:
     deep = noise(dtype=np.uint16)
     from osdface_core.images import Photo, write_photo
@@ -127,8 +171,8 @@ def test_grey_stays_exactly_grey(tiny_pipeline: OSDFacePipeline, dtype: Any) -> 
 def test_upscaling_enlarges_everything_else_alike() -> None:
     photo = noise()
     result = restored(photo, upscale=2.0)
-    enlarged, _ = enlarge(photo, 2.0, None, CPU)
-    assert_untouched_outside(np.asarray(enlarged), result)
+    enlarged, _ = enlarge(PhotoArray.of(photo), 2.0, None, CPU)
+    assert_untouched_outside(np.asarray(enlarged.native()), result)
     assert result.faces == FACES, "faces stay in the input's pixels"
 
 
@@ -197,6 +241,9 @@ def test_identity_scores(tmp_path: Path) -> None:
         ({"upscale": 0.5}, r"`upscale` is 0\.5, expected 1\.\.16"),
         ({"feather": 0.0}, r"`feather` is 0\.0, expected 0\.001\.\.1"),
         ({"paste_mode": "glue"}, "`paste_mode` is 'glue', expected one of residual, replace"),
+        ({"color_fix": "sepia"}, "`color_fix` is 'sepia'"),
+        ({"strength": 1.5}, r"`strength` is 1\.5, expected 0\.\.1"),
+        ({"effort": "heroic"}, "`effort` is 'heroic'"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:

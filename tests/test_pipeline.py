@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from osdface_core import OSDFacePipeline
 from osdface_core.errors import ConfigError, ImageError, OptionError, OSDFaceError
-from osdface_core.pipeline import OSDFacePipeline
+from osdface_core.pipeline import FacePipeline
 
 
 def faces(count: int = 3, size: tuple[int, int] = (128, 128), seed: int = 0) -> Tensor:
@@ -108,14 +109,14 @@ class Memory:
     """A device on which at most `fits` faces find room; counts the attempts."""
 
     def __init__(self, pipeline: OSDFacePipeline, fits: int, error: Exception) -> None:
-        self.step, self.fits, self.error = pipeline._forward, fits, error
+        self.step, self.fits, self.error = pipeline.one_step, fits, error
         self.attempts: list[int] = []
 
-    def __call__(self, chunk: Tensor, *rest: Any) -> Tensor:
+    def __call__(self, chunk: Tensor, prompt: Any, **rest: Any) -> Tensor:
         self.attempts.append(len(chunk))
         if len(chunk) > self.fits:
             raise self.error
-        return self.step(chunk, *rest)
+        return self.step(chunk, prompt, **rest)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_the_batch_is_halved_when_memory_runs_out(
     batch = faces(7)
     expected = tiny_pipeline.restore(batch)
     memory = Memory(tiny_pipeline, 2, error)
-    monkeypatch.setattr(tiny_pipeline, "_forward", memory)
+    monkeypatch.setattr(tiny_pipeline, "one_step", memory)
     with caplog.at_level(logging.WARNING):
         result = tiny_pipeline.restore(batch, batch_size=6)
     assert torch.allclose(result, expected, atol=1e-5)
@@ -154,7 +155,7 @@ def test_other_errors_and_a_single_face_too_many_are_raised(
     tiny_pipeline: OSDFacePipeline, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     memory = Memory(tiny_pipeline, 0, error)
-    monkeypatch.setattr(tiny_pipeline, "_forward", memory)
+    monkeypatch.setattr(tiny_pipeline, "one_step", memory)
     with pytest.raises(type(error)):
         tiny_pipeline.restore(faces(2), batch_size=2)
     assert memory.attempts == ([2, 1] if "memory" in str(error) else [2])
@@ -167,6 +168,7 @@ def test_other_errors_and_a_single_face_too_many_are_raised(
         (torch.zeros(1, 4, 64, 64), r"faces are \(1, 4, 64, 64\)"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r"torch\.uint8, expected .* float in \[0, 1\]"),
         (torch.zeros(1, 3, 7, 64), "64x7 px, expected at least 8x8"),
+        (torch.full((1, 3, 64, 64), 255.0), "values from 255 to 255, expected 0 to 1"),
     ],
 )
 def test_wrong_tensors(tiny_pipeline: OSDFacePipeline, bad: Tensor, message: str) -> None:
@@ -197,3 +199,30 @@ def test_wrong_device(tiny_checkpoint: Path, device: str, message: str) -> None:
 def test_wrong_dtype(tiny_checkpoint: Path) -> None:
     with pytest.raises(OSDFaceError, match="`dtype` is 'fp8', expected one of auto, fp32"):
         OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp8")
+
+
+def test_moving_and_showing(tiny_checkpoint: Path) -> None:
+    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    batch = faces(1)
+    expected = pipeline.restore(batch)
+    assert repr(pipeline) == (
+        "OSDFacePipeline('tiny', device='cpu', dtype=float32, engine='eager', timestep=399)"
+    )
+    assert pipeline.to("cpu", torch.float32) is pipeline
+    assert pipeline.restore(batch).equal(expected)
+    assert "dtype=bfloat16" in repr(pipeline.to("bf16"))
+    backbone: Any = pipeline.backbone
+    assert next(backbone.predictor.parameters()).dtype == torch.bfloat16
+    assert next(pipeline.vre.parameters()).dtype == torch.float32
+    with pytest.raises(OSDFaceError, match="no device cuda:99 here"):
+        pipeline.to("cuda:99")
+
+
+def test_prompts_from_elsewhere(tiny_pipeline: OSDFacePipeline) -> None:
+    tiny = tiny_pipeline
+    bare = FacePipeline(tiny.config, None, tiny.backbone, device=torch.device("cpu"), dtype=torch.float32)
+    batch = faces(2)
+    assert bare.restore(batch, prompt=tiny.encode_prompt(batch)).equal(tiny.restore(batch))
+    for call in (bare.restore, bare.encode_prompt, bare.tokens):
+        with pytest.raises(ConfigError, match="no prompt encoder"):
+            call(batch)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from osdface_core.pipeline import OSDFacePipeline
+from osdface_core import OSDFacePipeline
 from osdface_trainer.logging import read_metrics
 from osdface_trainer.loop import train
 from osdface_trainer.recipe.config import load_recipe

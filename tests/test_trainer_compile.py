@@ -10,8 +10,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
+from osdface_core import OSDFacePipeline
 from osdface_core.errors import ConfigError
-from osdface_core.pipeline import OSDFacePipeline
 from osdface_trainer.distributed import make_accelerator
 from osdface_trainer.logging import read_metrics
 from osdface_trainer.loop import train

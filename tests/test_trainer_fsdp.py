@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from osdface_core import OSDFacePipeline
 from osdface_core.errors import ConfigError
-from osdface_core.pipeline import OSDFacePipeline
 from osdface_trainer import distributed
 from osdface_trainer.cli import main
 from osdface_trainer.logging import read_metrics

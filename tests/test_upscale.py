@@ -15,9 +15,15 @@ from torch import nn
 
 from osdface_core import upscale
 from osdface_core.errors import CheckpointError, ImageError, OptionError
-from osdface_core.upscale import enlarge
+from osdface_core.photo_array import PhotoArray
 
 CPU = torch.device("cpu")
+
+
+def enlarge(picture: Any, *arguments: Any) -> Any:
+    """`upscale.enlarge` of what a caller holds, as that kind again."""
+    result, ratio = upscale.enlarge(PhotoArray.of(picture), *arguments)
+    return result.native(), ratio
 
 
 def photo(height: int = 20, width: int = 30, dtype: Any = np.uint8) -> np.ndarray:

@@ -11,7 +11,8 @@ from torch import nn
 
 from osdface_core.config import OSDFaceConfig, ProjectionConfig, VREConfig
 from osdface_core.models.codebook import Codebook, lookup, select_codes, select_tokens
-from osdface_core.models.vre import VRE, Projection, VQAutoencoder
+from osdface_core.models.vre import VRE, Projection
+from osdface_trainer.vre.network import VQAutoencoder
 
 
 def slow_tokens(features: torch.Tensor, codebook: torch.Tensor, count: int) -> list[list[int]]:

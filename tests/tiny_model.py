@@ -31,7 +31,7 @@ def write_tiny(target: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     with torch.inference_mode(False):
         torch.manual_seed(seed)
-        backbone = core("models.backbone").build_full(config)
+        backbone = core("models.full").build_full(config)
         parts: dict[str, Any] = {
             "vre": vre.VRE(config.vre),
             "projection": vre.Projection(config.vre.z_channels, config.projection),

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..faces import Face
-from ..faces.regions import FULL_SCALE
 from ..files import replacing
 from ..images import Photo, check_alpha, from_unit, read_photo, to_unit, write_photo
 from ..models.identity import load_identity, similarity
 from ..options import DetectOptions, PasteOptions, RestoreOptions
-from ..photo import locate, put_back, renew, with_identity
-from ..pipeline import OSDFacePipeline, Progress
+from ..photo import FaceRestorer, detect_and_align, paste_back, restore_crops, with_identity
+from ..photo_array import FULL_SCALE
+from ..pipeline import Progress
 from ..upscale import resize_plane
 from .inputs import Guard, Job
 from .report import comparison, crop_pictures, save_picture
@@ -84,7 +84,7 @@ class FileRestorer:
     """
 
     def __init__(
-        self, pipeline: OSDFacePipeline, plan: Plan, guard: Guard, progress: Progress | None = None
+        self, pipeline: FaceRestorer, plan: Plan, guard: Guard, progress: Progress | None = None
     ) -> None:
         self.pipeline = pipeline
         self.plan = plan
@@ -102,15 +102,14 @@ class FileRestorer:
         if self.plan.aligned:
             crops = _aligned_face(photo)
         else:
-            faces, crops = locate(photo.pixels, self.pipeline.device, **vars(self.plan.detect))
+            faces, crops = detect_and_align(photo.pixels, self.pipeline.device, self.plan.detect)
         seconds = {"read": read - start, "detect": time.perf_counter() - read}
         return Work(job, photo, faces, crops, crops, seconds)
 
     def restore(self, work: Work) -> Work:
         """Run the model on its faces."""
         start = time.perf_counter()
-        options = vars(self.plan.restore)
-        work.restored = renew(self.pipeline, work.crops, progress=self.progress, **options)
+        work.restored = restore_crops(self.pipeline, work.crops, self.plan.restore, self.progress)
         work.seconds["model"] = time.perf_counter() - start
         return work
 
@@ -146,10 +145,10 @@ class FileRestorer:
         faces, identity = work.faces, self.plan.identity
         if identity is not None and faces:
             faces = with_identity(faces, work.crops, work.restored, identity)
-        options = vars(self.plan.paste)
         # A giant is held once, unless it is to be shown beside its result.
         in_place = not self.plan.compare
-        image, _ = put_back(work.photo.pixels, faces, work.crops, work.restored, in_place=in_place, **options)
+        pixels = work.photo.pixels
+        image, _ = paste_back(pixels, faces, work.crops, work.restored, self.plan.paste, in_place=in_place)
         return np.asarray(image), [face.to_dict() for face in faces]
 
     def _aligned(self, work: Work) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -132,7 +132,8 @@ def _released(path: Path) -> tuple[OSDFaceConfig, dict[str, Any], Shapes]:
 
 def _expected(config: OSDFaceConfig) -> Shapes:
     """Names and shapes of a complete file, from the empty modules; nothing is allocated."""
-    from ..models.backbone import UNetPredictor, build_full
+    from ..models.backbone import UNetPredictor
+    from ..models.full import build_full
     from ..models.vre import VRE, Projection
 
     with torch.device("meta"):

@@ -26,7 +26,7 @@ from ..options import (
 from .arguments import add_options
 
 if TYPE_CHECKING:  # PyTorch and all that needs it load in the functions: --help answers at once
-    from ..pipeline import OSDFacePipeline
+    from ..photo import OSDFacePipeline
     from .inputs import Guard, Job, Missing
 
 
@@ -61,7 +61,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load(args: argparse.Namespace) -> OSDFacePipeline:
     """The pipeline that `add_model_arguments` describe. Raises CheckpointError."""
-    from ..pipeline import OSDFacePipeline
+    from ..photo import OSDFacePipeline
 
     return OSDFacePipeline.from_pretrained(**vars(pick(LoadOptions, vars(args))))
 

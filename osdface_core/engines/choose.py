@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..choices import EngineName, check_choice
 from ..devices import cpu_multiplies_bf16
 from ..errors import ConfigError
 from ..models.backbone import Backbone, dtype_of
-from ..options import EngineName, LoadOptions, check
 from .engine import Engine, wrapped
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def choose_engine(name: EngineName, device: torch.device) -> Engine:
     Raises:
         ConfigError: an unknown name, or an engine that this device or installation lacks.
     """
-    check(LoadOptions, engine=name)
+    check_choice("engine", name, EngineName)
     beside = device.type != "cpu"  # PyTorch's layers and other work wait for each other on shared cores
     if name == "auto":
         name = _quickest(device)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.backbone import Backbone, LatentCodec, Posterior
+from ..choices import EngineName, Posterior
+from ..models.backbone import Backbone, LatentCodec
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Engine:
             (modules, classes, attributes, weights), so whoever wants the engine undone uses that one again.
     """
 
-    name: str
+    name: EngineName
     overlaps: bool
     prepare: Callable[[Backbone], Backbone]
 

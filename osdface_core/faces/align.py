@@ -10,19 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ImageError
+from ..photo_array import PhotoArray, Pixels
 from .face import CROP_SIZE, FFHQ_TEMPLATE, Face, Row
-from .regions import (
-    Photo,
-    homogeneous,
-    inverse,
-    photo_device,
-    photo_shape,
-    read_region,
-    resize_smooth,
-    resizing,
-    translation,
-    warp,
-)
+from .geometry import homogeneous, inverse, resize_smooth, resizing, translation, warp
 
 
 def fit_similarity(points: np.ndarray, template: Sequence[tuple[float, float]] = FFHQ_TEMPLATE) -> np.ndarray:
@@ -57,7 +47,11 @@ def affine_rows(matrix: np.ndarray) -> tuple[Row, Row]:
 
 
 def align(
-    photo: Photo, faces: Sequence[Face], size: int = CROP_SIZE, *, device: torch.device | str | None = None
+    photo: Pixels | PhotoArray,
+    faces: Sequence[Face],
+    size: int = CROP_SIZE,
+    *,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """Cut the faces out, upright and at one size.
 
@@ -65,7 +59,7 @@ def align(
     beyond the photo's border the picture is continued by reflection.
 
     Args:
-        photo: (3, H, W) unit tensor, or (H, W, 3) array.
+        photo: (3, H, W) unit tensor, (H, W, 3) array, or Pillow image.
         faces: as found by `detect`.
         size: side of the crops [px].
         device: where to warp; the photo's by default.
@@ -74,20 +68,21 @@ def align(
     Raises:
         ImageError: if the photo has another layout, or a face lies wholly outside it.
     """
-    device = photo_device(photo, device)
+    photo = PhotoArray.of(photo)
+    device = torch.device(device or photo.device)
     crops = torch.empty(len(faces), 3, size, size, device=device)
     for number, face in enumerate(faces):
         crops[number] = crop_face(photo, face, size, device)
     return crops.clamp_(0, 1)
 
 
-def crop_face(photo: Photo, face: Face, size: int, device: torch.device) -> Tensor:
+def crop_face(photo: PhotoArray, face: Face, size: int, device: torch.device) -> Tensor:
     """One aligned crop (3, size, size), not yet cut to the unit range; see `align`."""
     return cut(photo, resizing(size / CROP_SIZE, size / CROP_SIZE) @ homogeneous(face.matrix), size, device)
 
 
 def cut(
-    photo: Photo, to_crop: np.ndarray, size: int, device: torch.device, outside: float | None = None
+    photo: PhotoArray, to_crop: np.ndarray, size: int, device: torch.device, outside: float | None = None
 ) -> Tensor:
     """Sample a square of the photo through any similarity.
 
@@ -100,7 +95,7 @@ def cut(
     Raises:
         ImageError: if the square lies wholly outside the photo.
     """
-    height, width = photo_shape(photo)
+    height, width = photo.shape
     to_photo = inverse(to_crop[:2])
     scale = float(np.sqrt(abs(np.linalg.det(to_crop[:2, :2]))))  # crop px per photo px
     left, top, right, bottom = crop_bounds(to_photo, size, margin=4 / min(scale, 1.0) + 1)
@@ -110,7 +105,7 @@ def cut(
             f"a face lies outside the {width}x{height} photo: pass the photo it was found in, "
             "or its scale when pasting"
         )
-    region = read_region(photo, top, bottom, left, right, device)
+    region = photo.region((top, bottom, left, right), device)
     moved = translation(-left, -top) @ homogeneous(to_photo)
     if scale < 1:
         small = (max(1, round(region.shape[-2] * scale)), max(1, round(region.shape[-1] * scale)))
@@ -152,7 +147,7 @@ CENTRE = (128, 168, 256)
 """Left, top and side of the part of a 512 crop whose sharpness is measured [px]."""
 
 
-def measure(photo: Photo, faces: Sequence[Face], device: torch.device) -> list[float]:
+def measure(photo: PhotoArray, faces: Sequence[Face], device: torch.device) -> list[float]:
     """`sharpness` of each face, reading only the middle of each crop."""
     if not faces:
         return []

@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..options import DetectOptions, DetectorName, Effort, check
+from ..choices import DetectorName, Effort
+from ..options import DetectOptions, check
+from ..photo_array import PhotoArray, Pixels
 from . import retinaface
 from .align import affine_rows, fit_similarity, measure
 from .face import Face
 from .mtcnn import Mtcnn
-from .regions import Photo, photo_device, photo_shape
 from .search import Detector, search
 
 log = logging.getLogger(__name__)
 
 
 def detect(
-    photo: Photo,
+    photo: Pixels | PhotoArray,
     detector: DetectorName = "auto",
     *,
     detector_dir: str | Path | None = None,
@@ -34,7 +35,8 @@ def detect(
     """Find all faces.
 
     Args:
-        photo: (3, H, W) unit tensor on any device, or (H, W, 3) array of uint8, uint16 or float.
+        photo: (3, H, W) unit tensor on any device, (H, W, 3) array of uint8, uint16 or float, or Pillow
+            image.
         detector: "mtcnn" (works offline), "retinaface_resnet50", "retinaface_mobile0.25" (weights are fetched
             once), or "auto": a RetinaFace whose weights are on this machine, else MTCNN.
         detector_dir: folder with RetinaFace weights, looked at before the cache; fetched ones go there.
@@ -52,9 +54,10 @@ def detect(
         DetectorError: for missing weights.
         ImageError: if the photo is in another layout.
     """
-    height, width = photo_shape(photo)
+    photo = PhotoArray.of(photo)
+    height, width = photo.shape
     check(DetectOptions, detector=detector, min_face=min_face, threshold=threshold, effort=effort)
-    place = photo_device(photo, device)
+    place = torch.device(device or photo.device)
     # Elsewhere (MPS, DirectML) some operators are missing, and the CPU needs a fraction of a second.
     place = place if place.type == "cuda" else torch.device("cpu")
     net = load_detector(detector, detector_dir, place)
@@ -103,7 +106,7 @@ def _load(name: str, reason: str, detector_dir: str, device: str) -> Detector:
     return retinaface.load(name, detector_dir or None, torch.device(device))
 
 
-def make_faces(photo: Photo, rows: np.ndarray, device: torch.device) -> list[Face]:
+def make_faces(photo: PhotoArray, rows: np.ndarray, device: torch.device) -> list[Face]:
     """Turn rows into faces, largest first; those whose landmarks fit no face are left out."""
     order = np.argsort(-(rows[:, 2] - rows[:, 0]) * (rows[:, 3] - rows[:, 1]), kind="stable")
     faces = []

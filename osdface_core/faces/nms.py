@@ -10,8 +10,12 @@ WIDTH = 15
 """Columns of a row: box 4, score 1, landmarks 10."""
 
 
-def merge_rows(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenate rows (n, 15) in photo px and keep the best of each face, best first."""
+def nms(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Keep the best row of each face, best first: non-maximum suppression by box and by landmarks.
+
+    Args:
+        parts: rows (n, 15) [photo px] of several looks.
+    """
     rows = np.concatenate([np.zeros((0, WIDTH)), *parts])
     rows = rows[np.isfinite(rows).all(axis=1)]
     rows = rows[np.argsort(-rows[:, 4], kind="stable")]

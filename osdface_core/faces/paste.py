@@ -9,24 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..choices import PasteMode
 from ..errors import ImageError
-from ..options import PasteMode, PasteOptions, check
+from ..options import PasteOptions, check
+from ..photo_array import PhotoArray, Pixels
 from .align import align, crop_bounds
 from .face import CROP_SIZE, Face
-from .regions import (
-    FULL_SCALE,
-    Photo,
-    homogeneous,
-    inverse,
-    photo_device,
-    photo_shape,
-    plane,
-    read_region,
-    resize_smooth,
-    resizing,
-    translation,
-    warp,
-)
+from .geometry import homogeneous, inverse, plane, resize_smooth, resizing, translation, warp
 
 TILE = 1024
 """Photos are blended in squares of this side [px], which bounds memory whatever the photo's size."""
@@ -53,7 +42,7 @@ class Patch:
 
 
 def paste(
-    photo: Photo,
+    photo: Pixels | PhotoArray,
     faces: Sequence[Face],
     restored: Tensor,
     *,
@@ -63,7 +52,7 @@ def paste(
     scale: float | tuple[float, float] = 1.0,
     device: torch.device | str | None = None,
     in_place: bool = False,
-) -> tuple[Photo, Photo]:
+) -> tuple[Pixels, Tensor | np.ndarray]:
     """Blend restored crops into a copy of the photo.
 
     Mode `residual` adds the difference between the restored and the original crop: what the model left alone
@@ -72,7 +61,7 @@ def paste(
     in units of its own size. Every pixel where the mask is zero keeps its exact value.
 
     Args:
-        photo: (3, H, W) unit tensor, or (H, W, 3) array of uint8, uint16 or float.
+        photo: (3, H, W) unit tensor, (H, W, 3) array of uint8, uint16 or float, or Pillow image.
         faces: N faces, in the coordinates of the photo they were found in.
         restored: (N, 3, S, S) unit range, aligned like `align`'s crops.
         crops: (N, 3, S, S) what `align` cut from this very photo, to save cutting them again (residual mode).
@@ -82,16 +71,16 @@ def paste(
         device: where to blend; the photo's by default.
         in_place: blend into `photo` itself where it can be written to.
     Returns:
-        image: same kind, shape and type as `photo`; arrays are rounded once, inside the masks only.
-        mask: (1, H, W) float32 tensor, or (H, W) float32 array: 0 outside, 1 where fully restored.
+        image: same kind, shape and type as `photo`; whole numbers are rounded once, inside the masks only.
+        mask: (1, H, W) tensor beside tensors, else (H, W) array; float32: 0 outside, 1 where fully restored.
     Raises:
         OptionError: `feather` or `mode` is out of range.
         ImageError: if counts or shapes disagree.
     """
-    height, width = photo_shape(photo)
     check(PasteOptions, feather=feather, paste_mode=mode)
     _check(faces, restored, crops)
-    device = photo_device(photo, device)
+    photo = PhotoArray.of(photo)
+    device = torch.device(device or photo.device)
     sx, sy = (scale, scale) if isinstance(scale, int | float) else scale
     if (sx, sy) != (1.0, 1.0):
         faces, crops = [face.scaled(sx, sy) for face in faces], None
@@ -100,20 +89,16 @@ def paste(
         make_patch(photo, face, restored[i], None if crops is None else crops[i].to(restored), mode)
         for i, face in enumerate(faces)
     ]
-    if isinstance(photo, Tensor):
-        image = photo if in_place else photo.clone()
-        mask = torch.zeros(1, height, width, device=photo.device)
-    else:
-        image = photo if in_place and photo.flags.writeable else photo.copy()
-        mask = np.zeros((height, width), np.float32)
-    for tile in tiles_touched(patches, height, width):
+    image = photo.writable(in_place)
+    mask = torch.zeros(1, *photo.shape, device=photo.device)
+    for tile in tiles_touched(patches, *photo.shape):
         blend_tile(image, mask, patches, tile, feather, mode)
-    return image, mask
+    return image.native(), image.native_mask(mask)
 
 
-def make_patch(photo: Photo, face: Face, restored: Tensor, crop: Tensor | None, mode: str) -> Patch:
+def make_patch(photo: PhotoArray, face: Face, restored: Tensor, crop: Tensor | None, mode: str) -> Patch:
     """Prepare one face for blending; a crop finer than the photo is low-pass filtered down to it."""
-    height, width = photo_shape(photo)
+    height, width = photo.shape
     side = restored.shape[-1]
     values = restored
     if mode == "residual":
@@ -145,8 +130,8 @@ def tiles_touched(patches: Sequence[Patch], height: int, width: int) -> list[tup
 
 
 def blend_tile(
-    image: Photo,
-    mask: Photo,
+    image: PhotoArray,
+    mask: Tensor,
     patches: Sequence[Patch],
     tile: tuple[int, int, int, int],
     feather: float,
@@ -215,8 +200,8 @@ def soft_mask(
 
 
 def write_tile(
-    image: Photo,
-    mask: Photo,
+    image: PhotoArray,
+    mask: Tensor,
     change: Tensor,
     cover: Tensor,
     tile: tuple[int, int, int, int],
@@ -225,23 +210,13 @@ def write_tile(
 ) -> None:
     """Add `change` to the tile of `image` (after fading the original out by `cover` if `replace`)."""
     left, top, right, bottom = tile
-    before = read_region(image, top, bottom, left, right, change.device)
+    area = (top, bottom, left, right)
+    before = image.region(area, change.device)
     after = before * (1 - cover) + change if replace else before + change
     # Float photos may hold values beyond 0..1 (HDR): only what the blend itself pushes out is cut.
     after = torch.maximum(torch.minimum(after, before.clamp(min=1)), before.clamp(max=0))
-    if isinstance(image, Tensor) and isinstance(mask, Tensor):
-        area = (slice(None), slice(top, bottom), slice(left, right))
-        image[area] = torch.where((cover > 0).to(image.device), after.to(image), image[area])
-        mask[area] = cover.to(mask)
-        return
-    assert isinstance(image, np.ndarray) and isinstance(mask, np.ndarray)
-    part = image[top:bottom, left:right]
-    full = FULL_SCALE[str(image.dtype)]
-    after = after.permute(1, 2, 0)
-    after = after if full == 1.0 else (after * full).round()
-    touched = (cover[0] > 0).cpu().numpy()
-    part[touched] = after.cpu().numpy()[touched].astype(image.dtype)
-    mask[top:bottom, left:right] = cover[0].cpu().numpy()
+    image.write(area, after, cover[0] > 0)
+    mask[:, top:bottom, left:right] = cover.to(mask)
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

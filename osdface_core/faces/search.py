@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..photo_array import PhotoArray, TensorPhoto
 from .align import cut, fit_similarity
-from .nms import drop_shadowed, merge_rows
-from .regions import Photo, homogeneous, translation
+from .geometry import homogeneous, translation
+from .nms import drop_shadowed, nms
 from .views import View, drop_cut, padded, rows_to_photo, tiles, turned, whole
 
 RELATIVE = 64
@@ -58,7 +59,7 @@ class Detector(Protocol):
 
 
 def search(
-    photo: Photo, net: Detector, min_face: float, threshold: float, effort: str, device: torch.device
+    photo: PhotoArray, net: Detector, min_face: float, threshold: float, effort: str, device: torch.device
 ) -> np.ndarray:
     """All looks at one photo, merged: rows (n, 15) in photo px."""
     base = whole(photo, net.smallest * RELATIVE, device)
@@ -67,19 +68,19 @@ def search(
         return rows
     rows, turn = recheck(photo, base, rows, net, device)
     if turn:  # somebody lies on the side: others may, too
-        rows = merge_rows([rows, look_and_check(photo, base, net, [turned(base, turn)], min_face, device)])
+        rows = nms([rows, look_and_check(photo, base, net, [turned(base, turn)], min_face, device)])
     if effort == "thorough" or not (rows[:, 4] >= threshold).any():
-        rows = merge_rows([rows, look_and_check(photo, base, net, harder(base), min_face, device)])
+        rows = nms([rows, look_and_check(photo, base, net, harder(base), min_face, device)])
     detail = tile_scale(photo, rows, base, net, min_face, effort)
     if detail > 1 / base.scale * 1.05:
         side = round(net.smallest * TILE_FACES)
         parts = tiles(photo, detail, side, round(side / 4), device)
-        rows = merge_rows([rows, look_and_check(photo, base, net, parts, min_face, device)])
+        rows = nms([rows, look_and_check(photo, base, net, parts, min_face, device)])
     return drop_shadowed(rows, net.sure)
 
 
 def look_and_check(
-    photo: Photo, base: View, net: Detector, views: Iterable[View], min_face: float, device: torch.device
+    photo: PhotoArray, base: View, net: Detector, views: Iterable[View], min_face: float, device: torch.device
 ) -> np.ndarray:
     """Detect on further views; what they found goes through the closer look, too."""
     return recheck(photo, base, look(net, views, min_face), net, device)[0]
@@ -91,7 +92,7 @@ def harder(base: View) -> list[View]:
 
 
 def tile_scale(
-    photo: Photo, rows: np.ndarray, base: View, net: Detector, min_face: float, effort: str
+    photo: PhotoArray, rows: np.ndarray, base: View, net: Detector, min_face: float, effort: str
 ) -> float:
     """View px per photo px at which tiles are searched; that of the base or less means: no tiles."""
     if min_face > 0:
@@ -108,7 +109,7 @@ def look(net: Detector, views: Iterable[View], min_face: float) -> np.ndarray:
         smallest = max(net.smallest, min_face / view.scale)
         rows = drop_cut(net(view.image[None], smallest)[0], view)
         parts.append(rows_to_photo(rows, view))
-    return merge_rows(parts)
+    return nms(parts)
 
 
 def roll_of(row: np.ndarray) -> float:
@@ -121,7 +122,7 @@ def roll_of(row: np.ndarray) -> float:
 
 
 def recheck(
-    photo: Photo, base: View, rows: np.ndarray, net: Detector, device: torch.device
+    photo: PhotoArray, base: View, rows: np.ndarray, net: Detector, device: torch.device
 ) -> tuple[np.ndarray, int]:
     """Look again at doubtful, tilted and the largest faces; at all if one of these was turned.
 
@@ -143,11 +144,11 @@ def recheck(
         result += list(rows[~suspects])
     lying = [turn for row in result if (turn := round(roll_of(row) / 90) % 4 * 90)]
     turn = max(sorted(set(lying)), key=lying.count) if lying else 0
-    return drop_shadowed(merge_rows([np.array(result).reshape(-1, 15)]), net.sure), turn
+    return drop_shadowed(nms([np.array(result).reshape(-1, 15)]), net.sure), turn
 
 
 def _settle(
-    photo: Photo, base: View, rows: np.ndarray, net: Detector, device: torch.device
+    photo: PhotoArray, base: View, rows: np.ndarray, net: Detector, device: torch.device
 ) -> tuple[list[np.ndarray], bool]:
     """Find the right turn of each row; also whether that was another one for any of them."""
     jobs = [(row, roll_of(row)) for row in rows]
@@ -173,7 +174,7 @@ def best_turn(row: np.ndarray, found: list[np.ndarray | None], sure: float) -> n
 
 
 def look_closer(
-    photo: Photo, base: View, jobs: list[Job], net: Detector, device: torch.device, *, turns: int
+    photo: PhotoArray, base: View, jobs: list[Job], net: Detector, device: torch.device, *, turns: int
 ) -> list[list[np.ndarray | None]]:
     """Per job and turn (0, 90, 180, 270 degrees from its angle): the face in the patch's middle, or None."""
     found: list[list[np.ndarray | None]] = []
@@ -187,7 +188,7 @@ def look_closer(
     return found
 
 
-def patch_view(photo: Photo, base: View, row: np.ndarray, roll: float, device: torch.device) -> View:
+def patch_view(photo: PhotoArray, base: View, row: np.ndarray, roll: float, device: torch.device) -> View:
     """The surroundings of a face, turned by its roll, at the size the detector likes best."""
     size = max(row[2] - row[0], row[3] - row[1], 1.0)
     middle = (row[:2] + row[2:4]) / 2
@@ -197,7 +198,7 @@ def patch_view(photo: Photo, base: View, row: np.ndarray, roll: float, device: t
     centre = (PATCH - 1) / 2
     to_patch = translation(centre, centre) @ turn @ translation(-middle[0], -middle[1])
     if scale * base.scale < 1:  # larger in the view than in the patch
-        image = cut(base.image, to_patch @ base.to_photo, PATCH, device, outside=0.5)
+        image = cut(TensorPhoto(base.image), to_patch @ base.to_photo, PATCH, device, outside=0.5)
     else:
         image = cut(photo, to_patch, PATCH, device, outside=0.5)
     return View(image.clamp(0, 1), np.linalg.inv(to_patch))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..choices import Order
 from ..errors import ImageError
-from ..options import DetectOptions, Order, options_of, parse_faces
+from ..options import DetectOptions, options_of, parse_faces
 from .face import Face
 
 KEYS: dict[Order, Callable[[Face], tuple[float, ...]]] = {

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .regions import Photo, photo_shape, read_region, resize_smooth, resizing, translation, warp
+from ..photo_array import Area, PhotoArray
+from .geometry import resize_smooth, resizing, translation, warp
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class View:
         return float(math.sqrt(abs(np.linalg.det(self.to_photo[:2, :2]))))
 
 
-def whole(photo: Photo, long_side: float, device: torch.device) -> View:
+def whole(photo: PhotoArray, long_side: float, device: torch.device) -> View:
     """The photo, shrunk so that its longer side is at most `long_side` [px]."""
-    height, width = photo_shape(photo)
+    height, width = photo.shape
     ratio = min(1.0, long_side / max(height, width))
     size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
     return View(
@@ -46,24 +47,20 @@ def whole(photo: Photo, long_side: float, device: torch.device) -> View:
     )
 
 
-def shrunk(
-    photo: Photo, area: tuple[int, int, int, int], size: tuple[int, int], device: torch.device
-) -> Tensor:
+def shrunk(photo: PhotoArray, area: Area, size: tuple[int, int], device: torch.device) -> Tensor:
     """The area (top, bottom, left, right) of the photo at `size`, low-pass filtered, in little memory."""
     top, bottom, left, right = area
-    if isinstance(photo, np.ndarray) and photo.dtype == np.uint8:  # Pillow does this several times faster
-        picture = Image.fromarray(photo[top:bottom, left:right])
+    picture = photo.pillow(area)
+    if picture is not None:  # Pillow does this several times faster
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=1.0)
-        return read_region(np.array(picture), 0, size[0], 0, size[1], device)
+        return PhotoArray.of(np.array(picture)).region((0, size[0], 0, size[1]), device)
     step = 2 ** max(0, int(math.log2(max(min((bottom - top) / size[0], (right - left) / size[1]), 1))))
     if step == 1:
-        return resize_smooth(read_region(photo, top, bottom, left, right, device).clamp(0, 1), size).clamp(
-            0, 1
-        )
+        return resize_smooth(photo.region(area, device).clamp(0, 1), size).clamp(0, 1)
     band = max(1, 2**22 // (right - left) // step) * step
     parts = [
         F.avg_pool2d(
-            read_region(photo, y, min(y + band, bottom), left, right, device).clamp(0, 1)[None],
+            photo.region((y, min(y + band, bottom), left, right), device).clamp(0, 1)[None],
             step,
             ceil_mode=True,
         )
@@ -72,7 +69,7 @@ def shrunk(
     return resize_smooth(torch.cat(parts, dim=2)[0], size).clamp(0, 1)
 
 
-def tiles(photo: Photo, scale: float, side: int, overlap: int, device: torch.device) -> Iterator[View]:
+def tiles(photo: PhotoArray, scale: float, side: int, overlap: int, device: torch.device) -> Iterator[View]:
     """Overlapping square tiles of the photo.
 
     Args:
@@ -80,7 +77,7 @@ def tiles(photo: Photo, scale: float, side: int, overlap: int, device: torch.dev
         side: of a tile [view px].
         overlap: of neighbouring tiles [view px]; faces up to this size are whole in one of them.
     """
-    height, width = photo_shape(photo)
+    height, width = photo.shape
     for top, bottom in spans(height, round(side / scale), round(overlap / scale)):
         for left, right in spans(width, round(side / scale), round(overlap / scale)):
             size = (max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale)))

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError
-
-FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, "float32": 1.0, "float64": 1.0}
-"""Sample value that means 1.0 in the unit range."""
+from ..photo_array import FULL_SCALE
 
 
 @dataclass(frozen=True)

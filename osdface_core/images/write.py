@@ -41,7 +41,7 @@ NAMES = {
 }
 
 
-def write_photo(path: str | Path, photo: Photo, *, quality: int = 95) -> tuple[str, ...]:
+def write_photo(path: str | Path, photo: Photo | np.ndarray, *, quality: int = 95) -> tuple[str, ...]:
     """Write a photo in the format that the suffix names, with all metadata that the format holds.
 
     PNG and TIFF keep the bit depth (a float photo becomes 16-bit in PNG); the other formats hold 8 bits, to
@@ -51,6 +51,7 @@ def write_photo(path: str | Path, photo: Photo, *, quality: int = 95) -> tuple[s
 
     Args:
         path: the folder is made if needed; an existing file is replaced once the new one is complete.
+        photo: as `read_photo` gives it, or pixels alone, (H, W, 3) uint8, uint16 or float32.
         quality: of JPEG and lossy WebP, 1 to 100.
     Returns:
         metadata that the format cannot hold and which is left out, a line each.
@@ -59,6 +60,7 @@ def write_photo(path: str | Path, photo: Photo, *, quality: int = 95) -> tuple[s
             nothing was replaced).
     """
     path = Path(path).expanduser()
+    photo = Photo(photo) if isinstance(photo, np.ndarray) else photo
     kind = file_format(path, photo)
     check_alpha(path, photo)
     plane = to_depth(photo, kind)

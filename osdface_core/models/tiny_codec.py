@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import DecoderTiny, EncoderTiny
 from torch import Tensor, nn
 
+from ..choices import Posterior
 from ..config import CodecConfig
-from ..options import Posterior
 from ..weights import find_weights, load_strictly, read_state_dict
 from .backbone import dtype_of
 

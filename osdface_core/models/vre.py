@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ProjectionConfig, VREConfig
-from .codebook import Codebook, Quantised, lookup, select_tokens
-from .vq_autoencoder import Decoder, Encoder
+from .codebook import Codebook, lookup, select_tokens
+from .vq_encoder import Encoder
 
 
 @contextmanager
@@ -61,25 +61,6 @@ class VRE(nn.Module):
         return lookup(self.tokens(signed), self.quantize.embedding.weight)
 
 
-class VQAutoencoder(VRE):
-    """VRE plus the decoder: what stage 1 trains."""
-
-    def __init__(self, cfg: VREConfig) -> None:
-        super().__init__(cfg)
-        self.post_quant_conv = nn.Conv2d(cfg.z_channels, cfg.z_channels, 1)
-        self.decoder = Decoder(cfg)
-
-    def reconstruct(self, signed: Tensor) -> tuple[Tensor, Tensor, Quantised]:
-        """Image through the dictionary.
-
-        Returns:
-            (B, 3, R, R) in about [-1, 1]; the features before quantisation (B, D, h, w); the quantised codes.
-        """
-        features = self.features(signed)
-        quantised = self.quantize(features)
-        return self.decoder(self.post_quant_conv(quantised.codes)), features, quantised
-
-
 class Projection(nn.Module):
     """Embedding change: pointwise D -> hidden -> prompt width, SiLU after both (released code).
 
@@ -102,3 +83,26 @@ class Projection(nn.Module):
             return self.vectors.expand(codes.shape[0], -1, -1)
         x = F.silu(self.conv1(codes.transpose(1, 2)))
         return F.silu(self.conv2(x)).transpose(1, 2)
+
+
+class PromptEncoder(nn.Module):
+    """Frozen VRE and projection: a face to its prompt (paper §3.2)."""
+
+    def __init__(self, vre: VRE, projection: Projection) -> None:
+        super().__init__()
+        self.vre = vre.requires_grad_(False).eval()
+        self.projection = projection
+
+    def train(self, mode: bool = True) -> PromptEncoder:
+        """Switch the projection; the VRE stays in eval mode."""
+        super().train(mode)
+        self.vre.eval()
+        return self
+
+    def forward(self, signed: Tensor) -> Tensor:
+        """Encode (B, 3, H, W) in [-1, 1] as (B, 77, D), float32; a learned prompt needs no VRE."""
+        if self.projection.learned:
+            return self.projection(signed)
+        with torch.no_grad():
+            codes = self.vre(signed)
+        return self.projection(codes)

@@ -25,7 +25,8 @@ from torch import nn
 
 from osdface_core.console import complain, say
 from osdface_core.errors import OSDFaceError
-from osdface_core.models.backbone import Backbone, build_full
+from osdface_core.models.backbone import Backbone
+from osdface_core.models.full import build_full
 from osdface_core.models.identity import IdentityNet
 from osdface_core.models.identity_nets import IResNet
 from osdface_core.models.vre import VRE

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from osdface_core.choices import Posterior
 from osdface_core.config import OSDFaceConfig
 from osdface_core.errors import ConfigError
 from osdface_core.models.backbone import Backbone
-from osdface_core.models.vre import VRE, Projection
-from osdface_core.one_step import alpha_bar, predict_x0
-from osdface_core.options import Posterior
+from osdface_core.models.vre import PromptEncoder
+from osdface_core.one_step import OneStepRestorer
 
 from ..recipe.config import Recipe
 from ..recipe.restorer import RestorerTraining
@@ -60,29 +60,6 @@ class Restored(NamedTuple):
     prompt: Tensor
 
 
-class VisualPrompt(nn.Module):
-    """Frozen VRE and trained projection (paper §3.2); a projection of free vectors needs no VRE."""
-
-    def __init__(self, vre: VRE, projection: Projection) -> None:
-        super().__init__()
-        self.vre = vre.requires_grad_(False).eval()
-        self.projection = projection
-
-    def train(self, mode: bool = True) -> "VisualPrompt":
-        """The VRE stays in eval mode."""
-        super().train(mode)
-        self.vre.eval()
-        return self
-
-    def forward(self, signed: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, 77, D)."""
-        if self.projection.learned:
-            return self.projection(signed)
-        with torch.no_grad():
-            codes = self.vre(signed)
-        return self.projection(codes)
-
-
 class Generator(nn.Module):
     """Prompt, noise predictor and codec as one module; which of its parameters learn was decided before.
 
@@ -94,7 +71,7 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, config: OSDFaceConfig, prompt: VisualPrompt, backbone: Backbone, posterior: Posterior = "mode"
+        self, config: OSDFaceConfig, prompt: PromptEncoder, backbone: Backbone, posterior: Posterior = "mode"
     ) -> None:
         super().__init__()
         self.config = config
@@ -102,14 +79,18 @@ class Generator(nn.Module):
         self.codec: Any = backbone.codec
         self.predictor: Any = backbone.predictor
         self.posterior: Posterior = posterior
-        self.alpha_bar = alpha_bar(config)
         self.learns_latent = bool(trained(self.prompt) or trained(self.predictor))
         self.decode: Callable[[Tensor, Tensor | None], Tensor] = self.codec.decode
 
     def encode(self, signed: Tensor, posterior: Posterior = "mode") -> Tensor:
         """(B, 3, H, W) → scaled latents, without gradient."""
         with torch.no_grad():
-            return self.codec.encode(signed, posterior)
+            return self.one_step.encode(signed, posterior)
+
+    @property
+    def one_step(self) -> OneStepRestorer:
+        """The forward pass over the modules as they are now."""
+        return OneStepRestorer(self.config, Backbone(self.codec, self.predictor))
 
     def forward(self, lq: Tensor, windows: Windows | None = None) -> Restored:
         """Restore faces in one step.
@@ -122,8 +103,7 @@ class Generator(nn.Module):
         with torch.set_grad_enabled(learning and self.learns_latent):
             prompt = self.prompt(lq)
             latent = self.encode(lq, self.posterior)
-            eps = self.predictor(latent, self.config.timestep, prompt)
-            x0 = predict_x0(latent, eps, self.alpha_bar)
+            x0 = self.one_step.denoise(latent, prompt)
         if learning and not self.learns_latent:
             x0.requires_grad_()  # the losses' pulls are weighed there (adaptive_weight.py)
         part, guide = (x0, lq) if windows is None else (windows.of_latent(x0), windows.of_image(lq))

@@ -12,16 +12,17 @@ from osdface_core.checkpoint import Checkpoint, load_strict
 from osdface_core.config import OSDFaceConfig, VREConfig
 from osdface_core.errors import ConfigError
 from osdface_core.loading import read_model
-from osdface_core.models.backbone import Backbone, UNetPredictor, build_full
+from osdface_core.models.backbone import Backbone, UNetPredictor
+from osdface_core.models.full import build_full
 from osdface_core.models.lora import attach_lora, parse_lora
 from osdface_core.models.sd21 import load_base
 from osdface_core.models.tiny_codec import TAESD_SOURCE, load_taesd
-from osdface_core.models.vre import VRE, Projection
+from osdface_core.models.vre import VRE, Projection, PromptEncoder
 
 from ..losses.diffusion_discriminator import trunk
 from ..recipe.config import Recipe
 from ..recipe.restorer import RestorerTraining
-from .generator import Generator, VisualPrompt
+from .generator import Generator
 
 UNUSED_VRE = VREConfig(
     base_channels=32, channel_multipliers=(1,) * 6, res_blocks=1, z_channels=32, codebook_size=77
@@ -182,7 +183,9 @@ def _fresh_lora(unet: nn.Module, config: OSDFaceConfig) -> None:
     inject_adapter_in_model(lora, unet)
 
 
-def _prompt(cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Checkpoint | None) -> VisualPrompt:
+def _prompt(
+    cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Checkpoint | None
+) -> PromptEncoder:
     """VRE and projection; free vectors for `learned`, zeros that stay for `none`."""
     learns = cfg.prompt != "none" and cfg.train == "all"
     projection = Projection(config.vre.z_channels, config.projection).requires_grad_(learns)
@@ -192,7 +195,7 @@ def _prompt(cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Check
         start_at_unit_spread(projection, vre.quantize.embedding.weight)
     if start is not None and not start.missing_parts and start.config.projection == config.projection:
         load_strict(projection, start.part("projection"), f"{cfg.init}: projection")
-    return VisualPrompt(vre, projection)
+    return PromptEncoder(vre, projection)
 
 
 @torch.no_grad()

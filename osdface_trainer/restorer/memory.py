@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from osdface_core.checkpoint import load_config
 from osdface_core.config import OSDFaceConfig
 from osdface_core.loading import resolve
-from osdface_core.models.backbone import Backbone, build_full
+from osdface_core.models.backbone import Backbone
+from osdface_core.models.full import build_full
 from osdface_core.models.identity import IMAGENET_MEAN, IMAGENET_STD, IdentityNet
 from osdface_core.models.identity_nets import MobileFaceNet
 from osdface_core.models.vre import VRE

@@ -9,8 +9,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from osdface_core.models.vre import VQAutoencoder
-
 from .. import distributed
 from ..distributed import all_rows, all_sum
 from ..losses.adversarial import discriminator_loss, frozen, generator_loss
@@ -19,6 +17,7 @@ from ..optim import set_lr
 from ..recipe.config import RunConfig
 from ..recipe.vre import VRETraining
 from .codebook import CodebookUpdater, vq_loss
+from .network import VQAutoencoder
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 import torch
 
-from osdface_core.models.vre import VQAutoencoder
-
 from ..losses.discriminators import PatchDiscriminator
 from ..losses.features import untrained_features
 from ..losses.perceptual import PerceptualLoss
@@ -13,6 +11,7 @@ from ..memory import LikeCUDA, adam_part, saved_bytes
 from ..recipe.config import Recipe
 from ..stage import Part, Plan
 from .autoencoder import Autoencoding
+from .network import VQAutoencoder
 
 
 def plan(recipe: Recipe) -> Plan:

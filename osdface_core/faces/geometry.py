@@ -1,4 +1,4 @@
-"""Photos as tensors or native arrays: their shape, and rectangles of them as unit-range tensors."""
+"""Resize and warp pictures, and the 2x3 and 3x3 maps between pixel coordinates."""
 
 from __future__ import annotations
 
@@ -8,56 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from ..errors import ImageError
-
-Photo = Tensor | np.ndarray
-"""(3, H, W) float tensor in [0, 1] on any device, or (H, W, 3) array of uint8, uint16 or float."""
-
-FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, "float32": 1.0, "float64": 1.0}
-"""Array value that means 1.0 in the unit range."""
-
-
-def photo_shape(photo: Photo) -> tuple[int, int]:
-    """Height and width of a photo [px].
-
-    Raises:
-        ImageError: if it is not one of the two layouts, or is empty.
-    """
-    shape, dtype = tuple(photo.shape), photo.dtype
-    if isinstance(photo, Tensor):
-        good = len(shape) == 3 and shape[0] == 3 and photo.is_floating_point()
-        height, width = shape[-2:] if len(shape) > 1 else (0, 0)
-    else:
-        good = len(shape) == 3 and shape[2] == 3 and str(dtype) in FULL_SCALE
-        height, width = shape[:2] if len(shape) > 1 else (0, 0)
-    if not good or height < 1 or width < 1:
-        raise ImageError(
-            f"photo has shape {shape} and type {dtype}: expected a (3, H, W) float tensor "
-            "or an (H, W, 3) array of uint8, uint16 or float32; convert it first"
-        )
-    return height, width
-
-
-def photo_device(photo: Photo, device: torch.device | str | None = None) -> torch.device:
-    """Where to work: `device` if given, else where the photo is."""
-    if device is not None:
-        return torch.device(device)
-    return photo.device if isinstance(photo, Tensor) else torch.device("cpu")
-
-
-def read_region(
-    photo: Photo, top: int, bottom: int, left: int, right: int, device: torch.device | None = None
-) -> Tensor:
-    """A rectangle of the photo as (3, h, w) float32, unit range (float photos may exceed it), on `device`."""
-    if isinstance(photo, Tensor):
-        return photo[:, top:bottom, left:right].to(device=device, dtype=torch.float32)
-    part = np.ascontiguousarray(photo[top:bottom, left:right])
-    scale = FULL_SCALE[str(part.dtype)]
-    if part.dtype == np.uint16 or not part.flags.writeable:  # torch has few operations for uint16
-        part = part.astype(np.float32)
-    region = torch.from_numpy(part).to(device).permute(2, 0, 1).to(torch.float32)
-    return region if scale == 1.0 else region / scale
 
 
 def resize_smooth(image: Tensor, size: tuple[int, int]) -> Tensor:
