@@ -1,31 +1,37 @@
-"""The README against the disk: its tree, its commands, its links."""
+"""The pages against the disk: trees, commands, links."""
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from osdface_core import read_photo, write_photo
 from osdface_core.cli import main as cli
 from osdface_core.cli.restore import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DEVELOPMENT = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "cpu" / "README.md"])
 GENERATED = {"build", "dist", "runs", "__pycache__", "osdface-demo"}
 
 
-def tree() -> list[str]:
-    """Paths of the README's tree."""
-    block = next(b for b in README.split("```")[1::2] if "├──" in b)
-    paths, parent = [], ""
+def tree(page: str) -> list[str]:
+    """Paths of a page's tree."""
+    block = next(b for b in page.split("```")[1::2] if "├──" in b)
+    paths: list[str] = []
+    parents: list[str] = []
     for line in block.strip().splitlines():
-        match = re.match(r"(│   )?[├└]── (\S+)", line)
+        match = re.match(r"((?:│   )*)[├└]── (\S+)", line)
         assert match, line
-        name = match[2].rstrip("/")
-        paths.append(f"{parent}/{name}" if match[1] else name)
-        parent = parent if match[1] else name
+        parents[len(match[1]) // 4 :] = [match[2].rstrip("/")]
+        paths.append("/".join(parents))
     return paths
 
 
@@ -35,12 +41,13 @@ def listed(folder: Path) -> set[str]:
     return {n for n in names if n not in GENERATED and not n.endswith((".egg-info", ".pyc"))}
 
 
-def test_everything_in_the_tree_is_on_the_disk() -> None:
-    assert [path for path in tree() if not (ROOT / path).exists()] == []
+@pytest.mark.parametrize("page", [README, DEVELOPMENT], ids=["README", "development"])
+def test_everything_in_the_tree_is_on_the_disk(page: str) -> None:
+    assert [path for path in tree(page) if not (ROOT / path).exists()] == []
 
 
-def test_everything_on_the_disk_is_in_the_tree() -> None:
-    paths = set(tree())
+def test_everything_on_the_disk_is_in_the_whole_tree() -> None:
+    paths = set(tree(DEVELOPMENT))
     assert listed(ROOT) - {"README.md", "LICENSE"} - paths == set()
     core = {f"osdface_core/{name}" for name in listed(ROOT / "osdface_core") - {"__init__.py", "py.typed"}}
     assert core - paths == set()
@@ -57,7 +64,7 @@ def test_the_quickstarts_come_first() -> None:
 def test_the_test_command_is_the_one_of_ci() -> None:
     command = 'pip install -e ".[test]" && pytest'
     assert command in README
-    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 def commands() -> list[str]:
@@ -67,8 +74,6 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_understood(command: str) -> None:
-    import argparse
-
     name, *arguments = shlex.split(command)[1:]
     assert name in cli.COMMANDS or name in cli.TRAINER_COMMANDS
     if name == "restore":
@@ -77,6 +82,21 @@ def test_commands_are_understood(command: str) -> None:
         parser.parse_args(arguments)
 
 
-def test_links_into_the_repository_exist() -> None:
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
-        assert (ROOT / target).is_file(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_into_the_repository_exist(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portraits: np.ndarray, tiny_checkpoint: Path
+) -> None:
+    """As it stands, but for a smaller model than `mini`."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) == 1 and blocks[0].count('"mini"') == 1
+    write_photo(tmp_path / "photo.jpg", portraits)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(blocks[0].replace('"mini"', repr(str(tiny_checkpoint))), names)
+    assert read_photo("restored.png").pixels.shape == portraits.shape
+    assert names["restored"].shape == (2, 3, 512, 512)

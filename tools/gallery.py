@@ -1,0 +1,94 @@
+"""The README's gallery: the demo faces at three strengths of damage, restored by `osdface restore --aligned`.
+
+    python tools/gallery.py docs/images/gallery.jpg
+
+Rows: the profiles mild, medium and severe. Columns, per face: input, restored, original. The damage is drawn
+from fixed seeds, one per face, so that nobody chooses a flattering draw.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from osdface_core.cli.demo import ASTRONAUT, HOPPER
+from osdface_core.cli.main import main as osdface
+from osdface_core.cli.report import save_picture
+from osdface_core.faces import align, detect
+from osdface_trainer.data.degrade import degrade
+
+LEVELS = ("mild", "medium", "severe")
+CELL = 200  # side of a face in the picture [px]
+PORTRAIT = 600  # side of a portrait before its face is cut out [px]
+
+
+def portraits() -> Tensor:
+    """Cut the demo's two faces out of the photos that scikit-image and matplotlib ship.
+
+    Returns:
+        (2, 3, 512, 512) in [0, 1].
+    """
+    from matplotlib.cbook import get_sample_data
+    from skimage.data import astronaut
+
+    hopper = Image.open(str(get_sample_data("grace_hopper.jpg", asfileobj=False))).convert("RGB")
+    photos = [Image.fromarray(astronaut()).crop(ASTRONAUT), hopper.crop(HOPPER)]
+    crops = []
+    for photo in photos:
+        pixels = np.asarray(photo.resize((PORTRAIT, PORTRAIT), Image.Resampling.LANCZOS))
+        crops.append(align(pixels, detect(pixels, "mtcnn")[:1]))
+    return torch.cat(crops)
+
+
+def save(faces: Tensor, folder: Path, level: str) -> list[Path]:
+    """Write (N, 3, H, W) in [0, 1] as `level_N.png`."""
+    pixels = (faces * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    paths = [folder / f"{level}_{number}.png" for number in range(len(faces))]
+    for path, face in zip(paths, pixels, strict=True):
+        save_picture(Image.fromarray(face), path)
+    return paths
+
+
+def compose(rows: Sequence[Sequence[Path]]) -> Image.Image:
+    """Put the pictures of each row side by side, the rows below each other."""
+    canvas = Image.new("RGB", (CELL * len(rows[0]), CELL * len(rows)))
+    for row, paths in enumerate(rows):
+        for column, path in enumerate(paths):
+            with Image.open(path) as face:
+                cell = face.resize((CELL, CELL), Image.Resampling.LANCZOS)
+            canvas.paste(cell, (CELL * column, CELL * row))
+    return canvas
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the picture. Returns 0, or the status of `osdface restore` when that fails."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="the picture, a JPEG")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        bad, good, clean = (Path(temporary) / name for name in ("input", "restored", "original"))
+        original = portraits()
+        faces = save(original, clean, "clean")
+        rows = []
+        for level in LEVELS:
+            seeds = range(len(original))
+            inputs = save(degrade(original, level, seeds, enlarge="bicubic"), bad, level)
+            rows.append(
+                [path for i, source in enumerate(inputs) for path in (source, good / source.name, faces[i])]
+            )
+        if status := osdface(["restore", str(bad), "-o", str(good), "--aligned"]):
+            return status
+        compose(rows).save(args.out, quality=88)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
