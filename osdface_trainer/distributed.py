@@ -10,14 +10,16 @@ import random
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import convert_to_fp32
+from accelerate.utils import ProjectConfiguration, convert_to_fp32
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -157,20 +159,29 @@ T = TypeVar("T")
 INIT, STEP, SAMPLE = 1, 2, 3  # streams of randomness: initial weights, steps, samples and validation
 
 
-def make_accelerator(run: RunConfig) -> Accelerator:
-    """The device and its processes, as `accelerate launch` or `accelerate config` set them up.
+def make_accelerator(run: RunConfig, logging_dir: Path | None = None) -> Accelerator:
+    """Set up the device and its processes, as `accelerate launch` or `accelerate config` say.
 
+    Args:
+        logging_dir: where TensorBoard's event files go; None = no trackers at all.
     Raises:
-        ConfigError: FSDP is asked for where it does not work, see `check`.
+        ConfigError: FSDP is asked for where it does not work, see `check`; W&B is not installed.
     """
     check(run.compile)
+    if run.wandb and find_spec("wandb") is None:
+        raise ConfigError("run.wandb: Weights & Biases is not installed: pip install wandb")
+    names = ("tensorboard", "wandb") if logging_dir else ()
     # Buffers (batch norm statistics) are per process; broadcasting them would change them between the two
     # passes that a discriminator makes before its backward pass.
     # Newer torch has another word for it, which older torch does not know.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = "bf16" if run.precision == "bf16" else "no"
-    accelerator = Accelerator(mixed_precision=precision, cpu=run.device == "cpu", kwargs_handlers=[ddp])
+    accelerator = Accelerator(
+        mixed_precision=precision, cpu=run.device == "cpu", kwargs_handlers=[ddp],
+        log_with=[name for name in names if getattr(run, name)],
+        project_config=ProjectConfiguration(logging_dir=str(logging_dir) if logging_dir else None),
+    )  # fmt: skip
     torch.backends.cuda.matmul.allow_tf32 = run.tf32
     torch.backends.cudnn.allow_tf32 = run.tf32
     torch.backends.cudnn.benchmark = True
@@ -184,6 +195,20 @@ def make_accelerator(run: RunConfig) -> Accelerator:
         # Levels of a network share their code and differ in shape; past the limit torch gives up on them.
         setattr(dynamo, "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit", 64)
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, recipe: Mapping[str, Any], folder: Path, resume_at: int) -> None:
+    """Start TensorBoard (left out where it is not installed) and W&B, as the recipe asks.
+
+    Args:
+        recipe: shown as the run's configuration.
+        folder: of the stage; gives the run its name.
+        resume_at: TensorBoard hides what it has from later steps. For W&B each call is a run of its own.
+    """
+    name = f"{folder.parent.name}/{folder.name}"
+    settings = {"name": name, "dir": str(folder), "config": dict(recipe)}
+    options = {"tensorboard": {"purge_step": resume_at + 1}, "wandb": settings}
+    accelerator.init_trackers("osdface", init_kwargs=options)
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -9,7 +9,7 @@ from osdface_core.errors import ConfigError, OSDFaceError
 
 from .data.check import CheckedFiles, describe_broken, find_broken, without_broken
 from .loader import Split, checked_files, listed_faces
-from .memory import table
+from .parameters import describe
 from .recipe.config import Recipe, StageName
 from .recipe.settings import to_toml
 from .run_folder import RunFolder, continues
@@ -22,22 +22,18 @@ Line = tuple[str, bool]
 def dry_run(
     recipe: Recipe, stage: StageName, *, fresh: bool = False, resume: bool = False, quiet: bool = False
 ) -> int:
-    """Print recipe, memory, weights, faces, and where the run would begin.
+    """Print recipe, steps, parameters, weights, faces, and where the run would begin.
 
     A place that the recipe leaves open (`data.train = ""`) is listed as missing; one that it names and that
     cannot be used is an error.
 
     Returns: 0; 2 when something that the recipe names keeps the run from starting.
     """
-    if stage == "vre":
-        from .vre.memory import plan
-    else:
-        from .restorer.memory import plan
     say(to_toml(recipe))
     try:
-        say(table(plan(recipe)))
+        say(describe(recipe, stage))
     except OSDFaceError as error:  # `restorer.init` decides the architecture; its file is named again below
-        say(f"parameters and memory are unknown: {error}")
+        say(f"parameters are unknown: {error}")
     progress = not quiet and sys.stderr.isatty()
     lines = [*_weights(recipe, stage), *_faces(recipe, progress), _start(recipe, stage, fresh, resume)]
     for text, _ in lines:

@@ -1,15 +1,14 @@
 """What a run shows and writes down: progress bar, scalars, hold-out scores, sample grids, bad batches.
 
-Reading a value from a GPU waits for everything queued before it. So the scalars of
-every step pile up as device tensors and
-cross over together; that is also when a NaN is noticed, and by then its step and name are known exactly.
+Reading a value from a GPU waits for everything queued before it. So the scalars of all steps since the last
+log stay on the device and are read together. That is also when a NaN is noticed, with its step and name.
 """
 
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from osdface_core.errors import OSDFaceError
 from osdface_core.files import replacing
 
-from .distributed import SAMPLE, all_mean, all_sum, seed_all
+from .distributed import SAMPLE, all_mean, all_sum, seed_all, start_trackers
 from .loader import Loader
 from .recipe.config import Recipe
 from .run_folder import RunFolder
@@ -89,29 +88,28 @@ class History:
 
 
 class MetricsWriter:
-    """`metrics.jsonl` (one line per log interval, the source of the report) and TensorBoard event files."""
+    """`metrics.jsonl` (one line per log interval, the source of the report) and accelerate's trackers."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool, resume_at: int) -> None:
-        """Lines at or after step `resume_at` belong to work that was lost and is done again: they go."""
-        self._path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, accelerator: Accelerator, resume_at: int) -> None:
+        """Drop lines past step `resume_at`: they belong to work that was lost and is done again."""
+        self._path, self._accelerator = folder / "metrics.jsonl", accelerator
+        if not accelerator.is_main_process:
+            return
         kept = [line for line in read_metrics(self._path) if line["step"] <= resume_at]
-        temporary = self._path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self._path)
-        self._writer = _tensorboard(folder / "tensorboard", resume_at) if tensorboard else None
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float], **facts: Any) -> None:
         """Append one line: steps done, facts (`phase`, `kind`), then the values."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **facts, **values}) + "\n")
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        if self._accelerator.is_main_process:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **facts, **values}) + "\n")
+        self._accelerator.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Flush the event files."""
-        if self._writer is not None:
-            self._writer.close()
+        """Flush what the trackers hold."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -125,15 +123,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     return lines
-
-
-def _tensorboard(folder: Path, purge_step: int) -> Any:
-    """A SummaryWriter, or None where tensorboard is not installed (metrics.jsonl holds the same numbers)."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=purge_step + 1)
 
 
 def stack_strips(strips: Tensor, gap: int = 4) -> Tensor:
@@ -175,10 +164,8 @@ class TrainingLogger:
             disable=not self._show, dynamic_ncols=True, smoothing=0.05,
         )  # fmt: skip
         self._mark = (start, time.monotonic())
-        if self.accelerator.is_main_process:
-            self._metrics = MetricsWriter(
-                self.folder.path, tensorboard=self.recipe.run.tensorboard, resume_at=start
-            )
+        start_trackers(self.accelerator, asdict(self.recipe), self.folder.path, start)
+        self._metrics = MetricsWriter(self.folder.path, self.accelerator, start)
 
     def close(self) -> None:
         """Close bar and metrics."""

@@ -74,7 +74,8 @@ def train(
         DivergedError: a value was not finite; the batch is saved and the error says where.
     """
     began = time.monotonic()
-    accelerator = make_accelerator(recipe.run)
+    path = Path(recipe.run.dir).expanduser() / stage_name
+    accelerator = make_accelerator(recipe.run, path / "tensorboard")
     on_main(accelerator, lambda: require_weights(recipe, stage_name))
     folder = on_main(accelerator, lambda: open_run(recipe, stage_name, fresh=fresh, resume=resume))
     with ExitStack() as stack:

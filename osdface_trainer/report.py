@@ -1,16 +1,15 @@
-"""report.html of a run: did it get better, does the dictionary live, what do the faces look like. Offline.
-
-Its curves come from metrics.jsonl: one panel per quantity, one line per branch or profile, phases marked.
-"""
+"""report.html of a run, one offline file: hold-out scores, use of the codebook, curves, samples, recipe."""
 
 import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from osdface_core.errors import ConfigError
 from osdface_core.files import replacing
@@ -18,10 +17,11 @@ from osdface_core.files import replacing
 from .logging import read_metrics
 
 _FACTS = ("step", "kind", "phase")
+_STYLE = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px}img{max-width:100%}"
 
 
 @dataclass
-class Line:
+class Curve:
     """One curve: `steps[i]` → `values[i]`; `held_out` when it was measured on the hold-out."""
 
     label: str
@@ -30,29 +30,27 @@ class Line:
     values: list[float] = field(default_factory=list)
 
 
-def read_panels(metrics: Path) -> dict[str, list[Line]]:
-    """Curves grouped by quantity, the last part of a scalar's name: `hq/l1` and `lq/l1` share panel `l1`.
+def read_panels(metrics: Path) -> dict[str, list[Curve]]:
+    """Group curves by quantity, the last part of a scalar's name: `hq/l1` and `lq/l1` share panel `l1`.
 
     `…/codes/distinct` goes to `codes/distinct`; a score of the input (`…_lq`) joins the output's panel.
     """
-    lines: dict[tuple[str, str, bool], Line] = {}
+    panels: dict[str, dict[tuple[str, bool], Curve]] = {}
     for row in read_metrics(metrics):
         held_out = row.get("kind") == "val"
         for name, value in row.items():
             if name in _FACTS or not isinstance(value, (int, float)) or not math.isfinite(value):
                 continue
             panel, label = _split(name)
-            line = lines.setdefault((panel, label, held_out), Line(label, held_out))
-            line.steps.append(row["step"])
-            line.values.append(float(value))
-    panels: dict[str, list[Line]] = {}
-    for (panel, _, _), line in lines.items():
-        panels.setdefault(panel, []).append(line)
-    return panels
+            curves = panels.setdefault(panel, {})
+            curve = curves.setdefault((label, held_out), Curve(label, held_out))
+            curve.steps.append(row["step"])
+            curve.values.append(float(value))
+    return {panel: list(curves.values()) for panel, curves in panels.items()}
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Panel and label of a scalar."""
+    """Split a scalar's name into panel and label."""
     *branch, last = name.split("/")
     if branch and branch[-1] == "codes":
         return f"codes/{last}", "/".join(branch[:-1])
@@ -62,7 +60,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def phase_starts(metrics: Path) -> list[tuple[int, str]]:
-    """First logged step of each phase, when there are several."""
+    """Find the first logged step of each phase; [] when there is one phase only."""
     starts: dict[str, int] = {}
     for row in read_metrics(metrics):
         if "phase" in row:
@@ -70,61 +68,41 @@ def phase_starts(metrics: Path) -> list[tuple[int, str]]:
     return [(step, phase) for phase, step in starts.items()] if len(starts) > 1 else []
 
 
-def draw_curves(
-    panels: dict[str, list[Line]], starts: Sequence[tuple[int, str]], target: Path, tokens: int = 77
-) -> None:
-    """Write all panels as one PNG.
-
-    Args:
-        starts: phases to mark.
-        tokens: prompt length, a reference line in the panels of distinct codes.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def draw_curves(panels: dict[str, list[Curve]], starts: list[tuple[int, str]], target: Path) -> None:
+    """Write all panels as one PNG; `starts` are the phases to mark."""
     from matplotlib.figure import Figure
 
-    columns = 3
-    rows = max(1, math.ceil(len(panels) / columns))
-    figure = Figure(figsize=(15, 3.2 * rows))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (name, lines) in zip(axes, panels.items(), strict=False):
-        _draw_panel(axis, name, lines, starts)
-        if name in ("codes/distinct", "codes/distinct_min"):
-            axis.axhline(tokens, color="black", linewidth=0.8, linestyle=":", label=f"{tokens} = full prompt")
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7, frameon=False)
+    rows = max(1, math.ceil(len(panels) / 3))
+    figure = Figure(figsize=(15, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False).flatten()
     for axis in axes[len(panels) :]:
         axis.axis("off")
-    figure.subplots_adjust(0.04, 0.35 / rows, 0.99, 1 - 0.25 / rows, 0.15, 0.3)
+    for axis, (name, curves) in zip(axes, panels.items(), strict=False):
+        _draw_panel(axis, name, curves)
+        for step, phase in starts:
+            axis.axvline(step, color="grey", linewidth=0.6)
+            axis.text(step, 1, f" {phase}", transform=axis.get_xaxis_transform(), fontsize=7, va="top")
     with replacing(target) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
 
 
-def _draw_panel(axis: Any, name: str, lines: list[Line], starts: Sequence[tuple[int, str]]) -> None:
-    labels = sorted({line.label for line in lines})
-    for line in lines:
-        style = {"linestyle": "--", "marker": "o", "markersize": 3} if line.held_out else {"linewidth": 1.0}
-        label = f"{line.label} (hold-out)" if line.held_out else line.label
-        axis.plot(line.steps, line.values, label=label, color=f"C{labels.index(line.label) % 10}", **style)
-    for step, phase in starts:
-        axis.axvline(step, color="grey", linewidth=0.6)
-        axis.text(
-            step, 1.0, f" {phase}", transform=axis.get_xaxis_transform(), fontsize=7, va="top", color="grey"
-        )
+def _draw_panel(axis: Any, name: str, curves: list[Curve]) -> None:
+    labels = sorted({curve.label for curve in curves})
+    for curve in curves:
+        style = {"linestyle": "--", "marker": "o", "markersize": 3} if curve.held_out else {"linewidth": 1.0}
+        label = f"{curve.label} (hold-out)" if curve.held_out else curve.label
+        axis.plot(curve.steps, curve.values, label=label, color=f"C{labels.index(curve.label) % 10}", **style)
+    if name in ("codes/distinct", "codes/distinct_min"):
+        axis.axhline(77, color="black", linewidth=0.8, linestyle=":", label="77 = full prompt")
     axis.set_title(name, fontsize=10)
-    axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
-
-
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem}
-img{max-width:100%}table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;
-text-align:right}td:first-child,th:first-child{text-align:left}pre{background:#f5f5f5;padding:1rem;overflow:auto}"""
+    axis.legend(fontsize=7, frameon=False)
 
 
 def write_report(folder: Path, stage: str) -> Path:
     """Write `curves.png` and `report.html` into a stage's folder, from its metrics.jsonl, samples and recipe.
 
-    Returns: the HTML file, one file without links to the net.
+    Returns: the HTML file, without links to the net.
     Raises:
         ConfigError: matplotlib is missing, or the folder holds no metrics.
     """
@@ -135,87 +113,41 @@ def write_report(folder: Path, stage: str) -> Path:
         draw_curves(panels, phase_starts(folder / "metrics.jsonl"), folder / "curves.png")
     except ImportError:
         raise ConfigError("the report needs matplotlib: pip install matplotlib") from None
-    parts = [
+    pictures = [folder / "curves.png", *sorted((folder / "samples").glob("step_*.png"))]
+    shown = dict.fromkeys([pictures[0], *pictures[1:2], pictures[-1]])
+    recipe = (folder / "recipe.toml").read_text(encoding="utf-8")
+    page = [
+        f"<!doctype html><meta charset=utf-8><title>{stage}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(stage)}: {html.escape(folder.parent.name)}</h1>",
-        *_verdicts(panels),
-        "<h2>Curves</h2>",
-        _picture((folder / "curves.png").read_bytes(), "png"),
-        *_samples(folder / "samples"),
-        "<h2>Numbers</h2>",
-        _table(panels),
-        "<h2>Recipe</h2>",
-        f"<pre>{html.escape((folder / 'recipe.toml').read_text(encoding='utf-8'))}</pre>",
+        *(f"<p>{html.escape(sentence)}</p>" for sentence in _verdicts(panels)),
+        *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_picture(path)}" for path in shown),
+        f"<h2>recipe</h2><pre>{html.escape(recipe)}</pre>",
     ]
-    page = f"<!doctype html><meta charset=utf-8><title>{stage}</title><style>{_STYLE}</style>" + "\n".join(
-        parts
-    )
     with replacing(folder / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text("\n".join(page), encoding="utf-8")
     return folder / "report.html"
 
 
-def _verdicts(panels: dict[str, list[Line]]) -> list[str]:
-    """Sentences on the hold-out and the dictionary."""
-    sentences = []
-    for name, lines in panels.items():
-        for line in lines:
-            if line.held_out and len(line.values) > 1 and "input" not in line.label and "/" not in name:
-                best = _better(name)(line.values)
-                at = line.steps[line.values.index(best)]
-                sentences.append(
-                    f"Hold-out {name} ({line.label}): {line.values[0]:.4g} → {line.values[-1]:.4g}, "
-                    f"best {best:.4g} at step {at}."
-                )
-    for line in panels.get("codes/distinct", []):
-        state = "fills" if line.values[-1] >= 77 else "does not fill"
-        where = f"{line.label}{', hold-out' if line.held_out else ''}"
-        sentences.append(
-            f"Dictionary ({where}): {line.values[-1]:.0f} distinct codes per face; "
-            f"that {state} the prompt of 77."
-        )
-    return [f"<p>{html.escape(sentence)}</p>" for sentence in sentences]
+def _verdicts(panels: dict[str, list[Curve]]) -> Iterator[str]:
+    """Say how the hold-out scores moved and whether the codes fill the prompt."""
+    for name, curves in panels.items():
+        for curve in curves:
+            if curve.held_out and "input" not in curve.label and "/" not in name:
+                values = f"{curve.values[0]:.4g} → {curve.values[-1]:.4g}"
+                lowest, highest = min(curve.values), max(curve.values)
+                yield f"Hold-out {name} ({curve.label}): {values}, between {lowest:.4g} and {highest:.4g}."
+    for curve in panels.get("codes/distinct", []):
+        state = "fills" if curve.values[-1] >= 77 else "does not fill"
+        where = f"{curve.label}{', hold-out' if curve.held_out else ''}"
+        yield f"Codebook ({where}): {curve.values[-1]:.0f} distinct codes per face, {state} the prompt of 77."
 
 
-def _better(name: str):
-    """max for scores, min for distances."""
-    return max if name in ("psnr", "ssim", "identity", "accuracy") else min
-
-
-def _samples(folder: Path) -> list[str]:
-    pictures = sorted(folder.glob("step_*.png"))
-    if not pictures:
-        return []
-    shown = dict.fromkeys([pictures[0], pictures[-1]])
-    return [
-        f"<h2>Samples, {html.escape(path.stem.replace('_', ' '))}</h2>{_picture(_shrunk(path), 'jpeg')}"
-        for path in shown
-    ]
-
-
-def _shrunk(path: Path, width: int = 1200) -> bytes:
-    from PIL import Image
-
+def _picture(path: Path) -> str:
+    """Embed a picture as JPEG, at most 1200 px wide."""
     with Image.open(path) as picture:
         small = picture.convert("RGB")
-        if small.width > width:
-            small = small.resize((width, math.ceil(small.height * width / small.width)))
-        buffer = io.BytesIO()
-        small.save(buffer, "jpeg", quality=88)
-    return buffer.getvalue()
-
-
-def _picture(data: bytes, kind: str) -> str:
-    return f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
-
-
-def _table(panels: dict[str, list[Line]]) -> str:
-    rows = [
-        "<tr><th>quantity</th><th>first</th><th>lowest</th><th>highest</th><th>last</th><th>step</th></tr>"
-    ]
-    for name, lines in panels.items():
-        for line in lines:
-            label = f"{name} · {line.label}{' · hold-out' if line.held_out else ''}"
-            numbers = (line.values[0], min(line.values), max(line.values), line.values[-1])
-            cells = "".join(f"<td>{value:.5g}</td>" for value in numbers)
-            rows.append(f"<tr><td>{html.escape(label)}</td>{cells}<td>{line.steps[-1]}</td></tr>")
-    return f"<table>{''.join(rows)}</table>"
+    if small.width > 1200:
+        small = small.resize((1200, math.ceil(small.height * 1200 / small.width)))
+    buffer = io.BytesIO()
+    small.save(buffer, "jpeg", quality=90)
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

@@ -94,40 +94,6 @@ class TrainingStage(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Part:
-    """One line of `--dry-run`: a network, how much of it is trained and what it costs.
-
-    Attributes:
-        trained, frozen: parameter counts.
-        weights, gradients, optimizer, activations: bytes on the training device.
-        note: where the number comes from, e.g. "saved tensors of one micro-batch on the meta device".
-    """
-
-    name: str
-    trained: int
-    frozen: int
-    weights: int = 0
-    gradients: int = 0
-    optimizer: int = 0
-    activations: int = 0
-    note: str = ""
-
-    @property
-    def total(self) -> int:
-        """Bytes of all four columns."""
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `--dry-run` prints for a stage, from `plan(recipe) -> Plan` of its module: no disk, no device."""
-
-    stage: str
-    steps: dict[str, int]
-    parts: tuple[Part, ...]
-
-
 def to_signed(unit: Tensor) -> Tensor:
     """`unit` to `signed`."""
     return unit * 2 - 1

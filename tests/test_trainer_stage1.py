@@ -11,6 +11,7 @@ from torch import Tensor
 from osdface_core.config import VREConfig
 from osdface_core.models.vre import VRE
 from osdface_trainer.losses.association import association_loss
+from osdface_trainer.parameters import describe
 from osdface_trainer.recipe.config import Recipe, RunConfig
 from osdface_trainer.recipe.vre import (
     Association,
@@ -255,11 +256,13 @@ def test_position_walks_through_phases_and_skips_empty_ones() -> None:
     ]  # fmt: skip
 
 
-def test_plan_counts_what_is_built_without_building_it() -> None:
-    recipe = Recipe(vre=TRAINING)
-    plan = vre_stage.plan(recipe)
+def test_dry_run_counts_what_is_built_without_building_it() -> None:
+    text = describe(Recipe(vre=TRAINING), "vre")
     stage = build()
     trained = sum(p.numel() for m in stage.modules.values() for p in m.parameters() if p.requires_grad)
-    assert sum(part.trained for part in plan.parts) == trained
-    assert plan.steps == {"hq": 2, "lq": 2, "assoc": 2}
-    assert all(part.activations > 0 and part.optimizer == 8 * part.trained for part in plan.parts)
+    columns = [
+        line.split() for line in text.splitlines() if " autoencoder " in line or " discriminator " in line
+    ]
+    assert sum(int(column[2].replace(",", "")) for column in columns) == trained
+    assert text.startswith("vre: 6 steps (hq 2, lq 2, assoc 2)")
+    assert f"moments: {16 * trained / 1e6:,.0f} MB" in text

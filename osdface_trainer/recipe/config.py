@@ -25,7 +25,7 @@ StageName = Literal["vre", "restorer"]
 # The faces may move to another folder: their fingerprint is compared instead.
 FREE_KEYS = {
     "run": ("dir", "device", "max_minutes", "log_every", "sample_every", "checkpoint_every", "samples",
-            "keep", "shard_mb", "tensorboard", "report"),
+            "keep", "shard_mb", "tensorboard", "wandb", "report"),
     "data": ("train", "val", "cache", "workers", "broken"),
 }  # fmt: skip
 # Keys that change what is measured, how memory is laid out, or rounding: a resumed run says it took them.
@@ -82,7 +82,7 @@ class RunConfig:
         samples: pairs in a sample grid.
         keep: checkpoints that stay on the disk.
         shard_mb: largest file of a checkpoint [MB]; 0 = one file.
-        tensorboard: write event files beside metrics.jsonl.
+        tensorboard, wandb: trackers beside metrics.jsonl; W&B needs its package and login.
         report: draw curves.png and report.html at the end of every call.
         stop_metric, stop_mode, stop_patience: early stop once the hold-out score has not improved for
             this many validations; patience 0 = never. The best checkpoint is what gets exported.
@@ -104,6 +104,7 @@ class RunConfig:
     keep: int = 3
     shard_mb: int = 0
     tensorboard: bool = True
+    wandb: bool = False
     report: bool = True
     stop_metric: str = ""
     stop_mode: Literal["max", "min"] = "max"

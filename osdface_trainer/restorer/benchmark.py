@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from osdface_core.console import complain, say
-from osdface_core.errors import OSDFaceError
+from osdface_core.errors import ConfigError, OSDFaceError
 from osdface_core.models.backbone import Backbone
 from osdface_core.models.full import build_full
 from osdface_core.models.identity import IdentityNet
@@ -35,7 +35,7 @@ from ..distributed import make_accelerator, seed_all
 from ..losses.features import Weights, untrained_features
 from ..recipe.config import Recipe, load_recipe
 from ..stage import FaceBatch
-from .init import Initial, assemble, halve, model_config
+from .init import Initial, assemble, halve, known_config, model_config
 from .losses import Networks
 from .sd21 import random_base
 from .stage import RestorerStage
@@ -55,9 +55,15 @@ class RandomNetworks(Networks):
 
 
 def random_initial(recipe: Recipe, device: torch.device) -> Initial:
-    """A generator of the recipe's shapes on the device; `lora` takes Stable Diffusion 2.1's."""
+    """Build a generator of the recipe's shapes on the device; `lora` takes Stable Diffusion 2.1's.
+
+    Raises:
+        ConfigError: `restorer.init` is to give the architecture and is not there.
+    """
     cfg = recipe.restorer
-    config = model_config(cfg, None, recipe.vre.model)
+    config = known_config(cfg) or model_config(cfg, None, recipe.vre.model)
+    if config.arch == "full" and config.unet is None:
+        raise ConfigError(f"restorer.init {cfg.init} does not exist: the architecture comes from it")
     with device:
         backbone: Backbone = build_full(config) if cfg.mode == "full" else random_base()
         vre = VRE(config.vre)

@@ -4,7 +4,7 @@ One generator pass per step serves the generator's adversarial loss and, detache
 (1:1). Both losses see the other side's weights of the start of the step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,6 +18,7 @@ from .. import distributed
 from ..losses.adversarial import Logits, discriminator_loss, frozen, generator_loss
 from ..losses.diffusion_discriminator import DiffusionDiscriminator, Noiser, add_lora
 from ..losses.discriminators import FeatureDiscriminator, PatchDiscriminator, shift_flip
+from ..losses.features import Weights
 from ..optim import set_lr
 from ..recipe.config import Recipe
 from ..recipe.restorer import DiffusionGANTerm, FeatureGANTerm, GANTerm, GANTerms, PatchGANTerm
@@ -184,24 +185,37 @@ def build_discriminators(
     Raises:
         CheckpointError: the frozen network of `feature` is missing.
     """
-    cfg = recipe.restorer.gan
     found: list[Discriminator] = []
+    for name, net in build_networks(recipe, initial, networks.features).items():
+        if recipe.run.channels_last:
+            net = net.to(memory_format=torch.channels_last)
+        cfg: GANTerm = getattr(recipe.restorer.gan, name)
+        if isinstance(net, DiffusionDiscriminator):
+            found.append(LatentDiscriminator(name, cfg, net, accelerator, unet_blocks(net.unet)))
+        else:
+            found.append(PixelDiscriminator(name, cfg, net, accelerator))
+    return found
+
+
+def build_networks(
+    recipe: Recipe, initial: Initial, features: Callable[[str, str], Weights]
+) -> dict[str, nn.Module]:
+    """Build the networks of the discriminators whose weight is above 0, by the name of their table.
+
+    Args:
+        features: from an ImageNet network's name and file to its weights.
+    """
+    cfg, found = recipe.restorer.gan, dict[str, nn.Module]()
     if initial.trunk is not None:
-        net = diffusion_discriminator(initial.trunk, initial.generator.config, cfg)
-        blocks = unet_blocks(net.unet)
-        found.append(
-            LatentDiscriminator("diffusion", cfg.diffusion, _layout(net, recipe), accelerator, blocks)
-        )
+        found["diffusion"] = diffusion_discriminator(initial.trunk, initial.generator.config, cfg)
     if cfg.feature.weight > 0:
         table = cfg.feature
-        weights = networks.features(table.net, table.file)
-        net = FeatureDiscriminator(table.net, weights, table.levels or None, table.width)
-        found.append(PixelDiscriminator("feature", table, _layout(net, recipe), accelerator))
+        weights = features(table.net, table.file)
+        found["feature"] = FeatureDiscriminator(table.net, weights, table.levels or None, table.width)
     if cfg.patch.weight > 0:
         table = cfg.patch
         norm = "none" if table.spectral else "batch"
-        net = PatchDiscriminator(table.width, table.layers, norm, table.spectral)
-        found.append(PixelDiscriminator("patch", table, _layout(net, recipe), accelerator))
+        found["patch"] = PatchDiscriminator(table.width, table.layers, norm, table.spectral)
     return found
 
 
@@ -225,7 +239,3 @@ def noiser(config: OSDFaceConfig) -> Noiser:
         beta_schedule="scaled_linear",
     )
     return cast(Noiser, scheduler)
-
-
-def _layout(net: nn.Module, recipe: Recipe) -> nn.Module:
-    return net.to(memory_format=torch.channels_last) if recipe.run.channels_last else net

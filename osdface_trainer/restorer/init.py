@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osdface_core.checkpoint import Checkpoint, load_strict
+from osdface_core.checkpoint import Checkpoint, load_config, load_strict
 from osdface_core.config import OSDFaceConfig, VREConfig
 from osdface_core.errors import ConfigError
-from osdface_core.loading import read_model
+from osdface_core.loading import read_model, resolve
 from osdface_core.models.backbone import Backbone, UNetPredictor
 from osdface_core.models.full import build_full
 from osdface_core.models.lora import attach_lora, parse_lora
@@ -105,6 +105,14 @@ def model_config(cfg: RestorerTraining, start: Checkpoint | None, vre: VREConfig
     if cfg.mode == "full":
         return OSDFaceConfig(arch="full", unet=cfg.unet, codec=cfg.codec, lora=None, base="", **common)
     return OSDFaceConfig(arch="lora", lora=cfg.lora, **common)
+
+
+def known_config(cfg: RestorerTraining) -> OSDFaceConfig | None:
+    """Read the config of what `restorer.init` names from its header; None where it is not at hand."""
+    path = resolve(cfg.init)
+    if cfg.init and path.is_file():
+        return load_config(path)
+    return OSDFaceConfig() if cfg.init and cfg.mode == "lora" else None  # a folder holds released files
 
 
 def _vre(recipe: Recipe, start: Checkpoint | None) -> VRE:

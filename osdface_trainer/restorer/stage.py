@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from osdface_core.config import OSDFaceConfig
 
 from .. import distributed
-from ..optim import WeightAverage, lr_factor, set_lr
+from ..optim import lr_factor, set_lr
 from ..recipe.config import Recipe
 from ..seeds import mix
 from ..stage import FaceBatch, to_signed, to_unit
@@ -28,10 +28,8 @@ from .export import export_tensors
 from .generator import CELL, Generator, Windows, adamw, place, trained, unet_blocks
 from .init import Initial, build_initial
 from .losses import Networks, Objectives
-from .memory import plan
 from .validation import Validation
-
-__all__ = ["RestorerStage", "build", "plan"]
+from .weight_average import WeightAverage
 
 
 class RestorerStage:

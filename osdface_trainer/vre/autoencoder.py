@@ -59,13 +59,10 @@ class Branch:
 
     def __init__(self, cfg: VRETraining, run: RunConfig, accelerator: Accelerator) -> None:
         self.cfg, self.accelerator = cfg, accelerator
-        net = Autoencoding(VQAutoencoder(cfg.model))
-        disc = PatchDiscriminator(cfg.gan.channels, cfg.gan.layers, cfg.gan.norm, cfg.gan.spectral)
+        net, disc = build_networks(cfg)
         if run.channels_last:
             net, disc = net.to(memory_format=torch.channels_last), disc.to(memory_format=torch.channels_last)
         net, disc = net.to(accelerator.device), disc.to(accelerator.device)
-        if cfg.codebook.update == "ema":
-            net.net.quantize.requires_grad_(False)
         if run.compile:
             compile_parts(net.net)
             disc.compile(dynamic=False)
@@ -142,6 +139,14 @@ class Branch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.codebook.load_state_dict(state["dictionary"])
+
+
+def build_networks(cfg: VRETraining) -> tuple[Autoencoding, PatchDiscriminator]:
+    """Build one branch's autoencoder and discriminator with random weights."""
+    net = Autoencoding(VQAutoencoder(cfg.model))
+    if cfg.codebook.update == "ema":
+        net.net.quantize.requires_grad_(False)
+    return net, PatchDiscriminator(cfg.gan.channels, cfg.gan.layers, cfg.gan.norm, cfg.gan.spectral)
 
 
 def compile_parts(net: VQAutoencoder) -> None:

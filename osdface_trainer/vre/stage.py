@@ -27,9 +27,7 @@ from ..snapshot import full_state
 from ..stage import FaceBatch, position, to_signed, to_unit
 from .autoencoder import Branch, Reconstruction, pixel_loss
 from .codebook import usage
-from .memory import plan
 
-__all__ = ["VREStage", "build", "plan"]
 BRANCHES = {"hq": ("hq",), "lq": ("lq",), "assoc": ("hq", "lq")}
 
 

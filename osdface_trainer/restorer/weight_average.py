@@ -1,0 +1,57 @@
+"""Moving average of the trained weights: what is shown, scored and exported."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from ..distributed import like
+
+
+class WeightAverage:
+    """diffusers' `EMAModel` by parameter name: float32, on the weights' device, sharded where they are.
+
+    Args:
+        parameters: by name; the objects are kept, their values are read at every update.
+        decay: of the average; update n uses at most n / (9 + n), so that the first steps don't linger.
+            0 = off: the average is the weights themselves.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.parameters = dict(parameters)
+        self._ema = EMAModel(self.parameters.values(), decay=decay, foreach=True) if decay else None
+
+    def update(self) -> None:
+        """Take in the weights after an optimiser step."""
+        if self._ema is not None:
+            self._ema.step(self.parameters.values())
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the averages into the module inside the block."""
+        if self._ema is None:
+            yield
+            return
+        self._ema.store(self.parameters.values())
+        self._ema.copy_to(self.parameters.values())
+        try:
+            yield
+        finally:
+            self._ema.restore(self.parameters.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages by name and the count of updates."""
+        if self._ema is None:
+            return {"updates": 0, "average": {}}
+        average = dict(zip(self.parameters, self._ema.shadow_params, strict=True))
+        return {"updates": self._ema.optimization_step, "average": average}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` gave; the names must be the same."""
+        assert self._ema is None or set(state["average"]) == set(self.parameters)
+        if self._ema is not None:
+            self._ema.optimization_step = state["updates"]
+            for name, shadow in zip(self.parameters, self._ema.shadow_params, strict=True):
+                shadow.copy_(like(shadow, state["average"][name]))
