@@ -179,8 +179,8 @@ def make_accelerator(run: RunConfig, logging_dir: Path | None = None) -> Acceler
     precision = "bf16" if run.precision == "bf16" else "no"
     accelerator = Accelerator(
         mixed_precision=precision, cpu=run.device == "cpu", kwargs_handlers=[ddp],
-        log_with=[name for name in names if getattr(run, name)],
-        project_config=ProjectConfiguration(logging_dir=str(logging_dir) if logging_dir else None),
+        log_with=[name for name in names if getattr(run, name)] or None,
+        project_config=ProjectConfiguration(logging_dir=str(logging_dir or "")),
     )  # fmt: skip
     torch.backends.cuda.matmul.allow_tf32 = run.tf32
     torch.backends.cudnn.allow_tf32 = run.tf32

@@ -1,7 +1,5 @@
 """Pixel losses and the low-frequency colour loss."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ import torch.nn.functional as F
 from osdface_trainer.losses.reconstruction import (
     blur,
     charbonnier,
-    detail_energy,
     l1,
     low_frequency_loss,
     mse,
@@ -56,14 +53,4 @@ def test_quarter_size_blur_agrees_with_the_full_one() -> None:
     a, b = (F.interpolate(torch.randn(1, 3, 12, 12), size=128, mode="bicubic") for _ in range(2))
     assert low_frequency_loss(a, b, 8.0).item() == pytest.approx(
         blur(a - b, 8.0).abs().mean().item(), rel=0.03
-    )
-
-
-def test_detail_energy_orders_sharpness() -> None:
-    torch.manual_seed(0)
-    image = torch.rand(3, 3, 64, 64)
-    energies = [detail_energy(image), detail_energy(blur(image, 1.0)), detail_energy(blur(image, 3.0))]
-    assert all((x > y).all() for x, y in pairwise(energies))
-    torch.testing.assert_close(
-        detail_energy(torch.full((2, 3, 32, 32), 0.3)), torch.zeros(2), atol=1e-6, rtol=0
     )

@@ -313,7 +313,8 @@ def test_proof_times_every_part(files: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sd21, "VAE", VAE)
     gan = {"diffusion": {"weight": 0.1, "start": 99}}
     report = benchmark.measure(recipe_for(files, "lora", gan=gan), steps=1, warmup=0)
-    parts = report["milliseconds"]
+    parts = report["milliseconds by part, profiled"]
+    assert 0 < report["milliseconds"] == pytest.approx(2000 / report["images per second"])
     inner = sum(value for name, value in parts.items() if name not in ("whole step", "projection"))
     assert 0.5 * parts["whole step"] < inner <= parts["whole step"]
     named = {"VRE", "UNet", "codec decode", "diffusion: its own loss", "backward: discriminators"}

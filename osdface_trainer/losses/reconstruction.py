@@ -1,4 +1,4 @@
-"""Pixel losses, a colour loss on blurred images, and how much fine detail an image holds."""
+"""Pixel losses, and a colour loss on blurred images."""
 
 import torch
 import torch.nn.functional as F
@@ -55,15 +55,3 @@ def low_frequency_loss(restored: Tensor, target: Tensor, sigma: float = 8.0) -> 
     if sigma >= 4:
         difference, sigma = F.avg_pool2d(difference, 4), sigma / 4
     return blur(difference, sigma).abs().mean()
-
-
-def detail_energy(images: Tensor, sigma: float = 2.0) -> Tensor:
-    """Root mean square of what a blur removes: how much fine detail each image holds.
-
-    Args:
-        images: (B, C, H, W).
-        sigma: standard deviation of the blur [px].
-    Returns:
-        (B,) float32, in units of the image values; 0 for flat images.
-    """
-    return (images.float() - blur(images, sigma)).square().mean((1, 2, 3)).sqrt()

@@ -13,15 +13,13 @@ import argparse
 import json
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.profiler import profile, record_function
 
 from osdface_core.console import complain, say
 from osdface_core.errors import ConfigError, OSDFaceError
@@ -39,6 +37,8 @@ from .init import Initial, assemble, halve, known_config, model_config
 from .losses import Networks
 from .sd21 import random_base
 from .stage import RestorerStage
+
+PREFIX = "part: "
 
 
 class RandomNetworks(Networks):
@@ -72,86 +72,51 @@ def random_initial(recipe: Recipe, device: torch.device) -> Initial:
     return assemble(cfg, config, vre, None, backbone)
 
 
-class PartTimer:
-    """Time by part: CUDA events, read at the end so that measuring does not wait; elsewhere wall time."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.marks: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
-
-    def now(self) -> Any:
-        """A point in the device's queue."""
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Everything queued inside the block counts for `name`."""
-        start = self.now()
-        yield
-        self.marks[name].append((start, self.now()))
-
-    def watch(self, name: str, module: nn.Module) -> None:
-        """Forward passes of a module count for `name`."""
-        starts: list[Any] = []
-        module.register_forward_pre_hook(lambda *_: starts.append(self.now()))
-        module.register_forward_hook(lambda *_: self.marks[name].append((starts.pop(), self.now())))
-
-    def wrap(self, name: str, owner: Any, method: str) -> None:
-        """Calls of a method count for `name`."""
-        inner: Callable[..., Any] = getattr(owner, method)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return inner(*args, **kwargs)
-
-        setattr(owner, method, timed)
-
-    def milliseconds(self, steps: int) -> dict[str, float]:
-        """Means per step."""
-        if self.cuda:
-            torch.cuda.synchronize()
-        return {
-            name: sum(a.elapsed_time(b) if self.cuda else 1000 * (b - a) for a, b in marks) / steps
-            for name, marks in self.marks.items()
-        }
-
-
-def watch_parts(clock: PartTimer, stage: RestorerStage) -> None:
-    """The parts of a step; forward passes unless said otherwise."""
+def name_parts(stage: RestorerStage) -> None:
+    """Label the parts of a step for torch's profiler; forward passes unless said otherwise."""
     core = stage.core
-    clock.watch("VRE", core.prompt.vre)
-    clock.watch("projection", core.prompt.projection)
-    clock.wrap("codec encode", core, "encode")
-    clock.watch("UNet", core.predictor)
-    clock.wrap("codec decode", core, "decode")
-    clock.wrap("losses", stage.objectives, "terms")
+    _label(core.prompt.vre, "forward", "VRE")
+    _label(core.prompt.projection, "forward", "projection")
+    _label(core, "encode", "codec encode")
+    _label(core.predictor, "forward", "UNet")
+    _label(core, "decode", "codec decode")
+    _label(stage.objectives, "terms", "losses")
     for discriminator in stage.discriminators:
-        clock.wrap(f"{discriminator.name}: in the generator's loss", discriminator, "generator_loss")
-        clock.wrap(f"{discriminator.name}: its own loss", discriminator, "loss")
-    clock.wrap("gradient norms, in steps that log them", stage.adaptive_weight, "measure")
-    clock.wrap("optimisers, average", stage, "_update")
-    _split_backward(clock, stage)
+        _label(discriminator, "generator_loss", f"{discriminator.name}: in the generator's loss")
+        _label(discriminator, "loss", f"{discriminator.name}: its own loss")
+    _label(stage.adaptive_weight, "measure", "gradient norms, in steps that log them")
+    _label(stage, "_update", "optimisers, average")
+    # The first backward pass of a micro-batch is the generator's, the others are the discriminators'.
+    rest = ["backward: discriminators"] * len(stage.discriminators)
+    _label(stage.accelerator, "backward", "backward: generator", *rest)
 
 
-def _split_backward(clock: PartTimer, stage: RestorerStage) -> None:
-    """The first backward pass of a micro-batch is the generator's, the others are the discriminators'."""
-    inner, turn = stage.accelerator.backward, [0]
+def _label(owner: Any, method: str, *labels: str) -> None:
+    """Run calls of a method under the labels in turn."""
+    inner, turn = getattr(owner, method), cycle(labels)
 
-    def timed(loss: Any, **kwargs: Any) -> None:
-        name = "backward: generator" if turn[0] == 0 else "backward: discriminators"
-        turn[0] = (turn[0] + 1) % (1 + len(stage.discriminators))
-        with clock.part(name):
-            inner(loss, **kwargs)
+    def labelled(*args: Any, **kwargs: Any) -> Any:
+        with record_function(PREFIX + next(turn)):
+            return inner(*args, **kwargs)
 
-    stage.accelerator.backward = timed
+    setattr(owner, method, labelled)
+
+
+def profile_step(stage: RestorerStage, batch: FaceBatch, step: int) -> dict[str, float]:
+    """Run one step under torch's profiler: milliseconds by part, on the GPU where there is one."""
+    name_parts(stage)
+    with profile(acc_events=True) as profiler, record_function(f"{PREFIX}whole step"):
+        stage.step(batch, step)
+    on_gpu = stage.accelerator.device.type == "cuda"
+    return {
+        event.key.removeprefix(PREFIX): (event.device_time_total if on_gpu else event.cpu_time_total) / 1000
+        for event in profiler.key_averages()
+        if event.key.startswith(PREFIX)
+    }
 
 
 def measure(recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
-    """Run stage 2 and report: milliseconds per step and part, peak memory, parameters.
+    """Run stage 2 and report: time per step and by part, peak memory, parameters.
 
     Every discriminator takes part from the first step; crops as the recipe says.
     """
@@ -166,24 +131,25 @@ def measure(recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
     batch = FaceBatch(faces, faces * 0.9, torch.arange(count))
     for step in range(warmup):
         stage.step(batch, step)
-    clock = PartTimer(device)
-    watch_parts(clock, stage)
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
     for step in range(warmup, warmup + steps):
-        with clock.part("whole step"):
-            stage.step(batch, step)
-    parts = clock.milliseconds(steps)
+        stage.step(batch, step)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - began) / steps
     cuda = torch.cuda if device.type == "cuda" else None
     return {
         "device": cuda.get_device_name(device) if cuda else "cpu",
         "torch": torch.__version__, "precision": recipe.run.precision,
         "images": count, "size": side, "accumulate": recipe.restorer.accumulate, "steps": steps,
         "trained parameters": sum(p.numel() for p in stage.ema.parameters.values()),
-        "milliseconds": parts, "images per second": 1000 * count / parts["whole step"],
+        "milliseconds": 1000 * seconds, "images per second": count / seconds,
         "peak memory [GB]": cuda.max_memory_allocated(device) / 1e9 if cuda else _resident(),
         "reserved memory [GB]": cuda.max_memory_reserved(device) / 1e9 if cuda else None,
+        "milliseconds by part, profiled": profile_step(stage, batch, warmup + steps),
     }  # fmt: skip
 
 
