@@ -17,7 +17,7 @@ from osdface_core.config import CodecConfig, VREConfig
 from osdface_core.errors import ConfigError
 from osdface_core.models.backbone import Backbone, KLCodec
 from osdface_core.models.tiny_codec import TinyCodec
-from tests.random_weights import save_taesd
+from tests.tiny_training import save_taesd
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import nn
 from osdface_core.errors import ConfigError
 from osdface_trainer.losses.adversarial import discriminator_loss, generator_loss
 from osdface_trainer.losses.discriminators import FeatureDiscriminator, PatchDiscriminator, shift_flip
-from tests.random_weights import save_random_backbones
+from tests.tiny_training import save_random_backbones
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from osdface_core.errors import CheckpointError, OptionError
 from osdface_core.loading import load_model, load_vre, read_model, resolve
 from osdface_core.models.tiny_codec import TinyCodec, taesd
 from osdface_core.released import RELEASED_FILES
-from tests.random_weights import save_taesd
+from tests.tiny_training import save_taesd
 
 Tensors = dict[str, torch.Tensor]
 

@@ -11,7 +11,7 @@ from torch import nn
 from osdface_core.errors import CheckpointError, ConfigError
 from osdface_trainer.losses.edge_dists import EdgeAwareDists, StructureTexture, sobel_magnitude
 from osdface_trainer.losses.features import BACKBONES, load_features
-from tests.random_weights import save_random_backbones
+from tests.tiny_training import save_random_backbones
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch import nn
 from osdface_core.errors import CheckpointError, ConfigError
 from osdface_trainer.losses.features import BACKBONES, FrozenFeatures
 from osdface_trainer.losses.perceptual import PerceptualLoss, lpips_weights, perceptual_distance
-from tests.random_weights import save_random_backbones
+from tests.tiny_training import save_random_backbones
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from osdface_trainer import snapshot
 from osdface_trainer.restorer.generator import trained
 from osdface_trainer.restorer.stage import build
 from osdface_trainer.stage import to_unit
-from tests.restorer_model import SIDE, faces, recipe_for, stage_for, write_files
+from tests.tiny_training import SIDE, faces, recipe_for, stage_for, write_files
 
 MODES = ("lora", "full")
 ALL_GANS = {

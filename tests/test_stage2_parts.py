@@ -27,7 +27,7 @@ from osdface_trainer.restorer.losses import Networks
 from osdface_trainer.restorer.validation import Validation
 from osdface_trainer.restorer.weight_average import WeightAverage
 from osdface_trainer.stage import to_signed
-from tests.restorer_model import SIDE, UNET, VAE, faces, recipe_for, stage_for, write_files
+from tests.tiny_training import SIDE, UNET, VAE, faces, recipe_for, stage_for, write_files
 
 
 @pytest.fixture(scope="module")

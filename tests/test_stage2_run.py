@@ -13,7 +13,7 @@ from osdface_core import OSDFacePipeline
 from osdface_trainer.logging import read_metrics
 from osdface_trainer.loop import train
 from osdface_trainer.recipe.config import load_recipe
-from tests.restorer_model import write_files
+from tests.tiny_training import write_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +42,7 @@ def test_run_that_was_stopped_ends_as_one_that_was_not(tiny_faces: Path, tmp_pat
     assert pipeline.training["mode"] == "full"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 def test_two_processes_equal_one(tiny_faces: Path, tmp_path: Path) -> None:
     """A small learning rate, because Adam makes full steps out of rounding where gradients are nearly 0."""

@@ -35,6 +35,7 @@ ONE = [sys.executable]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_two_processes_equal_one(tiny_faces: Path, tmp_path: Path, update: str) -> None:

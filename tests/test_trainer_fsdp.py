@@ -15,7 +15,7 @@ from osdface_core.errors import ConfigError
 from osdface_trainer import distributed
 from osdface_trainer.cli import main
 from osdface_trainer.logging import read_metrics
-from tests.restorer_model import write_files
+from tests.tiny_training import write_files
 
 ROOT = Path(__file__).resolve().parents[1]
 VRE = (
@@ -51,9 +51,10 @@ RUNS = """
     print(run(True, "restorer", f"run.dir={folder}/fsdp", *restorer))
 """
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="torch was built without distributed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,10 @@ LONGER = (
     "run.report=false",
 )
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system"),
+]
 
 
 def command(faces: Path, folder: Path, extra: Sequence[str] = ()) -> list[str]:

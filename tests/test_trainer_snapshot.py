@@ -54,6 +54,7 @@ SHARDED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 def test_sharded_state_is_gathered_and_dealt_out_again(tmp_path: Path) -> None:
     script = tmp_path / "sharded.py"

@@ -3,17 +3,14 @@
 Everything here is float32 whatever autocast says: DISTS' variances fail silently in half precision.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osdface_core.errors import CheckpointError, ConfigError
+from osdface_core.errors import ConfigError
 
-from .features import Frozen, Weights, backbone_spec, load_features
+from .features import Frozen, Weights, backbone_spec, load_features, torchmetrics_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -158,19 +155,8 @@ def _similarity(a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
 
 
 def _published_weights() -> tuple[Tensor, Tensor]:
-    """DISTS' α and β, (1475,) each, scaled to a common sum of 1."""
-    package = find_spec("torchmetrics")
-    folders = package.submodule_search_locations if package else None
-    file = (
-        Path(next(iter(folders))) / "functional" / "image" / "dists_models" / "weights.pt"
-        if folders
-        else None
-    )
-    if file is None or not file.is_file():
-        raise CheckpointError(
-            "DISTS weights not found: they ship with torchmetrics, pip install 'torchmetrics>=1.5'"
-        )
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    """Read DISTS' α and β (MIT), (1475,) each, scaled to a common sum of 1."""
+    state = torchmetrics_weights("dists_models", "weights.pt")
     alpha, beta = state["alpha"].detach().float().flatten(), state["beta"].detach().float().flatten()
     total = alpha.sum() + beta.sum()
     return alpha / total, beta / total

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from osdface_core.errors import ConfigError
+from osdface_core.errors import CheckpointError, ConfigError
 from osdface_core.weights import find_weights, load_strictly, read_state_dict
 
 Weights = str | Path | nn.Sequential | None
@@ -115,6 +116,20 @@ class FrozenFeatures(Frozen):
             if index in self.taps:
                 maps.append(x)
         return maps
+
+
+def torchmetrics_weights(folder: str, file: str) -> dict[str, Tensor]:
+    """Read weights of LPIPS or DISTS, which ship inside the torchmetrics package (Apache-2.0): no download.
+
+    Raises:
+        CheckpointError: torchmetrics or its file is not installed.
+    """
+    package = find_spec("torchmetrics")
+    roots = package.submodule_search_locations if package else None
+    path = Path(next(iter(roots))) / "functional" / "image" / folder / file if roots else None
+    if path is None or not path.is_file():
+        raise CheckpointError(f"{folder}/{file} ships with torchmetrics: pip install 'torchmetrics>=1.5'")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def untrained_features(backbone: str) -> nn.Sequential:

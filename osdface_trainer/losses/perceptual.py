@@ -1,16 +1,14 @@
 """Perceptual distance: how different two images look to an ImageNet network (OSDFace Eq. 7-8; LPIPS)."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from osdface_core.errors import CheckpointError, ConfigError
+from osdface_core.errors import ConfigError
 
-from .features import Frozen, FrozenFeatures, Weights, backbone_spec
+from .features import Frozen, FrozenFeatures, Weights, backbone_spec, torchmetrics_weights
 
 Distance = Literal["lpips", "l1", "mse"]
 
@@ -92,24 +90,11 @@ def _unit_length(maps: Tensor) -> Tensor:
 
 
 def lpips_weights(backbone: str) -> list[Tensor] | None:
-    """LPIPS' learned channel weights, (1, C, 1, 1) per level, or None where LPIPS was never fitted.
-
-    They ship inside the torchmetrics package (Apache-2.0; from LPIPS, BSD-2), so nothing is downloaded.
-
-    Raises:
-        CheckpointError: if torchmetrics or its file is not installed.
-    """
+    """Read LPIPS' channel weights (BSD-2), (1, C, 1, 1) per level; None where LPIPS was never fitted."""
     name = backbone_spec(backbone).lpips
     if name is None:
         return None
-    package = find_spec("torchmetrics")
-    folders = package.submodule_search_locations if package else None
-    file = Path(next(iter(folders))) / "functional" / "image" / "lpips_models" / name if folders else None
-    if file is None or not file.is_file():
-        raise CheckpointError(
-            f"LPIPS weights {name} not found: they ship with torchmetrics, pip install torchmetrics"
-        )
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = torchmetrics_weights("lpips_models", name)
     return [state[f"lin{level}.model.1.weight"].float() for level in range(len(backbone_spec(backbone).taps))]
 
 

@@ -220,7 +220,7 @@ def start_at_unit_spread(projection: Projection, codes: Tensor) -> None:
     """
     x = codes.t()[None]
     for layer in (projection.conv1, projection.conv2):
-        nn.init.zeros_(layer.bias)
+        nn.init.zeros_(layer.get_parameter("bias"))
         outputs = layer(x)
         layer.weight /= (outputs - outputs.mean(2, keepdim=True)).std()
         x = F.silu(layer(x))

@@ -1,21 +1,24 @@
-"""Everything that stage 2 needs, random and tiny: a base model, a VRE, judges, a recipe around them."""
+"""What training needs, random and tiny: a base model, a VRE, ImageNet networks, TAESD, a recipe, faces."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import nn
 
 from osdface_core.checkpoint import save_checkpoint
 from osdface_core.config import OSDFaceConfig, VREConfig
 from osdface_core.models.identity_nets import MobileFaceNet
 from osdface_core.models.tiny_codec import TinyCodec
 from osdface_core.models.vre import VRE
+from osdface_trainer.losses.features import BACKBONES
 from osdface_trainer.recipe import settings
 from osdface_trainer.recipe.config import Recipe
 from osdface_trainer.restorer.stage import RestorerStage, build
 from osdface_trainer.stage import FaceBatch
-from tests.random_weights import save_random_backbones, save_taesd
 
 SIDE = 64
 TINY_VRE = VREConfig(
@@ -104,3 +107,30 @@ def faces(count: int = 2, seed: int = 1) -> FaceBatch:
     hq = torch.nn.functional.avg_pool2d(noise, 17, 1).sub(0.5).mul(6).add(0.5).clamp(0, 1)
     lq = (hq + 0.1 * torch.randn(hq.shape, generator=generator)).clamp(0, 1)
     return FaceBatch(hq, lq, torch.arange(count))
+
+
+def save_random_backbones(folder: Path, *names: str) -> Path:
+    """Write one weight file per backbone name (convolutional part only) and return the folder."""
+    torch.manual_seed(0)
+    for name in names:
+        spec = BACKBONES[name]
+        with torch.device("meta"):
+            features = getattr(torchvision.models, spec.builder)(weights=None).features
+        features = features.to_empty(device="cpu")
+        for layer in features.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+                nn.init.normal_(layer.bias, std=0.1)
+        state = {f"features.{key}": value for key, value in features.state_dict().items()}
+        torch.save(state, folder / spec.file)
+    return folder
+
+
+def save_taesd(codec: TinyCodec, folder: Path) -> None:
+    """A codec's weights as TAESD's two files name them; layer 0 of its decoder is a clamp without weights."""
+    for name, part, shift in (("encoder", codec.encoder, 0), ("decoder", codec.decoder, 1)):
+        state = {}
+        for key, value in part.state_dict().items():
+            _, number, rest = key.split(".", 2)
+            state[f"{int(number) + shift}.{rest}"] = value.contiguous()
+        save_file(state, folder / f"taesd_{name}.safetensors")
