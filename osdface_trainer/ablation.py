@@ -35,7 +35,7 @@ Scores = dict[str, float]
 
 
 def variants(other_vre: str) -> dict[str, tuple[str, ...]]:
-    """Name to `--set` assignments; a VRE that was trained without the association loss adds its own row."""
+    """Map names to `--set` assignments; a VRE trained without the association loss adds its own row."""
     extra = {OTHER_VRE: (f"restorer.vre={other_vre}",)} if other_vre else {}
     return {**VARIANTS, **extra}
 
@@ -49,7 +49,7 @@ def score(recipe: Recipe) -> Scores:
 
 
 def table(results: Mapping[str, Sequence[Scores]], profiles: Sequence[str]) -> str:
-    """Markdown: per variant and profile the mean over seeds, ± their standard deviation from two seeds on."""
+    """Write Markdown: per variant and profile the mean over seeds, from two on ± their standard deviation."""
     columns = [(profile, metric) for profile in profiles for metric in METRICS]
     lines = [
         "| variant | " + " | ".join(f"{metric}, {profile}" for profile, metric in columns) + " |",
@@ -68,7 +68,7 @@ def _cell(values: Sequence[float], metric: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all variants; prints the table after each run. 0 done, 1 failed."""
+    """Run all variants and print the table after each run; 0 done, 1 failed."""
     parser = argparse.ArgumentParser(
         "python -m osdface_trainer.ablation", description="Tables 4 and 5 of the paper."
     )

@@ -59,12 +59,12 @@ def save_state(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Folders of checkpoints, oldest first, damaged ones included."""
+    """List folders of checkpoints, oldest first, damaged ones included."""
     return sorted(path for path in folder.glob("step_*") if path.is_dir())
 
 
 def latest_state(folder: Path, warn: list[str] | None = None) -> tuple[int, dict[str, Any]] | None:
-    """Step and state of the newest complete checkpoint, tensors on the CPU; None when there is none.
+    """Load step and state of the newest complete checkpoint, tensors on the CPU; None when there is none.
 
     Args:
         warn: gets one line for every damaged checkpoint that was passed over.
@@ -97,7 +97,7 @@ def load_state(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def problem_of(path: Path) -> str | None:
-    """Why a checkpoint folder is not complete, or None when every file has its size and hash."""
+    """Tell why a checkpoint folder is not complete; None when every file has its size and hash."""
     try:
         index = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if index["format"] > FORMAT:
@@ -149,7 +149,7 @@ def _write_file(path: Path, data: bytes) -> None:
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
-    """Groups of pieces below `limit` bytes; a larger tensor is cut into flat pieces `name#0`, `name#1`, …"""
+    """Group tensors below `limit` bytes; a larger one is cut into flat pieces `name#0`, `name#1`, …"""
     # The header of a file needs some room beside the data.
     room = max(limit - limit // 16, 1) if limit else 0
     shard: dict[str, Tensor] = {}
@@ -174,7 +174,7 @@ def _pieces(name: str, tensor: Tensor, room: int) -> Iterator[tuple[str, Tensor]
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Tree of JSON types; tensors go to `tensors` and leave {"__tensor__": name, "shape": …}."""
+    """Turn a state into JSON types; tensors go to `tensors` and leave {"__tensor__": name, "shape": …}."""
     if isinstance(value, Tensor):
         tensors[path] = value.detach().to("cpu", copy=True).contiguous()
         return {_TENSOR: path, "shape": list(value.shape)}

@@ -30,7 +30,7 @@ from .seeds import mix
 
 
 def asked_for() -> bool:
-    """Whether `accelerate launch` (or its environment) asks for FSDP."""
+    """Tell whether `accelerate launch` (or its environment) asks for FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
@@ -95,7 +95,7 @@ def prepare(
 
 
 def _like_accelerate(accelerator: Accelerator, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The recipe's precision inside, float32 outside."""
+    """Run a forward pass in the recipe's precision and give float32."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with accelerator.autocast():
@@ -106,7 +106,7 @@ def _like_accelerate(accelerator: Accelerator, forward: Callable[..., Any]) -> C
 
 @contextmanager
 def no_sync(accelerator: Accelerator, module: nn.Module) -> Iterator[None]:
-    """Inside the block processes keep their gradients to themselves."""
+    """Leave gradients unexchanged between the processes inside the block."""
     if not is_sharded(module):
         with accelerator.no_sync(module):
             yield
@@ -120,29 +120,29 @@ def no_sync(accelerator: Accelerator, module: nn.Module) -> Iterator[None]:
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Clip gradients in place; their norm before, 0-d, the same on every process."""
+    """Clip gradients in place; returns their norm before, 0-d, the same on every process."""
     return gather(nn.utils.clip_grad_norm_(list(parameters), limit).detach())
 
 
 def settle(module: nn.Module) -> None:
-    """Let go of weights that a pass without gradients gathered, so that only shards can change."""
+    """Free the weights that a pass without gradients gathered, so that only shards can change."""
     if is_sharded(module):
         sharded: Any = module
         sharded.reshard()
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether `prepare` made shards of it."""
+    """Tell whether `prepare` made shards of it."""
     return hasattr(module, "set_requires_gradient_sync")
 
 
 def gather(value: Any) -> Any:
-    """A sharded tensor as a whole one (every process must ask); anything else as it is."""
+    """Gather a sharded tensor (every process must call it); return anything else as it is."""
     return value.full_tensor() if _is_shard(value) else value
 
 
 def like(target: Tensor, value: Tensor) -> Tensor:
-    """`value` on the target's device, sharded as the target is."""
+    """Move `value` to the target's device and shard it as the target is."""
     value = value.to(target.device)
     if not _is_shard(target):
         return value
@@ -212,7 +212,7 @@ def start_trackers(accelerator: Accelerator, recipe: Mapping[str, Any], folder: 
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Torch finds out in the first step only, and then in many lines.
+    """Look for a compiler: torch finds out in the first step only, and then in many lines.
 
     Raises:
         ConfigError: no compiler for what torch.compile writes.
@@ -261,7 +261,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
 
 
 def local_batch(total: int, accumulate: int, accelerator: Accelerator) -> int:
-    """Images of this process per optimiser step.
+    """Count the images of this process per optimiser step.
 
     Raises:
         ConfigError: the batch does not divide by processes and micro-batches.
@@ -276,15 +276,15 @@ def local_batch(total: int, accumulate: int, accelerator: Accelerator) -> int:
 
 
 def all_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    """Sum of a tensor over the processes."""
+    """Sum a tensor over the processes."""
     return cast(Tensor, accelerator.reduce(tensor, "sum"))
 
 
 def all_mean(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    """Mean of a tensor over the processes."""
+    """Average a tensor over the processes."""
     return cast(Tensor, accelerator.reduce(tensor, "mean"))
 
 
 def all_rows(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    """Tensors of all processes one after the other."""
+    """Concatenate the tensors of all processes."""
     return cast(Tensor, accelerator.gather(tensor))

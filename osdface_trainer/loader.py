@@ -1,4 +1,4 @@
-"""Faces in, pairs out: order (dataset.py), augmentation (augment.py), degradation (degrade.py), on device.
+"""Training and hold-out pairs: order (dataset.py), augmentation (augment.py), degradation (degrade.py).
 
 Everything is a function of the seed and the step, so any batch of a run can be made again.
 """
@@ -55,7 +55,7 @@ def _usable(recipe: Recipe, split: Split, accelerator: Accelerator, progress: bo
 
 
 class Loader:
-    """Batches of one process for one stage.
+    """Makes the batches of one process for one stage.
 
     Raises:
         ConfigError: no faces where the recipe says, or a batch that does not divide by the processes.
@@ -81,7 +81,7 @@ class Loader:
         self.val = FaceDataset(val, data.size, workers=data.workers) if val else None
 
     def batches(self, start: int) -> Iterator[FaceBatch]:
-        """Endless training batches from step `start` on."""
+        """Yield training batches without end from step `start` on."""
         faces = Batches(
             self.train,
             self.batch_size,
@@ -94,7 +94,7 @@ class Loader:
         return (self._pair(batch) for batch in faces)
 
     def again(self, step: int) -> FaceBatch:
-        """The batch that this process saw in a step."""
+        """Make the batch again that this process saw in a step."""
         return next(self.batches(step))
 
     def _pair(self, faces: Faces) -> FaceBatch:
@@ -105,13 +105,13 @@ class Loader:
         return degrade(hq, self.profile, seeds, enlarge=self.recipe.degrade.enlarge)
 
     def fixed(self, count: int) -> FaceBatch:
-        """`count` pairs spread over the hold-out (over the training faces without one), always the same."""
+        """Make `count` pairs spread over the hold-out, or without one the training faces, always the same."""
         source = self.val or self.train
         count = min(count, len(source))
         return self._plain(source, [i * len(source) // count for i in range(count)])
 
     def holdout(self) -> Iterator[FaceBatch]:
-        """This process's share of the hold-out, each face once, with fixed degradations.
+        """Yield this process's share of the hold-out, each face once, with fixed degradations.
 
         Sharded networks need all processes in every pass, and a process without a face would leave the others
         waiting for its scores: then every process takes the whole hold-out.
@@ -123,7 +123,7 @@ class Loader:
             yield self._plain(self.val or self.train, chunk)
 
     def _plain(self, source: FaceDataset, indices: list[int]) -> FaceBatch:
-        """Faces as they are, degraded with seeds that depend on their position only."""
+        """Load faces unchanged and degrade them with seeds that depend on their position only."""
         hq: Tensor = source.get(indices).to(self.device).float() / 255
         seeds = [mix(self.recipe.run.seed, SAMPLE, index) for index in indices]
         names = torch.tensor(indices if source is self.train else [-1 - index for index in indices])

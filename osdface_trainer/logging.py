@@ -61,11 +61,11 @@ class History:
             )
 
     def latest_is_broken(self) -> bool:
-        """Whether the newest step has a value that is not finite; waits for the device."""
+        """Tell whether the newest step has a value that is not finite; waits for the device."""
         return bool(self._rows) and not bool(self._rows[-1][2].isfinite().all())
 
     def flush(self) -> tuple[dict[str, float], NotFinite | None]:
-        """Means over the remembered steps by name, and the first step with a value that is not finite."""
+        """Return means over the steps by name, and the first step with a value that is not finite."""
         sums: dict[str, list[float]] = {}
         bad: NotFinite | None = None
         for step, row in self._read():
@@ -113,7 +113,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl in order; a last line that a kill cut off is left out."""
+    """Read the lines of a metrics.jsonl in order, without a last line that a kill cut off."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
@@ -126,7 +126,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def stack_strips(strips: Tensor, gap: int = 4) -> Tensor:
-    """(B, 3, H, W) unit to one picture (3, B·H + (B-1)·gap, W), dark grey between the rows."""
+    """Stack (B, 3, H, W) unit to one picture (3, B·H + (B-1)·gap, W), dark grey between the rows."""
     rows: list[Tensor] = []
     for number, strip in enumerate(strips):
         if number:
@@ -143,7 +143,7 @@ def write_png(path: Path, picture: Tensor) -> None:
 
 
 class TrainingLogger:
-    """Reads values off the device only when they are due."""
+    """Progress bar, scalars, hold-out scores and samples; reads values off the device only when due."""
 
     def __init__(
         self, recipe: Recipe, stage: TrainingStage, accelerator: Accelerator, folder: RunFolder, bar: bool
@@ -174,12 +174,12 @@ class TrainingLogger:
                 thing.close()
 
     def advance(self) -> None:
-        """One step is done."""
+        """Move the bar by one step."""
         if self._bar is not None:
             self._bar.update()
 
     def log(self, done: int) -> NotFinite | None:
-        """Write the means since the last call; gives the first value that was not finite, if any."""
+        """Write the means since the last call; returns the first value that was not finite, if any."""
         values, bad = self.history.flush()
         if not values:
             return bad
@@ -193,7 +193,7 @@ class TrainingLogger:
         return bad
 
     def _rate(self, done: int) -> float:
-        """Images per second since the last log, over all processes."""
+        """Compute images per second since the last log, over all processes."""
         (before, since), self._mark = self._mark, (done, time.monotonic())
         steps, seconds = done - before, max(self._mark[1] - since, 1e-9)
         return steps * self.recipe.batch_size(self.folder.stage) / seconds
@@ -203,7 +203,7 @@ class TrainingLogger:
             self._metrics.write(done, values, kind=kind, phase=position(self.phases, done - 1)[0])
 
     def validate(self, loader: Loader, done: int) -> dict[str, float]:
-        """Scores of the hold-out, means over all processes, each face counted once; {} without one."""
+        """Score the hold-out: means over all processes, each face counted once; {} without one."""
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), device=self.accelerator.device)
         seed_all(self.recipe.run.seed, SAMPLE)
@@ -238,10 +238,10 @@ class TrainingLogger:
 
 
 def _headline(name: str) -> bool:
-    """Scalars worth a place in the progress bar."""
+    """Tell whether a scalar is shown in the progress bar."""
     return name.endswith(("total", "codes/distinct", "assoc/loss", "identity"))
 
 
 def on_terminal() -> bool:
-    """Whether somebody watches standard error."""
+    """Tell whether standard error is a terminal."""
     return sys.stderr.isatty()

@@ -104,7 +104,7 @@ def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, quiet: b
 
 
 def build_stage(recipe: Recipe, name: StageName, accelerator: Accelerator) -> TrainingStage:
-    """The stage, imported only when it is wanted."""
+    """Import and build a stage."""
     if name == "vre":
         from .vre import stage as vre_stage
 
@@ -176,7 +176,7 @@ class Loop:
         return on_main(self.accelerator, lambda: write_report(self.folder.path, self.folder.stage))
 
     def _reason_to_stop(self, stop: StopRequest, moved: bool) -> str:
-        """Why to stop before the next step, the same on every process; "" to go on.
+        """Tell why to stop before the next step, the same on every process; "" to go on.
 
         A started process makes at least one step, so that a run with a tiny time limit still advances.
         """
@@ -191,7 +191,7 @@ class Loop:
         return "interrupted" if code >= 1000 else "time" if code else ""
 
     def _step(self, batch: FaceBatch, step: int) -> None:
-        """One optimiser step and what is due after it."""
+        """Make one optimiser step and what is due after it."""
         seed_all(self.cfg.seed, STEP, step, self.accelerator.process_index)
         history, logger, done = self.logger.history, self.logger, step + 1
         history.add(step, self.stage.step(batch, step))
@@ -210,7 +210,7 @@ class Loop:
         return every > 0 and self.progress.step % every == 0
 
     def _log(self) -> None:
-        """Raises DivergedError when a value since the last log was not finite."""
+        """Write the log; DivergedError when a value since the last one was not finite."""
         bad = self.logger.log(self.progress.step)
         if bad is not None:
             self._diverged(bad)
@@ -224,7 +224,7 @@ class Loop:
         )
 
     def _judge(self, scores: dict[str, float]) -> None:
-        """With a stop metric: export what is best so far, count how long it has not improved."""
+        """Export what is best by the stop metric so far, and count how long it has not improved."""
         if not self.cfg.stop_metric:
             return
         if self.cfg.stop_metric not in scores:
@@ -237,7 +237,7 @@ class Loop:
             self.progress.stale += 1
 
     def _save(self) -> None:
-        """Checkpoint and export; steps that were not logged yet are looked at first, they may hold a NaN."""
+        """Write checkpoint and export; steps not logged yet are looked at first, they may hold a NaN."""
         self._log()
         state = {**snapshot.collect(self.stage, self.accelerator), "progress": asdict(self.progress)}
         step, cfg = self.progress.step, self.cfg
@@ -263,7 +263,7 @@ class Loop:
         on_main(self.accelerator, write)
 
     def _finish(self) -> None:
-        """The last checkpoint, export and samples."""
+        """Write the last checkpoint, export and samples."""
         if self.progress.step:
             self._save()
             self.logger.sample(self.loader, self.progress.step)

@@ -12,7 +12,7 @@ from .recipe.config import Recipe, StageName, stage_tables
 def provenance(
     recipe: Recipe, stage: StageName, step: int, data: str, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Stage, steps, seed, recipe and data hashes, and what the stage itself tells.
+    """Collect stage, steps, seed, recipe and data hashes, and what the stage itself tells.
 
     Folders of the machine stay out: of a path only its last part is kept.
 

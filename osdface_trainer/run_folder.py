@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def exports(self) -> tuple[Path, Path]:
-        """The stage's own export and the run's."""
+        """Name the stage's own export and the run's."""
         return self.path / "export.safetensors", self.root / "export.safetensors"
 
 
@@ -154,7 +154,7 @@ def publish(folder: RunFolder) -> None:
 
 
 def _has_more(former: Path, new: Path) -> bool:
-    """Whether an export has parts that another lacks; an unreadable one has none worth keeping."""
+    """Tell whether an export has parts that another lacks; an unreadable one has none worth keeping."""
     try:
         before, after = ({n.split(".", 1)[0] for n in read_header(path)[2]} for path in (former, new))
     except CheckpointError:

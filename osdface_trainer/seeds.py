@@ -23,12 +23,12 @@ def mix(*values: int) -> int:
 
 
 def as_seeds(seeds: Sequence[int] | Tensor) -> list[int]:
-    """A plain list of integers from a list, a range or an integer tensor of one dimension."""
+    """Make a plain list of integers from a list, a range or an integer tensor of one dimension."""
     return [int(seed) for seed in (seeds.tolist() if isinstance(seeds, Tensor) else seeds)]
 
 
 def spread(seed: int, count: int) -> np.ndarray:
-    """`count` hashed numbers (uint64): the outputs of SplitMix64 started at `seed`."""
+    """Compute `count` hashed numbers (uint64): the outputs of SplitMix64 started at `seed`."""
     state = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

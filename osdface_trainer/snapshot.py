@@ -19,7 +19,7 @@ from .stage import TrainingStage
 
 
 def collect(stage: TrainingStage, accelerator: Accelerator) -> dict[str, Any]:
-    """Modules, optimisers and the rest of a stage. Every process must call it."""
+    """Collect modules, optimisers and the rest of a stage. Every process must call it."""
     return {
         "modules": {k: module_state(accelerator.unwrap_model(m)) for k, m in stage.modules.items()},
         "optimizers": {k: _full(o.state_dict()) for k, o in stage.optimizers.items()},
@@ -28,7 +28,7 @@ def collect(stage: TrainingStage, accelerator: Accelerator) -> dict[str, Any]:
 
 
 def restore(stage: TrainingStage, accelerator: Accelerator, state: Mapping[str, Any]) -> None:
-    """Inverse of `collect`.
+    """Load what `collect` gave.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -43,12 +43,12 @@ def restore(stage: TrainingStage, accelerator: Accelerator, state: Mapping[str, 
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and persistent buffers by name, gathered."""
+    """Collect all parameters and persistent buffers by name, gathered."""
     return _full(module.state_dict())
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters and persistent buffers by name, gathered."""
+    """Collect trained parameters and persistent buffers by name, gathered."""
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     return _full({key: value for key, value in module.state_dict().items() if key not in frozen})
 
@@ -82,7 +82,7 @@ def _placed(parameter: Tensor, value: Any) -> Any:
 
 
 def _full(value: Any) -> Any:
-    """Sharded tensors of a tree gathered to full ones."""
+    """Gather the sharded tensors of a tree."""
     if isinstance(value, Mapping):
         return {key: _full(item) for key, item in value.items()}
     return gather(value)

@@ -1,6 +1,6 @@
 """What the training loop needs from a stage, and what a stage gets from the loop.
 
-`loop.py` owns the clock: data order, seeds, checkpoints, logging, samples, NaN stops. A stage
+`loop.py` owns data order, seeds, checkpoints, logging, samples, NaN stops. A stage
 (`vre/stage.py`, `restorer/stage.py`) owns the mathematics of one optimiser step. Neither knows the
 other's inside.
 """
@@ -33,7 +33,7 @@ class FaceBatch:
         return self.hq.shape[0]
 
     def split(self, parts: int) -> Iterator["FaceBatch"]:
-        """`parts` micro-batches of equal size, in order (gradient accumulation)."""
+        """Yield `parts` micro-batches of equal size, in order (gradient accumulation)."""
         fields = (self.hq, self.lq, self.index)
         for pieces in zip(*(tensor.chunk(parts) for tensor in fields), strict=True):
             yield FaceBatch(*pieces)
@@ -59,7 +59,7 @@ class TrainingStage(Protocol):
     optimizers: Mapping[str, Optimizer]
 
     def step(self, batch: FaceBatch, step: int) -> dict[str, Tensor]:
-        """One optimiser step (all micro-batches, all optimisers).
+        """Make one optimiser step (all micro-batches, all optimisers).
 
         The random generators were seeded from (seed, step, process) just before, so a stage may use the
         global generator freely and still resumes exactly. `step` counts from 0.
@@ -71,23 +71,23 @@ class TrainingStage(Protocol):
         ...
 
     def sample(self, batch: FaceBatch) -> Tensor:
-        """(B, 3, S, n·S) float, `unit`: a strip per pair, LQ | restored | HQ or what the stage shows."""
+        """Draw (B, 3, S, n·S) float, `unit`: a strip per pair, LQ | restored | HQ or what the stage shows."""
         ...
 
     def validate(self, batch: FaceBatch) -> dict[str, Tensor]:
-        """Hold-out scores, means over the batch, 0-d on the device; {} when the stage has none."""
+        """Score the hold-out, means over the batch, 0-d on the device; {} when the stage has none."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What resumes beyond modules and optimisers: nested dicts of tensors, numbers, strings."""
+        """Return what resumes beyond modules and optimisers: nested dicts of tensors, numbers, strings."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Load what `state_dict` gave."""
         ...
 
     def export(self) -> tuple[OSDFaceConfig, dict[str, Tensor], dict[str, Any]]:
-        """Config, tensors and provenance for `osdface_core.checkpoint.save_checkpoint`.
+        """Return config, tensors and provenance for `osdface_core.checkpoint.save_checkpoint`.
 
         The loop adds step, seed, recipe and data hash to the provenance.
         """
@@ -95,17 +95,17 @@ class TrainingStage(Protocol):
 
 
 def to_signed(unit: Tensor) -> Tensor:
-    """`unit` to `signed`."""
+    """Convert `unit` to `signed`."""
     return unit * 2 - 1
 
 
 def to_unit(signed: Tensor) -> Tensor:
-    """`signed` to `unit`, clamped: for pictures, not for losses."""
+    """Convert `signed` to `unit`, clamped: for pictures, not for losses."""
     return (signed.detach().float() / 2 + 0.5).clamp(0, 1)
 
 
 def position(phases: Mapping[str, int], step: int) -> tuple[str, int, int]:
-    """Phase of an optimiser step, the step within it, and the phase's length; past the end the last step.
+    """Find the phase of a step, the step within it, and the phase's length; past the end the last step.
 
     Args:
         phases: steps by phase, in order; a phase may have none.

@@ -17,7 +17,7 @@ Scope = Literal["batch", "image"]
 def association_loss(
     hq: Tensor, lq: Tensor, *, temperature: float = TEMPERATURE, scope: Scope = "batch"
 ) -> Tensor:
-    """Symmetric cross-entropy over cosines of HQ and LQ tokens; the same position is the answer.
+    """Compute symmetric cross-entropy over cosines of HQ and LQ tokens; the same position is the answer.
 
     Args:
         hq, lq: (B, C, H, W) features *before* quantisation of pixel-aligned pairs.
@@ -42,7 +42,7 @@ def association_loss(
 
 @torch.no_grad()
 def association_accuracy(hq: Tensor, lq: Tensor, *, scope: Scope = "batch") -> Tensor:
-    """Share of tokens whose most similar partner is the right one, mean of both directions; in [0, 1]."""
+    """Compute the share of tokens whose most similar partner is the right one, mean of both directions."""
     cosines = _cosines(hq, lq, scope)
     answers = torch.arange(cosines.shape[1], device=cosines.device)
     to_lq = (cosines.argmax(2) == answers).float().mean()
@@ -51,7 +51,7 @@ def association_accuracy(hq: Tensor, lq: Tensor, *, scope: Scope = "batch") -> T
 
 
 def _cosines(hq: Tensor, lq: Tensor, scope: Scope) -> Tensor:
-    """(groups, N, N): rows HQ tokens, columns LQ tokens; one group for "batch", B groups for "image"."""
+    """Compute (groups, N, N): rows HQ tokens, columns LQ ones; one group for "batch", B for "image"."""
     if hq.shape != lq.shape or hq.ndim != 4:
         raise ValueError(
             f"association: got {tuple(hq.shape)} and {tuple(lq.shape)}, expected equal (B, C, H, W)"

@@ -17,7 +17,7 @@ class Noiser(Protocol):
     """The part of a diffusers scheduler that this module needs."""
 
     def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
-        """√ᾱ_t · x + √(1 − ᾱ_t) · noise."""
+        """Compute √ᾱ_t · x + √(1 − ᾱ_t) · noise."""
         ...
 
 
@@ -39,7 +39,7 @@ class DiffusionDiscriminator(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, 1, 1))
 
     def forward(self, latents: Tensor, timesteps: Tensor, prompt: Tensor, noise: Tensor) -> Tensor:
-        """Logits of latents at a noise level.
+        """Compute logits of latents at a noise level.
 
         Args:
             latents: (B, C, h, w), scaled, clean.
@@ -56,7 +56,7 @@ class DiffusionDiscriminator(nn.Module):
 
 
 def mid_features(unet: Any, noised: Tensor, timesteps: Tensor, prompt: Tensor) -> Tensor:
-    """What a UNet2DConditionModel's middle block puts out; the rest of the network is not run.
+    """Run a UNet2DConditionModel up to its middle block and return what that gives.
 
     Args:
         noised: (B, C, h, w).
@@ -83,7 +83,7 @@ def _attends(block: nn.Module) -> bool:
 
 
 def trunk(unet: nn.Module, *, share: bool) -> nn.Module:
-    """The way down of a UNet as a module of its own: conv_in, time embedding, down and middle blocks.
+    """Take the way down of a UNet as a module of its own: conv_in, time embedding, down and middle blocks.
 
     Args:
         unet: a UNet2DConditionModel without adapters.

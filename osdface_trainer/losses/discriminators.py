@@ -50,7 +50,7 @@ class PatchDiscriminator(nn.Module):
                     spectral_norm(layer)
 
     def forward(self, signed: Tensor) -> Tensor:
-        """(B, 3, H, W) signed → logits (B, 1, h, w); 512² gives 62²."""
+        """Judge (B, 3, H, W) signed: logits (B, 1, h, w); 512² gives 62²."""
         return self.stack(signed)
 
 
@@ -93,7 +93,7 @@ class FeatureDiscriminator(nn.Module):
         self.register_buffer("typical", _typical_sizes(self.features), persistent=False)
 
     def forward(self, signed: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) signed → one logit map (B, 1, h, w) per level, float32."""
+        """Judge (B, 3, H, W) signed: one logit map (B, 1, h, w) per level, float32."""
         maps = self.features(signed)
         return [head(x / size).float() for head, x, size in zip(self.heads, maps, self.typical, strict=True)]
 
@@ -126,7 +126,7 @@ def shift_flip(
 
 
 def _reflected(size: int, shifts: Tensor) -> Tensor:
-    """(B, size) source indices of a shift with reflected edges."""
+    """Compute (B, size) source indices of a shift with reflected edges."""
     index = (torch.arange(size)[None] + shifts[:, None]).abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
 
@@ -143,7 +143,7 @@ def _head(channels: int, width: int) -> nn.Sequential:
 
 @torch.no_grad()
 def _typical_sizes(features: FrozenFeatures, size: int = 256) -> Tensor:
-    """(levels,): root mean square of each level's features on a fixed 1/f noise picture."""
+    """Measure (levels,): root mean square of each level's features on a fixed 1/f noise picture."""
     frequency = torch.fft.fftfreq(size)
     radius = (frequency[:, None].square() + frequency[None].square()).sqrt().clamp(min=1 / size)
     noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def sobel_magnitude(unit: Tensor) -> Tensor:
-    """Edge strength of the grey image.
+    """Compute the edge strength of the grey image.
 
     Args:
         unit: (B, C, H, W); grey is the mean of the channels.
@@ -73,7 +73,7 @@ class StructureTexture(Frozen):
         self.eval()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Dissimilarity per image.
+        """Compute the dissimilarity per image.
 
         Args:
             a, b: (B, 3, H, W) or (B, 1, H, W) (one channel is broadcast), unit but not clamped.
@@ -89,7 +89,7 @@ class StructureTexture(Frozen):
             return 1 - torch.stack(parts).sum(0)
 
     def _maps(self, unit: Tensor) -> list[Tensor]:
-        """The image itself and the tapped features."""
+        """Return the image itself and the tapped features."""
         unit = unit.expand(-1, 3, -1, -1)
         maps, x = [unit], (unit - self.mean) / self.std
         for index, layer in enumerate(self.layers):
@@ -116,7 +116,7 @@ class EdgeAwareDists(Frozen):
         self.eval()
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
-        """Mean over the batch of two (B, 3, H, W) signed images; a float32 scalar."""
+        """Average over the batch of two (B, 3, H, W) signed images; 0-d float32."""
         return self.per_image(restored, target).mean()
 
     def per_image(self, restored: Tensor, target: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class _L2Pool(nn.Module):
 
 
 def _similarity(a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """(B,): α · l(a, b) + β · s(a, b) summed over one level's channels (DISTS Eq. 3-5)."""
+    """Sum α · l(a, b) + β · s(a, b) over one level's channels: (B,) (DISTS Eq. 3-5)."""
     small = 1e-6
     mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
     centred_a, centred_b = a - mean_a[:, :, None, None], b - mean_b[:, :, None, None]
@@ -163,6 +163,6 @@ def _published_weights() -> tuple[Tensor, Tensor]:
 
 
 def _equal_weights(channels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Every level counts the same, its channels share; α and β sum to 1 together."""
+    """Weigh all levels the same, and a level's channels; α and β sum to 1 together."""
     weights = torch.cat([torch.full((count,), 0.5 / len(channels) / count) for count in channels])
     return weights, weights.clone()

@@ -57,7 +57,7 @@ BACKBONES: dict[str, BackboneSpec] = {
 
 
 def backbone_spec(backbone: str) -> BackboneSpec:
-    """The spec of a backbone by name.
+    """Look a backbone up by name.
 
     Raises:
         ConfigError: for an unknown name.
@@ -108,7 +108,7 @@ class FrozenFeatures(Frozen):
         self.eval()
 
     def forward(self, signed: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) signed → one (B, C, h, w) map per tap, in the dtype that autocast asks for."""
+        """Compute one (B, C, h, w) map of (B, 3, H, W) signed per tap, in autocast's dtype."""
         x = (signed - self.shift) / self.scale
         maps = []
         for index, layer in enumerate(self.features):
@@ -133,7 +133,7 @@ def torchmetrics_weights(folder: str, file: str) -> dict[str, Tensor]:
 
 
 def untrained_features(backbone: str) -> nn.Sequential:
-    """The convolutional part with random weights, on torch's default device: for memory plans and timings."""
+    """Build the convolutional part with random weights on torch's default device, for counts and timings."""
     import torchvision
 
     build: Callable[..., nn.Module] = getattr(torchvision.models, backbone_spec(backbone).builder)
@@ -143,7 +143,7 @@ def untrained_features(backbone: str) -> nn.Sequential:
 
 
 def load_features(backbone: str, weights: Weights) -> nn.Sequential:
-    """The convolutional part of a torchvision network, loaded strictly and frozen; no classifier."""
+    """Load the convolutional part of a torchvision network, strictly and frozen; no classifier."""
     if isinstance(weights, nn.Sequential):
         return _fixed(weights)
     spec = backbone_spec(backbone)
@@ -166,7 +166,7 @@ def load_features(backbone: str, weights: Weights) -> nn.Sequential:
 
 
 def _fixed(features: nn.Sequential) -> nn.Sequential:
-    """Frozen, and without layers that overwrite what a tap has returned."""
+    """Freeze, and replace in-place layers, which overwrite what a tap has returned."""
     for layer in features.modules():
         if isinstance(layer, nn.ReLU):
             layer.inplace = False

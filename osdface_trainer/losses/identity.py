@@ -26,7 +26,7 @@ class IdentityLoss(Frozen):
         self.eval()
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
-        """Mean over the batch, a float32 scalar in [0, 2].
+        """Average over the batch, 0-d float32 in [0, 2].
 
         Args:
             restored, target: (B, 3, H, W) signed, whole FFHQ-aligned faces. Gradients flow to `restored`

@@ -49,7 +49,7 @@ class PerceptualLoss(Frozen):
         self.eval()
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
-        """Mean distance of `restored` to `target`, both (B, 3, H, W) signed; a float32 scalar.
+        """Average the distance of `restored` to `target`, both (B, 3, H, W) signed; 0-d float32.
 
         Gradients flow to `restored`, and to `target` only if it requires them.
         """
@@ -63,7 +63,7 @@ class PerceptualLoss(Frozen):
         return self.compare(restored_maps, target_maps)
 
     def compare(self, restored_maps: Sequence[Tensor], target_maps: Sequence[Tensor]) -> Tensor:
-        """Distance (B,) of maps that `features` gave: for images that are compared more than once."""
+        """Compute the distance (B,) of maps that `features` gave, for images compared more than once."""
         with torch.autocast(restored_maps[0].device.type, enabled=False):
             levels = [
                 self._level(i, a, b) for i, (a, b) in enumerate(zip(restored_maps, target_maps, strict=True))
@@ -72,7 +72,7 @@ class PerceptualLoss(Frozen):
         return total if self.learned else total / len(levels)
 
     def _level(self, level: int, a: Tensor, b: Tensor) -> Tensor:
-        """Distance at one level, (B,)."""
+        """Compute the distance at one level, (B,)."""
         if self.distance == "l1":
             return (a.float() - b.float()).abs().mean((1, 2, 3))
         if self.distance == "mse":
@@ -100,7 +100,7 @@ def lpips_weights(backbone: str) -> list[Tensor] | None:
 
 @torch.no_grad()
 def perceptual_distance(net: PerceptualLoss, a: Tensor, b: Tensor) -> Tensor:
-    """Perceptual distance per image for evaluation, without gradient.
+    """Compute the perceptual distance per image for evaluation, without gradient.
 
     Args:
         a, b: (B, 3, H, W) signed.

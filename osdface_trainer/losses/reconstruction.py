@@ -6,22 +6,22 @@ from torch import Tensor
 
 
 def mse(restored: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference (OSDFace Eq. 12), float32 scalar; `signed` images give 4 × `unit` ones."""
+    """Compute the mean squared difference (OSDFace Eq. 12), 0-d float32; 4 × larger for `signed` images."""
     return (restored.float() - target.float()).square().mean()
 
 
 def l1(restored: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference (OSDFace Eq. 7), float32 scalar."""
+    """Compute the mean absolute difference (OSDFace Eq. 7), float32 scalar."""
     return (restored.float() - target.float()).abs().mean()
 
 
 def charbonnier(restored: Tensor, target: Tensor, epsilon: float = 1e-3) -> Tensor:
-    """Mean of √(difference² + ε²), an L1 that is smooth around zero (Charbonnier 1994); float32 scalar."""
+    """Average √(difference² + ε²), an L1 that is smooth around zero (Charbonnier 1994); 0-d float32."""
     return ((restored.float() - target.float()).square() + epsilon**2).sqrt().mean()
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur with reflected edges, in float32.
+    """Blur with a Gaussian and reflected edges, in float32.
 
     Args:
         images: (B, C, H, W), each side longer than 3 σ.
@@ -40,7 +40,7 @@ def blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def low_frequency_loss(restored: Tensor, target: Tensor, sigma: float = 8.0) -> Tensor:
-    """Mean absolute difference of the blurred images: holds colours in place and ignores detail.
+    """Compute the mean absolute difference of the blurred images: holds colours in place and ignores detail.
 
     The blur is linear, so one blur of the difference does; it runs at a quarter of the size where σ allows.
 

@@ -144,7 +144,7 @@ class DegradeConfig:
         self.degradation()
 
     def degradation(self) -> Degradation:
-        """The profile that this table describes."""
+        """Build the profile that this table describes."""
         if not (self.mix or self.stages):
             return named_profile(self.profile or "dual_stage")
         mix = tuple((weight, named_profile(name)) for name, weight in self.mix.items())
@@ -164,15 +164,15 @@ class Recipe:
     restorer: RestorerTraining = field(default_factory=RestorerTraining)
 
     def batch_size(self, stage: StageName) -> int:
-        """Images per optimiser step over all processes."""
+        """Return the images per optimiser step over all processes."""
         return self.vre.batch_size if stage == "vre" else self.restorer.batch_size
 
     def accumulate(self, stage: StageName) -> int:
-        """Micro-batches per optimiser step and process."""
+        """Return the micro-batches per optimiser step and process."""
         return self.vre.accumulate if stage == "vre" else self.restorer.accumulate
 
     def phases(self, stage: StageName) -> dict[str, int]:
-        """Optimiser steps by phase, in order."""
+        """Return the optimiser steps by phase, in order."""
         return self.vre.steps if stage == "vre" else {"restorer": self.restorer.steps}
 
 
@@ -209,7 +209,7 @@ def _open_phases(saved: Recipe, current: Recipe, stage: StageName, done: int) ->
 
 
 def stage_tables(recipe: Recipe, stage: StageName) -> dict[str, Any]:
-    """The tables that decide the weights of a stage, without the keys a resumed run may change."""
+    """Select the tables that decide the weights of a stage, without the keys a resumed run may change."""
     tables = {key: value for key, value in asdict(recipe).items() if key in ("data", "run", "degrade", stage)}
     for name, free in FREE_KEYS.items():
         tables[name] = {key: value for key, value in tables[name].items() if key not in free}

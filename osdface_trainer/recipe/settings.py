@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Read the tables of a TOML file.
 
     Raises:
         ConfigError: the file is missing or is not TOML.
@@ -35,7 +35,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """TOML text to plain types; ValueError when it is none."""
+    """Parse TOML text to plain types; ValueError when it is none."""
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
@@ -68,7 +68,7 @@ def override(tables: dict[str, Any], assignment: str) -> None:
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str, default: T | None = None) -> T:
-    """`table` as a `cls`; keys that are absent keep the value of `default` (or of the class).
+    """Build a `cls` of `table`; keys that are absent keep the value of `default` (or of the class).
 
     Raises:
         ConfigError: naming the key that is unknown, missing or of another type.
@@ -168,7 +168,7 @@ def _name(hint: Any) -> str:
 
 
 def to_toml(config: Any) -> str:
-    """A dataclass as TOML that `build` reads back to an equal value; fields that are None are left out."""
+    """Write a dataclass as TOML that `build` reads back to an equal value; None fields are left out."""
     return "\n".join(_table_lines(dataclasses.asdict(config), ())).lstrip("\n") + "\n"
 
 
@@ -206,7 +206,7 @@ def _text(value: Any) -> str:
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the leaves in which two trees of mappings differ, e.g. `["run.seed"]`."""
+    """List dotted names of the leaves in which two trees of mappings differ, e.g. `["run.seed"]`."""
     if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
         same = _plain(before) == _plain(after)
         return [] if same else [prefix]

@@ -165,5 +165,5 @@ class VRETraining:
 
     @property
     def steps(self) -> dict[str, int]:
-        """Optimiser steps by phase, in order."""
+        """Return the optimiser steps by phase, in order."""
         return {"hq": self.hq.steps, "lq": self.lq.steps, "assoc": self.assoc.steps}

@@ -45,12 +45,12 @@ class RandomNetworks(Networks):
     """Judges of the real shapes: torchvision's backbones, and ArcFace R50 for identity."""
 
     def features(self, net: str, file: str) -> Weights:
-        """Random weights whatever the file."""
+        """Build random weights whatever the file."""
         del file
         return untrained_features(net)
 
     def load_identity(self) -> IdentityNet:
-        """ArcFace's R50."""
+        """Build ArcFace's R50."""
         return IdentityNet(IResNet((3, 4, 14, 3)), (0.5,) * 3, (0.5,) * 3)
 
 
@@ -154,7 +154,7 @@ def measure(recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
 
 
 def _resident() -> float | None:
-    """Largest resident memory of this process so far [GB]; None where the system does not tell."""
+    """Read the largest resident memory of this process so far [GB]; None where the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows

@@ -11,7 +11,7 @@ from .generator import Generator
 
 
 def export_tensors(generator: Generator) -> dict[str, Tensor]:
-    """Every tensor that inference needs, copied, under the names of checkpoint format v1.
+    """Copy every tensor that inference needs, under the names of checkpoint format v1.
 
     `vre.*`, `projection.*`, and `lora.*` (float32 adapters) or `unet.*` + `codec.*`.
     """

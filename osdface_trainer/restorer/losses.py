@@ -15,7 +15,7 @@ from .generator import Restored, Windows
 
 
 class Networks:
-    """Frozen networks that judge pictures; each is loaded on first use and once.
+    """Frozen networks of losses and scores; each is loaded on first use and once.
 
     Raises (on use):
         CheckpointError: one line with the missing file and its source.
@@ -27,7 +27,7 @@ class Networks:
         self._identity: IdentityNet | None = None
 
     def perceptual(self) -> PerceptualLoss:
-        """The network of `[restorer.perceptual]`."""
+        """Load the network of `[restorer.perceptual]`."""
         if self._perceptual is None:
             term = self._cfg.perceptual
             weights = self.features(term.net, term.file)
@@ -35,18 +35,18 @@ class Networks:
         return self._perceptual
 
     def identity(self) -> IdentityNet:
-        """The network of `[restorer.identity]`."""
+        """Load the network of `[restorer.identity]`."""
         if self._identity is None:
             self._identity = self.load_identity().to(self._device)
         return self._identity
 
     def edge_dists(self) -> EdgeAwareDists:
-        """A network for `[restorer.ea_dists]`."""
+        """Load a network for `[restorer.ea_dists]`."""
         term = self._cfg.ea_dists
         return EdgeAwareDists(term.net, self.features(term.net, term.file)).to(self._device)
 
     def features(self, net: str, file: str) -> Weights:
-        """Where a backbone's weights come from; an empty file means torch's download cache."""
+        """Name the source of a backbone's weights; an empty file means torch's download cache."""
         del net
         return file or None
 
@@ -72,13 +72,13 @@ class Objectives:
 
     @property
     def needs_latent(self) -> bool:
-        """Whether the clean latent is asked for."""
+        """Tell whether a term compares with the clean latent."""
         return "latent_mse" in self.weights or "latent_l1" in self.weights
 
     def terms(
         self, restored: Restored, hq: Tensor, clean: Tensor | None, windows: Windows | None = None
     ) -> dict[str, Tensor]:
-        """The unweighted terms, 0-d float32 with gradient.
+        """Compute the unweighted terms, 0-d float32 with gradient.
 
         Args:
             hq: (B, 3, H, W) signed, the whole face.
@@ -111,11 +111,11 @@ class Objectives:
         return reconstruction.charbonnier(image, target, eps) if eps > 0 else reconstruction.l1(image, target)
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """Weighted sum, 0-d."""
+        """Sum the weighted terms, 0-d."""
         return torch.stack(list(self.weighted(terms).values())).sum()
 
     def weighted(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each term times its weight."""
+        """Multiply each term by its weight."""
         return {name: self.weights[name] * value for name, value in terms.items()}
 
 

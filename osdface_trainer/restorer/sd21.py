@@ -1,4 +1,4 @@
-"""Shapes of Stable Diffusion 2.1-base, for memory plans and timing without its weights."""
+"""Shapes of Stable Diffusion 2.1-base, for dry runs and timing without its weights."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ VAE: dict[str, Any] = {
 
 
 def random_base() -> Backbone:
-    """A Stable Diffusion 2.1-base with random weights, on torch's default device."""
+    """Build a Stable Diffusion 2.1-base with random weights, on torch's default device."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     vae: Any = AutoencoderKL(**VAE)

@@ -32,7 +32,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, batch: FaceBatch, restore: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """`profile/metric` (restored), `profile/metric_lq` (degraded), `metric` (restored, all profiles).
+        """Score: `profile/metric` (restored), `profile/metric_lq` (degraded), `metric` (restored, all).
 
         Args:
             batch: its clean faces and their index count.
@@ -52,7 +52,7 @@ class Validation:
         return scores
 
     def _score(self, unit: Tensor, hq: Tensor) -> dict[str, Tensor]:
-        """Means over the batch: PSNR [dB], perceptual distance, identity cosine."""
+        """Average over the batch: PSNR [dB], perceptual distance, identity cosine."""
         scores = {}
         if "psnr" in self.cfg.metrics:
             error = (unit - hq).square().mean((1, 2, 3)).clamp(min=1e-10)

@@ -1,4 +1,4 @@
-"""One autoencoder of stage 1 with its dictionary, discriminator and two optimisers."""
+"""One autoencoder of stage 1 with its codebook, discriminator and two optimisers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class Reconstruction:
     Attributes:
         image: (B, 3, R, R), about `signed`.
         features: (B, D, h, w) before quantisation, float32.
-        codes: (B, D, h, w) nearest codes, gradient to the dictionary.
+        codes: (B, D, h, w) nearest codes, gradient to the codebook.
         indices: (B, h·w).
     """
 
@@ -45,7 +45,7 @@ class Autoencoding(nn.Module):
         self.net = net
 
     def forward(self, signed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Fields of `Reconstruction`. Encoder and decoder follow autocast; code distances stay float32."""
+        """Compute the fields of `Reconstruction`; code distances stay float32 under autocast."""
         features = self.net.features(signed)
         with torch.autocast(signed.device.type, enabled=False):
             features = features.float()
@@ -55,7 +55,7 @@ class Autoencoding(nn.Module):
 
 
 class Branch:
-    """Autoencoder, dictionary, discriminator, and an Adam for each of the two networks."""
+    """Autoencoder, codebook, discriminator, and an Adam for each of the two networks."""
 
     def __init__(self, cfg: VRETraining, run: RunConfig, accelerator: Accelerator) -> None:
         self.cfg, self.accelerator = cfg, accelerator
@@ -81,11 +81,11 @@ class Branch:
         return Adam(trained, lr=self.cfg.lr, betas=self.cfg.betas, fused=fused or None)
 
     def reconstruct(self, signed: Tensor) -> Reconstruction:
-        """(B, 3, R, R) through encoder, dictionary and decoder."""
+        """Pass (B, 3, R, R) through encoder, codebook and decoder."""
         return Reconstruction(*self.net(signed))
 
     def vq_loss(self, result: Reconstruction) -> Tensor:
-        """The pull between features and codes."""
+        """Compute the loss between features and codes, 0-d."""
         return vq_loss(result.features, result.codes, self.cfg.codebook)
 
     def adversarial_loss(self, result: Reconstruction) -> Tensor:
@@ -94,7 +94,7 @@ class Branch:
             return generator_loss(self.cfg.gan.loss, self.accelerator.unwrap_model(self.disc)(result.image))
 
     def discriminator_loss(self, image: Tensor, target: Tensor) -> Tensor:
-        """What the discriminator minimises; no gradient reaches the images.
+        """Compute what the discriminator minimises; no gradient reaches the images.
 
         Two passes: its batch normalisation sees real and reconstructed images apart, as in the lineage.
         """
@@ -102,7 +102,7 @@ class Branch:
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight of the decoder's last convolution: where the adaptive weight compares gradients.
+        """Return the weight of the decoder's last convolution: where the adaptive weight compares gradients.
 
         Between forward and backward pass this is the one that the graph knows, also when FSDP shards it.
         """
@@ -120,7 +120,7 @@ class Branch:
 
     @torch.no_grad()
     def start_from(self, other: "Branch") -> None:
-        """Copy weights, buffers and dictionary statistics of another branch; optimisers stay fresh."""
+        """Copy weights, buffers and codebook statistics of another branch; optimisers stay fresh."""
         self.settle()
         other.settle()
         for mine, theirs in ((self.net, other.net), (self.disc, other.disc)):
@@ -131,7 +131,7 @@ class Branch:
         self.codebook.load_state_dict(other.codebook.state_dict())
 
     def settle(self) -> None:
-        """After passes without gradients, before weights are written."""
+        """Free gathered weights after passes without gradients, before weights are written."""
         distributed.settle(self.net)
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,5 +158,5 @@ def compile_parts(net: VQAutoencoder) -> None:
 
 
 def pixel_loss(image: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference, float32 (paper Eq. 7)."""
+    """Compute the mean absolute difference, 0-d float32 (paper Eq. 7)."""
     return F.l1_loss(image.float(), target.float())

@@ -1,6 +1,6 @@
-"""How the codes of a dictionary learn beside the optimiser, and how healthy it is.
+"""How the codes of a codebook learn beside the optimiser, and how well they are used.
 
-A dictionary of 1024 codes tends to collapse: a few codes take every feature, the rest are never used and
+A codebook of 1024 codes tends to collapse: a few codes take every feature, the rest are never used and
 therefore never move. The prompt needs 77 distinct codes for each face, so collapse costs quality directly.
 """
 
@@ -18,11 +18,11 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def vq_loss(features: Tensor, codes: Tensor, settings: CodebookConfig) -> Tensor:
-    """Features and their codes pull at each other, means over all elements.
+    """Compute the VQ loss between features and their codes, means over all elements, 0-d.
 
     Args:
         features: (B, D, h, w) before quantisation, with gradient.
-        codes: (B, D, h, w) nearest codes, with gradient to the dictionary (unused with `update = "ema"`).
+        codes: (B, D, h, w) nearest codes, with gradient to the codebook (unused with `update = "ema"`).
     Source: paper Eq. 7, ‖sg(Z) − Z^c‖² + β‖Z − sg(Z^c)‖²; `beta_on = "codebook"` moves β as the lineage's
         code does.
     """
@@ -37,7 +37,7 @@ def vq_loss(features: Tensor, codes: Tensor, settings: CodebookConfig) -> Tensor
 
 @torch.no_grad()
 def usage(indices: Tensor, size: int, tokens: int) -> dict[str, Tensor]:
-    """Health of a dictionary on one batch, 0-d tensors.
+    """Measure the use of a codebook on one batch, 0-d tensors.
 
     Args:
         indices: (B, positions), int64.
@@ -81,7 +81,7 @@ class CodebookUpdater:
 
     @property
     def codes(self) -> Tensor:
-        """(K, D), whole."""
+        """Return the codes (K, D), gathered."""
         return distributed.gather(self._weight.detach())
 
     def _write(self, codes: Tensor) -> None:
@@ -139,7 +139,7 @@ class CodebookUpdater:
         self.total = torch.where(dead.unsqueeze(1), candidates * share, self.total)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Running averages, and the codes, which no optimiser knows with `update = "ema"`."""
+        """Return running averages, and the codes, which no optimiser knows with `update = "ema"`."""
         return {
             "hits": self.hits,
             "recent": self.recent,

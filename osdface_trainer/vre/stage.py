@@ -1,7 +1,7 @@
 """Stage 1: the visual representation embedder (paper §3.2-3.3).
 
 Three phases in one run: the autoencoder of clean faces, the one of degraded faces, then both together with
-the association loss. Each branch has its own autoencoder, dictionary, discriminator and two optimisers.
+the association loss. Each branch has its own autoencoder, codebook, discriminator and two optimisers.
 """
 
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ class VREStage:
         }
 
     def step(self, batch: FaceBatch, step: int) -> dict[str, Tensor]:
-        """Losses, gradients and updates of the active branches."""
+        """Compute losses and gradients of the active branches, and update them."""
         at = Position(*position(self.cfg.steps, step))
         names = BRANCHES[at.phase]
         for name in names:
@@ -83,13 +83,13 @@ class VREStage:
         return scalars | self._update(at, seen)
 
     def first_step(self, name: str) -> int:
-        """The step in which a branch learns for the first time."""
+        """Find the step in which a branch learns for the first time."""
         steps = self.cfg.steps
         return steps["hq"] if name == "lq" else 0 if steps["hq"] else steps["lq"]
 
     @torch.no_grad()
     def _begin(self, name: str, batch: FaceBatch) -> None:
-        """Starting point of a branch beyond its random weights."""
+        """Set the starting point of a branch beyond its random weights."""
         branch = self.branches[name]
         if name == "lq" and self.cfg.lq.init_from_hq and self.cfg.hq.steps:
             branch.start_from(self.branches["hq"])
@@ -100,7 +100,7 @@ class VREStage:
             branch.codebook.start(_rows(features))
 
     def _synchronised(self, names: tuple[str, ...], last: bool) -> ExitStack:
-        """Gradients are exchanged between processes with the last micro-batch only."""
+        """Exchange gradients between processes with the last micro-batch only."""
         stack = ExitStack()
         for name in names if not last else ():
             stack.enter_context(no_sync(self.accelerator, self.branches[name].net))
@@ -110,7 +110,7 @@ class VREStage:
     def _backward(
         self, micro: FaceBatch, at: Position, seen: dict[str, list[Reconstruction]]
     ) -> dict[str, Tensor]:
-        """Gradients of one micro-batch for all active networks."""
+        """Accumulate the gradients of one micro-batch for all active networks."""
         targets = {name: self._target(micro, name) for name in BRANCHES[at.phase]}
         results = {name: self.branches[name].reconstruct(x) for name, x in targets.items()}
         scalars: dict[str, Tensor] = {}
@@ -130,19 +130,19 @@ class VREStage:
         return scalars
 
     def _target(self, batch: FaceBatch, name: str) -> Tensor:
-        """Each branch reconstructs its own input, `signed`, at the size that the VRE looks at."""
+        """Return what a branch reconstructs: its own input, `signed`, at the VRE's resolution."""
         image = squash(to_signed(batch.hq if name == "hq" else batch.lq), self.cfg.model.resolution)
         return image.contiguous(memory_format=torch.channels_last) if self.recipe.run.channels_last else image
 
     def _judged(self, at: Position) -> bool:
-        """Whether the discriminators take part yet."""
+        """Tell whether the discriminators take part yet."""
         start = getattr(self.cfg, at.phase).disc_start
         return self.cfg.gan.weight > 0 and at.step >= start * at.steps
 
     def _terms(
         self, branch: Branch, result: Reconstruction, target: Tensor, judged: bool
     ) -> dict[str, Tensor]:
-        """Loss terms of one autoencoder and their weighted sum (paper Eq. 7)."""
+        """Compute the loss terms of one autoencoder and their weighted sum (paper Eq. 7)."""
         terms = {"l1": pixel_loss(result.image, target), "vq": branch.vq_loss(result)}
         reconstruction = self.cfg.pixel * terms["l1"]
         if self.perceptual is not None:
@@ -168,7 +168,7 @@ class VREStage:
         return lambda tensor: all_mean(self.accelerator, tensor)
 
     def _association(self, results: Mapping[str, Reconstruction]) -> Tensor:
-        """Paper Eq. 9-10; its gradient reaches both encoders."""
+        """Compute the association loss (paper Eq. 9-10); its gradient reaches both encoders."""
         return association_loss(
             results["hq"].features, results["lq"].features,
             temperature=self.cfg.assoc.tau, scope=self.cfg.assoc.scope,
@@ -185,7 +185,7 @@ class VREStage:
         return scalars
 
     def _update(self, at: Position, seen: Mapping[str, list[Reconstruction]]) -> dict[str, Tensor]:
-        """Optimisers, dictionaries and their health."""
+        """Step optimisers and codebooks, and measure the use of the codes."""
         factor = lr_factor(
             at.step, at.steps, warmup=self.cfg.warmup, schedule=self.cfg.schedule, final=self.cfg.final_lr
         )
@@ -205,7 +205,7 @@ class VREStage:
 
     @torch.no_grad()
     def sample(self, batch: FaceBatch) -> Tensor:
-        """HQ | its reconstruction | LQ | its reconstruction, (B, 3, R, 4R)."""
+        """Draw HQ | its reconstruction | LQ | its reconstruction, (B, 3, R, 4R)."""
         with self._evaluating():
             strip = []
             for name, branch in self.branches.items():
@@ -215,7 +215,7 @@ class VREStage:
 
     @torch.no_grad()
     def validate(self, batch: FaceBatch) -> dict[str, Tensor]:
-        """Hold-out reconstruction, dictionary health and how well tokens find their twins.
+        """Score reconstruction, use of the codes and how well tokens find their twins.
 
         A branch that has not learned yet has no scores.
         """
@@ -238,7 +238,7 @@ class VREStage:
         return scores
 
     def _evaluating(self) -> ExitStack:
-        """Autoencoders have neither dropout nor batch statistics, so eval mode is for good measure."""
+        """Put the autoencoders into eval mode inside the block."""
         stack = ExitStack()
         for branch in self.branches.values():
             branch.net.eval()
@@ -254,7 +254,7 @@ class VREStage:
             branch.load_state_dict(state[name])
 
     def export(self) -> tuple[OSDFaceConfig, dict[str, Tensor], dict[str, Any]]:
-        """The LQ encoder and dictionary: what stage 2 and inference use (the HQ ones if only they exist)."""
+        """Collect the LQ encoder and codebook, for stage 2 and inference (the HQ ones if only they exist)."""
         name = "lq" if self.cfg.lq.steps or self.cfg.assoc.steps else "hq"
         state = full_state(self.accelerator.unwrap_model(self.branches[name].net))
         kept = ("encoder.", "quant_conv.", "quantize.")
@@ -269,14 +269,14 @@ class VREStage:
 
 
 def squash(image: Tensor, side: int) -> Tensor:
-    """(B, 3, H, W) to (B, 3, side, side), as `VRE.prepare` does it at inference."""
+    """Resize (B, 3, H, W) to (B, 3, side, side), as `VRE.prepare` does it at inference."""
     if image.shape[-2:] == (side, side):
         return image
     return F.interpolate(image, size=(side, side), mode="bilinear", align_corners=False)
 
 
 def _rows(features: Tensor) -> Tensor:
-    """(B, D, h, w) to (B, h·w, D), in the order of the indices."""
+    """Reorder (B, D, h, w) to (B, h·w, D), in the order of the indices."""
     return features.flatten(2).transpose(1, 2)
 
 
@@ -286,7 +286,7 @@ def _perceptual(recipe: Recipe) -> PerceptualLoss | None:
 
 
 def build(recipe: Recipe, accelerator: Accelerator) -> VREStage:
-    """The stage on the accelerator's device.
+    """Build the stage on the accelerator's device.
 
     Raises:
         CheckpointError: the perceptual network's weight file is missing.
