@@ -5,7 +5,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from osdface_core.console import complain, say, use_escapes
 from osdface_core.errors import ConfigError, OSDFaceError
@@ -81,28 +83,13 @@ def _train(args: argparse.Namespace) -> int:
     return 130 if outcome.reason == "interrupted" else 0
 
 
-def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    from .prepare.cli import add_arguments
+def _of_package(name: str, about: str) -> Command:
+    """Make a command of a package's `cli` module (`add_arguments`, `run`), imported when it is wanted."""
 
-    add_arguments(parser)
+    def module() -> Any:
+        return import_module(f".{name}.cli", __package__)
 
-
-def _prepare(args: argparse.Namespace) -> int:
-    from .prepare.cli import run
-
-    return run(args)
-
-
-def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    from .evaluation.cli import add_arguments
-
-    add_arguments(parser)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from .evaluation.cli import run
-
-    return run(args)
+    return Command(about, lambda parser: module().add_arguments(parser), lambda args: module().run(args))
 
 
 def _degrade_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,8 +147,8 @@ def _report(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "train": Command("train stage 1 (vre) or stage 2 (restorer)", _train_arguments, _train),
-    "prepare": Command("make training faces from photos", _prepare_arguments, _prepare),
-    "evaluate": Command("judge restored faces", _evaluate_arguments, _evaluate),
+    "prepare": _of_package("prepare", "make training faces from photos"),
+    "evaluate": _of_package("evaluation", "judge restored faces"),
     "degrade": Command("preview what a degradation does", _degrade_arguments, _degrade),
     "report": Command("draw the curves and the report of a run again", _report_arguments, _report),
 }

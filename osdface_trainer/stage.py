@@ -7,7 +7,7 @@ other's inside.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -104,16 +104,24 @@ def to_unit(signed: Tensor) -> Tensor:
     return (signed.detach().float() / 2 + 0.5).clamp(0, 1)
 
 
-def position(phases: Mapping[str, int], step: int) -> tuple[str, int, int]:
-    """Find the phase of a step, the step within it, and the phase's length; past the end the last step.
+class Position(NamedTuple):
+    """Where an optimiser step lies: the phase, the step within it and the phase's length."""
+
+    phase: str
+    step: int
+    steps: int
+
+
+def position(phases: Mapping[str, int], step: int) -> Position:
+    """Find where an optimiser step lies; past the end, where the last step lies.
 
     Args:
         phases: steps by phase, in order; a phase may have none.
     """
-    start, found = 0, (next(iter(phases)), 0, 0)
+    start, found = 0, Position(next(iter(phases)), 0, 0)
     for phase, steps in phases.items():
         if step < start + steps:
-            return phase, step - start, steps
-        found = (phase, steps - 1, steps) if steps else found
+            return Position(phase, step - start, steps)
+        found = Position(phase, steps - 1, steps) if steps else found
         start += steps
     return found

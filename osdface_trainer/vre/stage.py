@@ -6,7 +6,6 @@ the association loss. Each branch has its own autoencoder, codebook, discriminat
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,20 +23,11 @@ from ..losses.perceptual import PerceptualLoss
 from ..optim import lr_factor
 from ..recipe.config import Recipe
 from ..snapshot import full_state
-from ..stage import FaceBatch, position, to_signed, to_unit
+from ..stage import FaceBatch, Position, position, to_signed, to_unit
 from .autoencoder import Branch, Reconstruction, pixel_loss
 from .codebook import usage
 
 BRANCHES = {"hq": ("hq",), "lq": ("lq",), "assoc": ("hq", "lq")}
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a step lies: the phase, the step within it and the phase's length."""
-
-    phase: str
-    step: int
-    steps: int
 
 
 class VREStage:
@@ -67,7 +57,7 @@ class VREStage:
 
     def step(self, batch: FaceBatch, step: int) -> dict[str, Tensor]:
         """Compute losses and gradients of the active branches, and update them."""
-        at = Position(*position(self.cfg.steps, step))
+        at = position(self.cfg.steps, step)
         names = BRANCHES[at.phase]
         for name in names:
             if step == self.first_step(name):
