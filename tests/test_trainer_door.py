@@ -227,7 +227,7 @@ def test_a_dry_run_checks_weights(tmp_path: Path, capsys: pytest.CaptureFixture[
     words = ("restorer", "smoke", "--set", f"run.dir={tmp_path}")
     (tmp_path / "pointer.safetensors").write_bytes(POINTER)
     code, out = dry(capsys, *words, "--set", f"restorer.init={tmp_path}/pointer.safetensors")
-    assert code == 2 and "memory are unknown: pointer.safetensors is a Git LFS pointer" in out
+    assert code == 2 and "parameters are unknown: pointer.safetensors is a Git LFS pointer" in out
     assert "restorer.init: MISSING: pointer.safetensors is a Git LFS pointer" in out
     code, out = dry(capsys, *words, "--set", "restorer.init=mini")
     assert code == 0 and "assets/mini.safetensors" in out

@@ -7,7 +7,7 @@ from typing import Any
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ..distributed import like
+from ..distributed import asked_for, like
 
 
 class WeightAverage:
@@ -21,7 +21,8 @@ class WeightAverage:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters = dict(parameters)
-        self._ema = EMAModel(self.parameters.values(), decay=decay, foreach=True) if decay else None
+        foreach = not asked_for()  # torch has no _foreach_copy_ of shards
+        self._ema = EMAModel(self.parameters.values(), decay=decay, foreach=foreach) if decay else None
 
     def update(self) -> None:
         """Take in the weights after an optimiser step."""
