@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from osdface_core.models.vre import PromptEncoder
 from osdface_core.pipeline import FacePipeline
 
 from .memory import peak_bytes, reset_peak
@@ -119,9 +120,10 @@ def stages(pipeline: FacePipeline, faces: Tensor) -> Times:
     """The same work one stage after the other (`restore` lets the VRE and the encoder overlap on CUDA)."""
     clock = Clock(faces.device)
     signed = faces * 2.0 - 1.0
-    codes = pipeline.vre(signed)
+    encoder = PromptEncoder(pipeline.vre, pipeline.projection)
+    tokens = encoder.vre.tokens(signed)
     clock.mark("vre")
-    prompt = pipeline.projection(codes)
+    prompt = encoder.project(tokens)
     clock.mark("projection")
     latent = pipeline.one_step.encode(signed)
     clock.mark("encode")

@@ -121,6 +121,7 @@ class Restorer:
             restored = self.pipeline.restore(
                 batch,
                 strength=options.strength,
+                fidelity=options.fidelity,
                 timestep=options.timestep,
                 color_fix=options.color_fix,
                 batch_size=size,

@@ -101,7 +101,7 @@ class OSDFaceRestorePhoto:
                 "identity_guard": decimal(0.0, 0.0, 1.0, GUARD_TIP, 0.05),
                 "frames": FRAMES,
                 **widgets(LoadOptions, "dtype"),
-                **widgets(RestoreOptions, "batch_size"),
+                **widgets(RestoreOptions, "batch_size", "fidelity"),
             },
         }
 
@@ -132,6 +132,7 @@ class OSDFaceRestorePhoto:
         frames: FrameKind = "auto",
         dtype: Dtype = "auto",
         batch_size: int = 0,
+        fidelity: float = 1.0,
     ) -> tuple[Tensor, Tensor, str, Tensor, list[float], int]:
         pixels = host.from_image(image)
         looking = chosen(
@@ -143,7 +144,12 @@ class OSDFaceRestorePhoto:
             max_faces=max_faces,
         )
         how = chosen(
-            RestoreOptions, strength=strength, timestep=timestep, color_fix=color_fix, batch_size=batch_size
+            RestoreOptions,
+            strength=strength,
+            fidelity=fidelity,
+            timestep=timestep,
+            color_fix=color_fix,
+            batch_size=batch_size,
         )
         finding = host.Progress(len(pixels))
         faces, _ = choose(find_faces(pixels, looking, frames, finding.step), looking)

@@ -74,7 +74,8 @@ class OSDFaceRestore:
                 ),
                 "crops": socket("IMAGE", "The crops that were encoded."),
                 **widgets(RestoreOptions, "strength", "timestep", "color_fix", "batch_size"),
-            }
+            },
+            "optional": widgets(RestoreOptions, "fidelity"),
         }
 
     @named
@@ -87,9 +88,15 @@ class OSDFaceRestore:
         timestep: int,
         color_fix: ColorFix,
         batch_size: int,
+        fidelity: float = 1.0,
     ) -> tuple[Tensor]:
         options = chosen(
-            RestoreOptions, strength=strength, timestep=timestep, color_fix=color_fix, batch_size=batch_size
+            RestoreOptions,
+            strength=strength,
+            fidelity=fidelity,
+            timestep=timestep,
+            color_fix=color_fix,
+            batch_size=batch_size,
         )
         pixels = host.from_image(crops)
         progress = host.Progress(len(pixels))

@@ -48,6 +48,9 @@ class ProjectionConfig:
     out: int = 1024
     # Above 0: that many free vectors stand in for the visual prompt, the same for every face (ablation).
     learned: int = 0
+    # Above 0: each token also carries where it was found, one learned vector for each of so many positions of
+    # the VRE's feature map (16 x 16 = 256). The released model has none: its prompt is a bag of codes.
+    positions: int = 0
 
 
 @dataclass(frozen=True)

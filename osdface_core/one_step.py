@@ -34,6 +34,7 @@ class OneStepRestorer:
         prompt: Tensor | Callable[[Tensor], Tensor],
         *,
         timestep: int | None = None,
+        fidelity: float = 1.0,
         posterior: Posterior = "mode",
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -43,6 +44,7 @@ class OneStepRestorer:
             signed: (B, 3, H, W) float32 in [-1, 1], on the device of the model.
             prompt: (B, 77, D); or what makes it from `signed`, which runs beside the codec's encoder on CUDA.
             timestep: [steps]; None takes the config's T_L.
+            fidelity: see `LatentCodec.decode`.
             posterior, generator: see `LatentCodec.encode`.
         Returns:
             (B, 3, H, W) float32, about [-1, 1], not clamped; sides rounded down to multiples of 8.
@@ -52,7 +54,7 @@ class OneStepRestorer:
             prompt = prompt.to(signed.device) if isinstance(prompt, Tensor) else prompt(signed)
         latent = self.encode(signed, posterior, generator)
         side.join(prompt)
-        return self.decode(self.denoise(latent, prompt, timestep), signed)
+        return self.decode(self.denoise(latent, prompt, timestep), signed, fidelity)
 
     def encode(
         self, signed: Tensor, posterior: Posterior = "mode", generator: torch.Generator | None = None
@@ -65,9 +67,9 @@ class OneStepRestorer:
         step = self.config.timestep if timestep is None else timestep
         return predict_x0(latent, self.backbone.predictor(latent, step, prompt), alpha_bar(self.config, step))
 
-    def decode(self, latent: Tensor, guide: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, guide: Tensor, fidelity: float = 1.0) -> Tensor:
         """Decode restored latents to (B, 3, 8h, 8w) float32; `guide` is the low-quality face, signed."""
-        return self.backbone.codec.decode(latent, guide).float()
+        return self.backbone.codec.decode(latent, guide, fidelity).float()
 
 
 @lru_cache(maxsize=256)

@@ -320,6 +320,18 @@ class RestoreOptions(Options):
             metavar="0..1",
         ),
     ] = 1.0
+    fidelity: Annotated[
+        float,
+        Option(
+            "How much of the input the decoder may take over: 1 keeps what is good in it, 0 paints from the "
+            "model's own picture of the face alone. Models without a fidelity branch, such as the released "
+            "one, have no such dial and ignore it.",
+            low=0.0,
+            high=1.0,
+            step=0.05,
+            metavar="0..1",
+        ),
+    ] = 1.0
     timestep: Annotated[
         int | None,
         Option(

@@ -33,6 +33,7 @@ class FaceRestorer(Protocol):
         faces: Tensor,
         *,
         strength: float,
+        fidelity: float,
         timestep: int | None,
         color_fix: ColorFix,
         batch_size: int | None,
@@ -75,6 +76,7 @@ def restore_photo(
     max_faces: int | None = None,
     order: Order = "size",
     strength: float = 1.0,
+    fidelity: float = 1.0,
     timestep: int | None = None,
     color_fix: ColorFix = "none",
     batch_size: int | None = None,
@@ -95,7 +97,7 @@ def restore_photo(
         faces: all | largest | center | indices such as "0,2" | faces found earlier.
         min_face, max_face: sides of the face box [px]; others are left alone.
         max_faces, order: at most so many, the first in this order; see `faces.select`.
-        strength, timestep, color_fix, batch_size, progress: see `OSDFacePipeline.restore`.
+        strength, fidelity, timestep, color_fix, batch_size, progress: see `OSDFacePipeline.restore`.
         upscale: enlarge the photo first, so that small faces have room for their detail.
         upscale_model: a super-resolution model file for that (needs spandrel); Lanczos without one.
         feather, paste_mode: see `faces.paste`.
@@ -107,7 +109,7 @@ def restore_photo(
     looking = DetectOptions(
         detector, detector_dir, threshold, effort, faces, min_face, max_face, max_faces, order
     )
-    restoring = RestoreOptions(strength, timestep, color_fix, batch_size)
+    restoring = RestoreOptions(strength, fidelity, timestep, color_fix, batch_size)
     pasting = PasteOptions(upscale, upscale_model, feather, paste_mode)
     if isinstance(photo, (str, Path)):
         photo = read_photo(photo).pixels

@@ -165,7 +165,7 @@ class FacePipeline:
     @torch.inference_mode()
     def tokens(self, faces: Tensor) -> Tensor:
         """Pick the codes of each face: (B, 3, H, W) in [0, 1] to (B, 77) int64, -1 where fewer occur."""
-        return self.vre.tokens(self._signed(faces))
+        return self.vre.tokens(self._signed(faces)).codes
 
     @torch.inference_mode()
     def encode_prompt(self, faces: Tensor) -> Tensor:
@@ -178,6 +178,7 @@ class FacePipeline:
         faces: Tensor,
         *,
         strength: float = 1.0,
+        fidelity: float = 1.0,
         color_fix: ColorFix = "none",
         posterior: Posterior = "mode",
         generator: torch.Generator | None = None,
@@ -191,6 +192,8 @@ class FacePipeline:
         Args:
             faces: (B, 3, 512, 512) float in [0, 1]; other sides work and are rounded down to multiples of 8.
             strength: 0 returns the input, 1 the restored face, between them a blend of the pixels.
+            fidelity: 0..1, how much of the face the decoder may take over where its model has a branch for
+                that (mini): 1 keeps what is good in the input, 0 paints from the restored latent alone.
             color_fix: none | adain | wavelet | luma, with the input as reference.
             posterior: "mode" is deterministic; "sample" draws the posterior with `generator` (parity).
             batch_size: faces at once; None takes what fits in free memory. Halved when memory runs out.
@@ -208,6 +211,8 @@ class FacePipeline:
         check_choice("color_fix", color_fix, ColorFix)
         if not 0.0 <= strength <= 1.0:
             raise OptionError("strength", strength, "0..1")
+        if not 0.0 <= fidelity <= 1.0:
+            raise OptionError("fidelity", fidelity, "0..1")
         if batch_size is not None and batch_size < 1:
             raise OptionError("batch_size", batch_size, "at least 1")
         size = batch_size or faces_at_once(self.device, self.config, self.dtype)
@@ -220,7 +225,12 @@ class FacePipeline:
             own = self._encoder() if prompts is None else prompts[start : start + size]
             try:
                 restored = self.one_step(
-                    self._signed(chunk), own, timestep=timestep, posterior=posterior, generator=generator
+                    self._signed(chunk),
+                    own,
+                    timestep=timestep,
+                    fidelity=fidelity,
+                    posterior=posterior,
+                    generator=generator,
                 )
             except (RuntimeError, MemoryError) as error:
                 if len(chunk) == 1 or not is_out_of_memory(error):

@@ -90,6 +90,10 @@ def convert_to_released(source: str | Path, folder: str | Path) -> None:
         raise CheckpointError(
             f"{Path(source).name} has no LoRA for Stable Diffusion; only such models have the released layout"
         )
+    if checkpoint.config.projection.positions:
+        raise CheckpointError(
+            f"{Path(source).name} has a prompt with positions, which the released layout cannot hold"
+        )
     folder = Path(folder)
     vre = {BRANCH + k: v for k, v in checkpoint.part("vre").items()}
     lora = {f"unet.{k}": v for k, v in checkpoint.part("lora").items()}

@@ -155,6 +155,7 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
             with gr.Row():
                 faces = gr.Dropdown(**menu(TABLE["faces"], list(WORDS)))
                 color_fix = gr.Dropdown(**menu(TABLE["color_fix"]))
+                fidelity = gr.Slider(**dial(TABLE["fidelity"]))
         return {
             "enable": enable,
             "visibility": visibility,
@@ -163,6 +164,7 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
             "base": base,
             "faces": faces,
             "color_fix": color_fix,
+            "fidelity": fidelity,
         }
 
     def process(
@@ -175,6 +177,7 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
         base: str | None = None,
         faces: str | None = None,
         color_fix: str | None = None,
+        fidelity: float | None = None,
     ) -> None:
         """Called per picture; arguments that an API call leaves out arrive as None."""
         if not enable or not visibility:
@@ -184,6 +187,7 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
             "faces": faces or DetectOptions.faces,
             "color_fix": color_fix or RestoreOptions.color_fix,
             "min_face": min_face or DetectOptions.min_face,
+            "fidelity": RestoreOptions.fidelity if fidelity is None else fidelity,
         }
         source = np.array(pp.image.convert("RGB"))
         pixels, count = restore(source, **chosen, strength=visibility, **look)

@@ -218,7 +218,7 @@ def test_export_is_the_lq_encoder_and_loads_strictly() -> None:
     vre = VRE(config.vre)
     vre.load_state_dict({k.removeprefix("vre."): v for k, v in tensors.items()}, strict=True)
     signed = batch().lq * 2 - 1
-    assert torch.equal(vre.tokens(signed), stage.branches["lq"].core.tokens(signed))
+    assert torch.equal(vre.tokens(signed).codes, stage.branches["lq"].core.tokens(signed).codes)
 
 
 def test_samples_and_scores_leave_training_untouched() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from osdface_core.config import OSDFaceConfig, ProjectionConfig, VREConfig
-from osdface_core.models.codebook import Codebook, lookup, select_codes, select_tokens
-from osdface_core.models.vre import VRE, Projection
+from osdface_core.errors import ConfigError
+from osdface_core.models.codebook import Codebook, lookup, select_codes, select_tokens, squared_distances
+from osdface_core.models.vre import VRE, Projection, PromptEncoder
 from osdface_trainer.vre.network import VQAutoencoder
 
 
@@ -46,15 +49,26 @@ def test_tokens_equal_the_definition(seed: int, batch: int, side: int, codes: in
     # Whole numbers: distances are exact, and ties occur.
     features = torch.randint(-3, 4, (batch, 3, side, side), generator=draw).float()
     codebook = torch.randint(-3, 4, (codes, 3), generator=draw).float()
-    tokens = select_tokens(features, codebook, count)
-    assert tokens.dtype == torch.int64
+    tokens, positions = select_tokens(features, codebook, count)
+    assert tokens.dtype == positions.dtype == torch.int64
+    assert_nearest(features, codebook, tokens, positions)
     assert tokens.tolist() == slow_tokens(features, codebook, count)
+
+
+def assert_nearest(features: Tensor, codebook: Tensor, tokens: Tensor, positions: Tensor) -> None:
+    """A token's position is where its code is named at its smallest distance, the first of equal ones."""
+    distance, nearest = squared_distances(features, codebook).min(-1)
+    for image, (codes, places) in enumerate(zip(tokens.tolist(), positions.tolist(), strict=True)):
+        for code, place in zip(codes, places, strict=True):
+            cells = range(distance.shape[1])
+            named = [(float(distance[image, p]), p) for p in cells if nearest[image, p] == code]
+            assert place == (min(named)[1] if code >= 0 else -1)
 
 
 def test_at_the_released_size() -> None:
     draw = torch.Generator().manual_seed(1)
     features, codebook = torch.randn(1, 512, 12, 12, generator=draw), torch.randn(1024, 512, generator=draw)
-    assert select_tokens(features, codebook, 77).tolist() == slow_tokens(features, codebook, 77)
+    assert select_tokens(features, codebook, 77).codes.tolist() == slow_tokens(features, codebook, 77)
 
 
 def test_indices_above_256_survive_half_precision() -> None:
@@ -62,7 +76,7 @@ def test_indices_above_256_survive_half_precision() -> None:
     codebook = torch.eye(1024, 16).bfloat16()
     codebook[1000:, :] = torch.arange(24 * 16).reshape(24, 16).bfloat16()
     features = codebook[1001:1024:2].T.reshape(1, 16, 12, 1)
-    tokens = select_tokens(features, codebook, 12)
+    tokens = select_tokens(features, codebook, 12).codes
     assert sorted(tokens[0].tolist()) == list(range(1001, 1024, 2))
 
 
@@ -103,7 +117,7 @@ def test_other_sizes_are_squashed(tiny_config: OSDFaceConfig) -> None:
     vre = VRE(tiny_config.vre).eval()
     wide = torch.rand(1, 3, 40, 96) * 2 - 1
     squashed = nn.functional.interpolate(wide, (64, 64), mode="bilinear", align_corners=False)
-    assert vre.tokens(wide).equal(vre.tokens(squashed))
+    assert vre.tokens(wide).codes.equal(vre.tokens(squashed).codes)
 
 
 def test_autocast_does_not_reach_the_encoder(tiny_config: OSDFaceConfig) -> None:
@@ -150,3 +164,27 @@ def test_projection() -> None:
 def test_learned_vectors_ignore_the_codes() -> None:
     projection = Projection(12, ProjectionConfig(out=7, learned=77))
     assert projection(torch.randn(3, 77, 12)).equal(projection.vectors.expand(3, -1, -1))
+
+
+def test_positions_of_the_tokens_reach_the_prompt() -> None:
+    config = ProjectionConfig(hidden=8, out=16, positions=4)
+    projection = Projection(12, config)
+    assert projection.positions is not None
+    codes = torch.randn(1, 3, 12)
+    plain = projection(codes)
+    placed = projection(codes, torch.tensor([[2, 0, -1]]))
+    expected = plain[0] + torch.stack([projection.positions[2], projection.positions[0], torch.zeros(16)])
+    assert torch.allclose(placed[0], expected)
+    with pytest.raises(ConfigError, match="5 positions"):
+        Projection(12, ProjectionConfig(hidden=8, out=16, positions=5))
+
+
+def test_a_prompt_encoder_places_its_tokens(tiny_config: OSDFaceConfig) -> None:
+    torch.manual_seed(0)
+    config = replace(tiny_config.projection, positions=256)
+    encoder = PromptEncoder(VRE(tiny_config.vre), Projection(tiny_config.vre.z_channels, config)).eval()
+    faces = torch.rand(2, 3, 64, 64) * 2 - 1
+    tokens = encoder.vre.tokens(faces)
+    assert int(tokens.positions.max()) < config.positions
+    assert encoder(faces).equal(encoder.projection(encoder.vre(faces), tokens.positions))
+    assert not encoder(faces).equal(encoder.projection(encoder.vre(faces)))

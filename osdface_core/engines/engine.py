@@ -35,7 +35,7 @@ class WrappedCodec:
 
     plain: LatentCodec
     encoded: Callable[[Tensor], Tensor]
-    decoded: Callable[[Tensor, Tensor | None], Tensor]
+    decoded: Callable[[Tensor, Tensor | None, float], Tensor]
 
     def encode(
         self, signed: Tensor, posterior: Posterior = "mode", generator: torch.Generator | None = None
@@ -45,9 +45,9 @@ class WrappedCodec:
             return self.encoded(signed)
         return self.plain.encode(signed, posterior, generator)
 
-    def decode(self, latent: Tensor, guide: Tensor | None = None) -> Tensor:
+    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float = 1.0) -> Tensor:
         """See `LatentCodec`."""
-        return self.decoded(latent, guide)
+        return self.decoded(latent, guide, fidelity)
 
 
 def wrapped(backbone: Backbone, wrap: Callable[[Any], Any]) -> Backbone:

@@ -34,8 +34,20 @@ def squared_distances(features: Tensor, codebook: Tensor) -> Tensor:
     return h.square().sum(-1, keepdim=True) + e.square().sum(-1) - 2.0 * h @ e.t()
 
 
-def select_tokens(features: Tensor, codebook: Tensor, count: int) -> Tensor:
-    """Indices of the `count` closest distinct codes of each image.
+class Tokens(NamedTuple):
+    """The prompt's tokens, nearest first; -1 in both where fewer distinct codes occur.
+
+    Attributes:
+        codes: (B, N) int64 indices into the codebook.
+        positions: (B, N) int64, where in the feature map each code came nearest, row by row.
+    """
+
+    codes: Tensor
+    positions: Tensor
+
+
+def select_tokens(features: Tensor, codebook: Tensor, count: int) -> Tokens:
+    """Pick the `count` closest distinct codes of each image.
 
     Every position names its nearest code; a code's key is its smallest distance; the smallest keys win,
     nearest first, equal keys in order of position.
@@ -44,8 +56,6 @@ def select_tokens(features: Tensor, codebook: Tensor, count: int) -> Tensor:
         features: (B, D, H, W), VRE feature space.
         codebook: (K, D).
         count: prompt length [tokens].
-    Returns:
-        (B, count), int64, -1 where fewer distinct codes occur.
     Source: OSDFace §3.2, Eq. 5-6; the released code walks the sorted positions one image at a time.
     """
     distance, nearest = squared_distances(features, codebook).min(dim=-1)
@@ -57,9 +67,15 @@ def select_tokens(features: Tensor, codebook: Tensor, count: int) -> Tensor:
     first = torch.full((ranked.shape[0], codebook.shape[0]), sentinel, device=ranked.device)
     first = first.scatter_reduce(1, ranked, positions, reduce="amin")
     rank, code = first.sort(dim=1, stable=True)
-    tokens = torch.where(rank < sentinel, code, -1)[:, :count]
-    missing = count - tokens.shape[1]
-    return torch.nn.functional.pad(tokens, (0, missing), value=-1) if missing > 0 else tokens
+    found = rank < sentinel
+    place = order.gather(1, torch.where(found, rank, 0))
+    return Tokens(*(_first(torch.where(found, chosen, -1), count) for chosen in (code, place)))
+
+
+def _first(tokens: Tensor, count: int) -> Tensor:
+    """The first `count` columns, filled up with -1."""
+    tokens = tokens[:, :count]
+    return torch.nn.functional.pad(tokens, (0, count - tokens.shape[1]), value=-1)
 
 
 def lookup(tokens: Tensor, codebook: Tensor) -> Tensor:
@@ -73,7 +89,7 @@ def select_codes(features: Tensor, codebook: Tensor, count: int) -> Tensor:
 
     Same arguments and source as `select_tokens`.
     """
-    return lookup(select_tokens(features, codebook, count), codebook)
+    return lookup(select_tokens(features, codebook, count).codes, codebook)
 
 
 class Codebook(nn.Module):

@@ -71,8 +71,9 @@ class FidelityBranch(nn.Module):
             features.append(signed)
         return features
 
-    def mix(self, x: Tensor, feature: Tensor, level: int) -> Tensor:
-        return x + self.fuse[level](torch.cat((x, feature), dim=1))
+    def mix(self, x: Tensor, feature: Tensor, level: int, fidelity: float | Tensor) -> Tensor:
+        """Add to decoder features `x` what the guide's features say, weighed by `fidelity`."""
+        return x + fidelity * self.fuse[level](torch.cat((x, feature * fidelity), dim=1))
 
 
 class TinyCodec(nn.Module):
@@ -113,10 +114,18 @@ class TinyCodec(nn.Module):
         signed = signed[..., : signed.shape[-2] // 8 * 8, : signed.shape[-1] // 8 * 8]
         return self.encoder(signed.to(dtype_of(self)))
 
-    def decode(self, latent: Tensor, guide: Tensor | None = None) -> Tensor:
-        """(B, 4, h, w) to (B, 3, 8h, 8w); `guide` is the low-quality face in [-1, 1] of that size."""
+    def decode(
+        self, latent: Tensor, guide: Tensor | None = None, fidelity: float | Tensor = 1.0
+    ) -> Tensor:
+        """Decode (B, 4, h, w) to (B, 3, 8h, 8w).
+
+        Args:
+            guide: the low-quality face in [-1, 1], of the size of the result.
+            fidelity: 0..1, as (B, 1, 1, 1) one for each picture: 0 leaves the branch out, between 0 and 1
+                its features and its gate are scaled.
+        """
         latent = latent.to(dtype_of(self))
-        if self.guide is None or guide is None:
+        if self.guide is None or guide is None or (isinstance(fidelity, float) and fidelity == 0.0):
             return self.decoder(latent)
         guide = guide[..., : latent.shape[-2] * 8, : latent.shape[-1] * 8].to(latent.dtype)
         features = self.guide(guide)
@@ -133,8 +142,8 @@ class TinyCodec(nn.Module):
             elif pending:
                 pending -= 1
                 if pending == 0:
-                    x = self.guide.mix(x, features[level], level)
-        gate = torch.sigmoid(self.guide.gate(x))
+                    x = self.guide.mix(x, features[level], level, fidelity)
+        gate = fidelity * torch.sigmoid(self.guide.gate(x))
         decoded = layers[-1](x) * 2.0 - 1.0
         return decoded + gate * (guide - decoded)
 

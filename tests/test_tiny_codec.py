@@ -1,0 +1,56 @@
+"""The small codec's fidelity branch and its dial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from osdface_core.config import CodecConfig
+from osdface_core.errors import OptionError
+from osdface_core.models.tiny_codec import TinyCodec
+from osdface_core.pipeline import FacePipeline
+
+
+@pytest.fixture
+def codec() -> TinyCodec:
+    torch.manual_seed(0)
+    codec = TinyCodec(
+        CodecConfig(kind="tiny", channels=8, decoder_blocks=(1, 1, 1, 1), guide_channels=(4, 4, 8, 8))
+    )
+    assert codec.guide is not None
+    for fuse in codec.guide.fuse:
+        nn.init.normal_(fuse.weight, std=0.3)
+    nn.init.constant_(codec.guide.gate.bias, 0.0)
+    return codec.eval()
+
+
+@torch.inference_mode()
+def test_fidelity_turns_the_branch(codec: TinyCodec) -> None:
+    latent, guide = torch.randn(2, 4, 4, 4), torch.rand(2, 3, 32, 32) * 2 - 1
+    none, half, whole = (codec.decode(latent, guide, fidelity) for fidelity in (0.0, 0.5, 1.0))
+    assert none.equal(codec.decode(latent)), "0 is the decoder alone"
+    assert whole.equal(codec.decode(latent, guide)), "1 is the default"
+    assert not half.equal(none)
+    assert not half.equal(whole)
+
+
+@torch.inference_mode()
+def test_fidelity_per_picture(codec: TinyCodec) -> None:
+    latent, guide = torch.randn(3, 4, 4, 4), torch.rand(3, 3, 32, 32) * 2 - 1
+    mixed = codec.decode(latent, guide, torch.tensor([0.0, 0.3, 1.0]).view(3, 1, 1, 1))
+    for i, fidelity in enumerate((0.0, 0.3, 1.0)):
+        alone = codec.decode(latent[i : i + 1], guide[i : i + 1], fidelity)
+        assert torch.allclose(mixed[i : i + 1], alone, atol=1e-5)
+
+
+def test_the_pipeline_has_the_dial(tiny_checkpoint: Path) -> None:
+    pipeline = FacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", engine="eager")
+    faces = torch.rand(2, 3, 64, 64)
+    whole = pipeline.restore(faces)
+    assert whole.equal(pipeline.restore(faces, fidelity=1.0))
+    assert not whole.equal(pipeline.restore(faces, fidelity=0.2))
+    with pytest.raises(OptionError, match="fidelity"):
+        pipeline.restore(faces, fidelity=1.5)
