@@ -90,6 +90,7 @@ class Loader:
             self.rank,
             self.world,
             device=self.device,
+            variants=self.recipe.data.variants,
         )
         return (self._pair(batch) for batch in faces)
 

@@ -168,6 +168,7 @@ class Batches:
         device: where `hq` goes; default: where the cache is, else the CPU.
         unit: float32 in [0, 1]; False keeps uint8.
         prefetch: batches decoded ahead by threads when nothing is cached.
+        variants: different sample seeds per face; 0 never repeats one.
     """
 
     def __init__(
@@ -182,6 +183,7 @@ class Batches:
         device: torch.device | str | None = None,
         unit: bool = True,
         prefetch: int = 2,
+        variants: int = 0,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or start_step < 0:
             raise ConfigError(
@@ -190,6 +192,7 @@ class Batches:
         self.dataset, self.batch_size, self.seed, self.start_step = dataset, batch_size, seed, start_step
         self.rank, self.world_size, self.prefetch, self.unit = rank, world_size, prefetch, unit
         self.device = torch.device(device) if device is not None else None
+        self.variants = variants
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def counters(self, step: int) -> list[int]:
@@ -238,5 +241,10 @@ class Batches:
             hq = (hq.pin_memory() if pinned else hq).to(self.device, non_blocking=True)
         if self.unit:
             hq = hq.float().div_(255)
-        seeds = torch.tensor([mix(self.seed, counter, 0x5EED) for counter in counters])
+        seeds = torch.tensor(list(map(self._sample_seed, counters, indices)))
         return Faces(hq, seeds, torch.tensor(indices), step)
+
+    def _sample_seed(self, counter: int, index: int) -> int:
+        """The seed of augmentation and degradation of one sample."""
+        own = mix(self.seed, counter, 0x5EED)
+        return mix(self.seed, index, own % self.variants, 0x5EED) if self.variants else own

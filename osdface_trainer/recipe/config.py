@@ -46,6 +46,8 @@ class DataConfig:
         size: side of the training images [px].
         cache: keep decoded images as uint8 in `cpu` memory or on the `device` (512² × 3 = 0.79 MB each).
         limit: use only the first so many training images; 0 = all.
+        variants: augmented and degraded versions per face; 0 makes a new one each time. A fixed number lets
+            `restorer.keep_latents` keep what is computed from them.
         min_size, small_weight: faces whose own size is below `min_size` px are drawn with this weight.
         workers: decoding threads; 0 = one per core, at most 16.
         broken: all pictures are checked before the first step (once: the outcome is kept in run.dir); what is
@@ -58,6 +60,7 @@ class DataConfig:
     size: int = 512
     cache: Literal["none", "cpu", "device"] = "none"
     limit: int = 0
+    variants: int = 0
     min_size: int = 0
     small_weight: float = 0.0
     workers: int = 0

@@ -89,6 +89,85 @@ class ColorTerm:
 
 
 @dataclass(frozen=True)
+class PromptTerm:
+    """How the UNet learns to listen to its prompt (`[restorer.prompting]`); not in the paper.
+
+    Attributes:
+        dropout: share of samples without a prompt.
+        noise, noise_end: share of samples whose latent is mixed with noise, at the first and the last step.
+        noise_range: part of noise in such a latent, drawn uniformly.
+        clean_tokens: share of samples with the clean face's tokens at the first step; none at the last.
+        fresh: projection and the cross-attention's queries, keys and values start anew, whatever `init` has.
+    """
+
+    dropout: float = 0.0
+    noise: float = 0.0
+    noise_end: float = 0.0
+    noise_range: tuple[float, float] = (0.3, 0.9)
+    clean_tokens: float = 0.0
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        _check_shares(self, "dropout", "noise", "noise_end", "clean_tokens")
+
+    @property
+    def active(self) -> bool:
+        """Whether any sample gets something else than its own latent and tokens."""
+        return max(self.dropout, self.noise, self.noise_end, self.clean_tokens) > 0
+
+
+@dataclass(frozen=True)
+class GuideTerm:
+    """What the fidelity branch is given (`[restorer.guide]`), per window; `full` mode. Not in the paper.
+
+    Attributes:
+        dropout: share decoded without the branch (fidelity 0).
+        partial: share of the rest with a fidelity between 0 and 1.
+        clean_latents: share that shows the clean face's latent beside the degraded face.
+    """
+
+    dropout: float = 0.0
+    partial: float = 0.0
+    clean_latents: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_shares(self, "dropout", "partial", "clean_latents")
+
+    @property
+    def active(self) -> bool:
+        """Whether any window is decoded otherwise than in use."""
+        return max(self.dropout, self.partial, self.clean_latents) > 0
+
+
+@dataclass(frozen=True)
+class PreviewTerm:
+    """Losses on a small picture of the whole face (`[restorer.preview]`), for windows; `full` mode.
+
+    Attributes:
+        fit: steps in which the preview itself is fitted first; its losses start afterwards.
+        lr: of the preview's AdamW meanwhile.
+        l1, perceptual, identity: weights; networks are those of `perceptual` and `identity`.
+    """
+
+    fit: int = 260
+    lr: float = 1e-3
+    l1: float = 0.0
+    perceptual: float = 0.0
+    identity: float = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether any of its losses counts."""
+        return max(self.l1, self.perceptual, self.identity) > 0
+
+
+def _check_shares(table: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(table, name) <= 1:
+            raise ConfigError(f"{name} is {getattr(table, name)}, expected a share from 0 to 1")
+
+
+@dataclass(frozen=True)
 class GANTerm:
     """Settings that all discriminators share.
 
@@ -223,8 +302,9 @@ class RestorerTraining:
     Attributes:
         mode: `lora` adapts a frozen Stable Diffusion 2.1-base (the paper); `full` trains a small UNet, and
             the decoder and fidelity branch of a tiny codec, into a self-contained checkpoint.
-        train: (full) `all`, or the `codec` alone: decoder and fidelity branch learn on the latents that the
-            rest of `init` gives.
+        train: (full) `all`; the `unet` alone: UNet and projection learn, the codec stays; or the `codec`
+            alone: decoder and fidelity branch learn on the latents that the rest of `init` gives.
+        keep_latents: keep what the frozen encoders say of a pair in the run folder; with `data.variants`.
         steps: optimiser steps (paper: 150,000 with batch 2).
         batch_size: images per optimiser step over all processes.
         accumulate: micro-batches per optimiser step and process.
@@ -232,14 +312,16 @@ class RestorerTraining:
         init: weights to start from: one of our checkpoints, or a folder with the released files. Its
             architecture then counts and `unet`, `codec`, `projection`, `lora` are ignored.
         vre: checkpoint (ours or released) that holds the VRE; empty takes `init`'s or this run's stage 1.
-        codec_init: (full) folder with taesd_encoder.safetensors and taesd_decoder.safetensors; `random` is
-            for tests, because a frozen encoder that never learned knows nothing.
+        codec_init: (full) folder with taesd_encoder.safetensors and taesd_decoder.safetensors, from which
+            the codec starts even where `init` has one; `random` is for tests, because a frozen encoder that
+            never learned knows nothing.
         prompt: `vre` (the paper), `learned` (77 free vectors, the same for every face) or `none` (zeros).
         timestep: T_L (paper §3.1).
         posterior: `mode` encodes deterministically, `sample` draws the posterior (the released behaviour).
         lr, betas, weight_decay, warmup, schedule, final_lr, clip: AdamW; paper: 1e-4, the rest not stated.
             `final_lr` is the fraction of `lr` on which a cosine ends.
-        codec_lr, projection_lr: factors on `lr` for the codec and for projection or learned prompt.
+        codec_lr, projection_lr, attention_lr: factors on `lr` for the codec, for projection or learned
+            prompt, and for the cross-attention.
         ema: decay of the averaged weights, which are what gets exported; 0 = off.
         checkpoint_unet, checkpoint_decoder: recompute activations in the backward pass to save memory.
         gradient_norms: steps between two logs of each loss's gradient norm at the restored latent (it also
@@ -247,7 +329,8 @@ class RestorerTraining:
     """
 
     mode: Literal["lora", "full"] = "lora"
-    train: Literal["all", "codec"] = "all"
+    train: Literal["all", "unet", "codec"] = "all"
+    keep_latents: bool = False
     name: str = "osdface"
     steps: int = 150_000
     batch_size: int = 2
@@ -268,6 +351,7 @@ class RestorerTraining:
     clip: float = 1.0
     codec_lr: float = 1.0
     projection_lr: float = 1.0
+    attention_lr: float = 1.0
     ema: float = 0.999
     checkpoint_unet: bool = False
     checkpoint_decoder: bool = False
@@ -282,9 +366,17 @@ class RestorerTraining:
     ea_dists: EADistsTerm = field(default_factory=EADistsTerm)
     identity: IdentityTerm = field(default_factory=IdentityTerm)
     color: ColorTerm = field(default_factory=ColorTerm)
+    prompting: PromptTerm = field(default_factory=PromptTerm)
+    guide: GuideTerm = field(default_factory=GuideTerm)
+    preview: PreviewTerm = field(default_factory=PreviewTerm)
     gan: GANTerms = field(default_factory=GANTerms)
     crop: Crop = field(default_factory=Crop)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    @property
+    def needs_encodings(self) -> bool:
+        """Whether a step works on latents and tokens that it was given, not on the face alone."""
+        return self.keep_latents or self.prompting.active or self.guide.active or self.preview.active
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
@@ -296,8 +388,11 @@ class RestorerTraining:
             raise ConfigError(f"ema {self.ema}: expected a decay from 0 (off) to below 1")
         if self.mode == "full":
             self._check_full()
-        elif self.train == "codec":
-            raise ConfigError("restorer.train codec: mode lora leaves the codec as it is; set it to all")
+        elif self.train != "all" or self.guide.active or self.preview.active:
+            raise ConfigError(
+                "restorer.train, guide, preview: mode lora leaves the codec as it is; set train to all, the "
+                "others to 0"
+            )
 
     def _check_full(self) -> None:
         if self.init == "" and (self.unet is None or self.codec.kind != "tiny"):

@@ -12,6 +12,7 @@ from osdface_core.choices import Posterior
 from osdface_core.config import OSDFaceConfig
 from osdface_core.errors import ConfigError
 from osdface_core.models.backbone import Backbone
+from osdface_core.models.codebook import Tokens
 from osdface_core.models.vre import PromptEncoder
 from osdface_core.one_step import OneStepRestorer
 
@@ -60,6 +61,34 @@ class Restored(NamedTuple):
     prompt: Tensor
 
 
+class Conditions(NamedTuple):
+    """Input of one generator pass in place of the face's own.
+
+    Attributes:
+        latent: (B, C, h, w), the low-quality latent, some with noise.
+        tokens: (B, 77) codes and positions, some of the clean face.
+        prompted: (B, 1, 1), 1; 0 where the prompt is left out.
+    """
+
+    latent: Tensor
+    tokens: Tokens
+    prompted: Tensor
+
+
+class Decoding(NamedTuple):
+    """How N pictures or windows are decoded.
+
+    Attributes:
+        fidelity: (N, 1, 1, 1) in [0, 1].
+        clean: (N, 1, 1, 1) bool, where the clean latent takes the restored one's place.
+        latent: (B, C, h, w), the clean latents of the whole faces.
+    """
+
+    fidelity: Tensor
+    clean: Tensor
+    latent: Tensor
+
+
 class Generator(nn.Module):
     """Prompt, noise predictor and codec as one module; which of its parameters learn was decided before.
 
@@ -80,7 +109,7 @@ class Generator(nn.Module):
         self.predictor: Any = backbone.predictor
         self.posterior: Posterior = posterior
         self.learns_latent = bool(trained(self.prompt) or trained(self.predictor))
-        self.decode: Callable[[Tensor, Tensor | None], Tensor] = self.codec.decode
+        self.decode: Callable[..., Tensor] = self.codec.decode
 
     def encode(self, signed: Tensor, posterior: Posterior = "mode") -> Tensor:
         """(B, 3, H, W) → scaled latents, without gradient."""
@@ -92,22 +121,36 @@ class Generator(nn.Module):
         """The forward pass over the modules as they are now."""
         return OneStepRestorer(self.config, Backbone(self.codec, self.predictor))
 
-    def forward(self, lq: Tensor, windows: Windows | None = None) -> Restored:
+    def forward(
+        self,
+        lq: Tensor,
+        windows: Windows | None = None,
+        given: Conditions | None = None,
+        decoding: Decoding | None = None,
+    ) -> Restored:
         """Restore faces in one step.
 
         Args:
             lq: (B, 3, H, W) signed.
             windows: decode these parts only.
+            given: latent and prompt in place of the face's own.
+            decoding: how each window (or face) is decoded.
         """
         learning = torch.is_grad_enabled()
         with torch.set_grad_enabled(learning and self.learns_latent):
-            prompt = self.prompt(lq)
-            latent = self.encode(lq, self.posterior)
+            if given is None:
+                prompt, latent = self.prompt(lq), self.encode(lq, self.posterior)
+            else:
+                prompt, latent = self.prompt.project(given.tokens) * given.prompted, given.latent
             x0 = self.one_step.denoise(latent, prompt)
         if learning and not self.learns_latent:
             x0.requires_grad_()  # the losses' pulls are weighed there (adaptive_weight.py)
         part, guide = (x0, lq) if windows is None else (windows.of_latent(x0), windows.of_image(lq))
-        return Restored(self.decode(part, guide).float(), x0, prompt)
+        if decoding is None:
+            return Restored(self.decode(part, guide).float(), x0, prompt)
+        clean = decoding.latent if windows is None else windows.of_latent(decoding.latent)
+        part = torch.where(decoding.clean, clean, part)
+        return Restored(self.decode(part, guide, decoding.fidelity).float(), x0, prompt)
 
 
 def place(generator: Generator, recipe: Recipe, device: torch.device) -> Generator:
@@ -135,10 +178,13 @@ def place(generator: Generator, recipe: Recipe, device: torch.device) -> Generat
 
 def adamw(generator: nn.Module, cfg: RestorerTraining) -> AdamW:
     """The generator's optimiser: one group for each factor on the learning rate."""
-    scales = {"predictor": 1.0, "codec": cfg.codec_lr, "prompt": cfg.projection_lr}
+    scales = {
+        "predictor": 1.0, "codec": cfg.codec_lr, "prompt": cfg.projection_lr, "attn2": cfg.attention_lr
+    }  # fmt: skip
     groups: dict[str, list[nn.Parameter]] = {part: [] for part in scales}
     for name, parameter in trained(generator).items():
-        groups[name.split(".", 1)[0]].append(parameter)
+        part = name.split(".", 1)[0]
+        groups["attn2" if cfg.attention_lr != 1.0 and ".attn2." in name else part].append(parameter)
     fused = next(generator.parameters()).device.type == "cuda"
     return AdamW(
         [{"params": group, "lr_scale": scales[part]} for part, group in groups.items() if group],

@@ -94,7 +94,8 @@ def _parent(cfg: RestorerTraining) -> str:
 def model_config(cfg: RestorerTraining, start: Checkpoint | None, vre: VREConfig) -> OSDFaceConfig:
     """The config of what will be exported."""
     complete = start is not None and not start.missing_parts
-    projection = start.config.projection if start is not None and complete else cfg.projection
+    kept = start is not None and complete and not cfg.prompting.fresh
+    projection = start.config.projection if start is not None and kept else cfg.projection
     if cfg.prompt != "vre":
         projection = replace(projection, learned=vre.tokens)
     common: dict[str, Any] = {
@@ -143,17 +144,26 @@ def _full_backbone(cfg: RestorerTraining, config: OSDFaceConfig, start: Checkpoi
     unet = cast(UNetPredictor, backbone.predictor).unet
     if start is not None and not start.missing_parts:
         load_strict(unet, start.part("unet"), f"{cfg.init}: unet")
-        load_strict(backbone.codec, start.part("codec"), f"{cfg.init}: codec")
-    elif cfg.codec_init == "random":
-        pass
-    elif cfg.codec_init:
+        if not cfg.codec_init:
+            load_strict(backbone.codec, start.part("codec"), f"{cfg.init}: codec")
+        if cfg.prompting.fresh:
+            _renew_cross_attention(unet)
+    if cfg.codec_init and cfg.codec_init != "random":
         load_taesd(backbone.codec, cfg.codec_init)
-    else:
+    elif not cfg.codec_init and (start is None or start.missing_parts):
         raise ConfigError(
             f"restorer.codec_init is empty: give the folder of taesd_encoder.safetensors and "
             f"taesd_decoder.safetensors from {TAESD_SOURCE}"
         )
     return backbone
+
+
+def _renew_cross_attention(unet: nn.Module) -> None:
+    """Draw queries, keys and values of the cross-attention anew: what they learned fits another prompt."""
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            for part in (module.to_q, module.to_k, module.to_v):
+                nn.init.xavier_uniform_(part.weight)
 
 
 def choose_trained(
@@ -164,10 +174,10 @@ def choose_trained(
     codec.requires_grad_(False)
     unet.requires_grad_(False)
     if cfg.mode == "full":
-        unet.requires_grad_(cfg.train == "all")
-        codec.decoder.requires_grad_(True)
+        unet.requires_grad_(cfg.train != "codec")
+        codec.decoder.requires_grad_(cfg.train != "unet")
         if codec.guide is not None:
-            codec.guide.requires_grad_(True)
+            codec.guide.requires_grad_(cfg.train != "unet")
         return
     assert config.lora is not None
     if start is not None and not start.missing_parts:
@@ -195,13 +205,14 @@ def _prompt(
     cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Checkpoint | None
 ) -> PromptEncoder:
     """VRE and projection; free vectors for `learned`, zeros that stay for `none`."""
-    learns = cfg.prompt != "none" and cfg.train == "all"
+    learns = cfg.prompt != "none" and cfg.train != "codec"
     projection = Projection(config.vre.z_channels, config.projection).requires_grad_(learns)
     if cfg.prompt == "none":
         nn.init.zeros_(projection.vectors)
     elif cfg.prompt == "vre":
         start_at_unit_spread(projection, vre.quantize.embedding.weight)
-    if start is not None and not start.missing_parts and start.config.projection == config.projection:
+    kept = start is not None and not start.missing_parts and not cfg.prompting.fresh
+    if start is not None and kept and start.config.projection == config.projection:
         load_strict(projection, start.part("projection"), f"{cfg.init}: projection")
     return PromptEncoder(vre, projection)
 

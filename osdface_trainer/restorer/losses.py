@@ -66,9 +66,10 @@ class Objectives:
     def __init__(self, cfg: RestorerTraining, networks: Networks) -> None:
         self.cfg = cfg
         self.weights = {name: weight for name, weight in _weights(cfg).items() if weight > 0}
-        self._perceptual = networks.perceptual() if "perceptual" in self.weights else None
+        asked = {name.removeprefix("preview_") for name in self.weights}
+        self._perceptual = networks.perceptual() if "perceptual" in asked else None
         self._ea_dists = networks.edge_dists() if "ea_dists" in self.weights else None
-        self._identity = IdentityLoss(networks.identity()) if "identity" in self.weights else None
+        self._identity = IdentityLoss(networks.identity()) if "identity" in asked else None
 
     @property
     def needs_latent(self) -> bool:
@@ -96,14 +97,30 @@ class Objectives:
             terms["latent_mse"] = reconstruction.mse(restored.latent, clean)
         if has("latent_l1") and clean is not None:
             terms["latent_l1"] = reconstruction.l1(restored.latent, clean)
-        if self._perceptual is not None:
+        if self._perceptual is not None and has("perceptual"):
             terms["perceptual"] = self._perceptual(image, target)
         if self._ea_dists is not None:
             terms["ea_dists"] = self._ea_dists(image, target)
         if has("color"):
             terms["color"] = reconstruction.low_frequency_loss(image, target, self.cfg.color.sigma)
-        if self._identity is not None and windows is None:
+        if self._identity is not None and has("identity") and windows is None:
             terms["identity"] = self._identity(image, target)
+        return terms
+
+    def preview_terms(self, picture: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Compute the unweighted terms of a small picture of the whole face.
+
+        Args:
+            picture, target: (B, 3, h, w) signed.
+        """
+        has = self.weights.__contains__
+        terms: dict[str, Tensor] = {}
+        if has("preview_l1"):
+            terms["preview_l1"] = reconstruction.l1(picture, target)
+        if self._perceptual is not None and has("preview_perceptual"):
+            terms["preview_perceptual"] = self._perceptual(picture, target)
+        if self._identity is not None and has("preview_identity"):
+            terms["preview_identity"] = self._identity(picture, target)
         return terms
 
     def _l1(self, image: Tensor, target: Tensor) -> Tensor:
@@ -129,4 +146,7 @@ def _weights(cfg: RestorerTraining) -> dict[str, float]:
         "ea_dists": cfg.ea_dists.weight,
         "identity": cfg.identity.weight,
         "color": cfg.color.weight,
+        "preview_l1": cfg.preview.l1,
+        "preview_perceptual": cfg.preview.perceptual,
+        "preview_identity": cfg.preview.identity,
     }

@@ -8,6 +8,7 @@ weights.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +24,14 @@ from ..recipe.config import Recipe
 from ..seeds import mix
 from ..stage import FaceBatch, to_signed, to_unit
 from .adaptive_weight import AdaptiveWeight
+from .conditioning import draw_conditions, draw_decoding
 from .discriminators import Discriminator, DiscriminatorInputs, build_discriminators
 from .export import export_tensors
-from .generator import CELL, Generator, Windows, adamw, place, trained, unet_blocks
+from .generator import CELL, Generator, Restored, Windows, adamw, place, trained, unet_blocks
 from .init import Initial, build_initial
+from .latent_cache import LatentCache
 from .losses import Networks, Objectives
+from .preview import PreviewFit, small_picture
 from .validation import Validation
 from .weight_average import WeightAverage
 
@@ -59,12 +63,15 @@ class RestorerStage:
         self.validation = (
             Validation(self.cfg, networks) if recipe.run.validate_every and recipe.data.val else None
         )
+        self.encodings = LatentCache(self.core, latents_folder(recipe) if self.cfg.keep_latents else None)
+        self.preview = PreviewFit(self.core, self.cfg, accelerator) if self.cfg.preview.active else None
         self.modules: Mapping[str, nn.Module] = {
             "generator": self.generator,
             **{f"gan_{o.name}": o.net for o in self.discriminators},
         }
         self.optimizers: Mapping[str, Optimizer] = {
             "generator": self.optimizer,
+            **({"preview": self.preview.optimizer} if self.preview else {}),
             **{f"gan_{o.name}": o.optimizer for o in self.discriminators},
         }
 
@@ -132,11 +139,37 @@ class RestorerStage:
         windows = self.windows(step, (lq.shape[-2] // CELL, lq.shape[-1] // CELL))
         asked = self.objectives.needs_latent or any(o.needs_latent for o in active)
         with self.accelerator.autocast():
-            clean = self.core.encode(hq).float() if asked else None
-            restored = self.generator(lq, windows)
-            terms = self.objectives.terms(restored, hq, clean, windows)
+            if self.cfg.needs_encodings:
+                restored, clean, terms = self._restore_encoded(lq, hq, windows, step)
+            else:
+                clean = self.core.encode(hq).float() if asked else None
+                restored, terms = self.generator(lq, windows), {}
+            terms |= self.objectives.terms(restored, hq, clean, windows)
         target = hq if windows is None else windows.of_image(hq)
         return terms, DiscriminatorInputs(restored.image, target, restored.latent, clean, restored.prompt)
+
+    def _restore_encoded(
+        self, lq: Tensor, hq: Tensor, windows: Windows | None, step: int
+    ) -> tuple[Restored, Tensor, dict[str, Tensor]]:
+        """Run the generator on encodings, drawn conditions and decodings; add the preview's losses.
+
+        Returns:
+            what it gives, the clean latents, and the terms of the preview.
+        """
+        encoded = self.encodings(lq, hq)
+        progress = step / max(1, self.cfg.steps - 1)
+        given = draw_conditions(self.cfg.prompting, encoded, progress)
+        count = len(lq) * (len(windows.corners) if windows else 1)
+        decoding = draw_decoding(self.cfg.guide, encoded.hq, count) if self.cfg.guide.active else None
+        restored = self.generator(lq, windows, given, decoding)
+        if self.preview is None:
+            return restored, encoded.hq, {}
+        fitting = step < self.cfg.preview.fit
+        if fitting:
+            self.preview.fit(encoded, lq, hq)
+        terms = self.objectives.preview_terms(self.preview.net(restored.latent).float(), small_picture(hq))
+        # While the preview learns it judges nothing, but the terms stay: a phase's keys must not change.
+        return restored, encoded.hq, {k: v * 0.0 if fitting else v for k, v in terms.items()}
 
     def _layout(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=torch.channels_last) if self.recipe.run.channels_last else image
@@ -176,10 +209,13 @@ class RestorerStage:
         return {} if self.validation is None else self.validation(batch, self.restore)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ema": self.ema.state_dict(), "balance": dict(self.adaptive_weight.factors)}
+        state = {"ema": self.ema.state_dict(), "balance": dict(self.adaptive_weight.factors)}
+        return state | ({"preview": self.preview.net.state_dict()} if self.preview else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.ema.load_state_dict(state["ema"])
+        if self.preview:
+            self.preview.net.load_state_dict(state["preview"])
         device = self.accelerator.device
         self.adaptive_weight.factors = {name: value.to(device) for name, value in state["balance"].items()}
 
@@ -196,6 +232,11 @@ class RestorerStage:
             "ema": self.cfg.ema,
         }
         return self.core.config, tensors, provenance
+
+
+def latents_folder(recipe: Recipe) -> Path:
+    """Where a run keeps the encodings of its pairs."""
+    return Path(recipe.run.dir).expanduser() / "latents"
 
 
 def build(recipe: Recipe, accelerator: Accelerator) -> RestorerStage:
