@@ -130,7 +130,8 @@ def test_settings(webui: WebUI, script: Any) -> None:
 
 def panel(script: Any) -> Any:
     extras = script.ScriptPostprocessingOSDFace()
-    assert list(extras.ui()) == ["enable", "visibility", "min_face", "model", "base", "faces", "color_fix"]
+    names = ["enable", "visibility", "min_face", "model", "base", "faces", "color_fix", "fidelity"]
+    assert list(extras.ui()) == names
     return extras
 
 

@@ -132,7 +132,7 @@ class Codec(nn.Module):
     def encode(self, signed: Tensor, posterior: Any = "mode", generator: Any = None) -> Tensor:
         return self.first(signed)
 
-    def decode(self, latent: Tensor, guide: Tensor | None = None) -> Tensor:
+    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float = 1.0) -> Tensor:
         return self.last(latent)
 
 
