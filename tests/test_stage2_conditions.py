@@ -18,7 +18,7 @@ from osdface_trainer.restorer.latent_cache import Encoded, LatentCache
 from osdface_trainer.restorer.preview import LatentPreview, small_picture
 from osdface_trainer.restorer.stage import RestorerStage
 from osdface_trainer.stage import to_signed
-from tests.restorer_model import faces, recipe_for, stage_for, write_files
+from tests.tiny_training import faces, recipe_for, stage_for, write_files
 
 PLACED = {"hidden": 8, "out": 32, "positions": 256}
 
