@@ -106,16 +106,16 @@ def _restorer(recipe: Recipe) -> Iterator[Wanted]:
     yield from _prompt(recipe)
     if cfg.mode == "lora":
         yield "restorer.base", cfg.base, lambda: _base(cfg.base)
-    elif cfg.codec_init != "random" and not _is_whole(cfg.init):
+    elif cfg.codec_init != "random" and (cfg.codec_init or not _is_whole(cfg.init)):
         yield "restorer.codec_init", cfg.codec_init, lambda: _taesd(cfg.codec_init)
     scored = cfg.validation.metrics if recipe.run.validate_every and recipe.data.val else ()
-    if cfg.perceptual.weight > 0 or "perceptual" in scored:
+    if max(cfg.perceptual.weight, cfg.preview.perceptual) > 0 or "perceptual" in scored:
         yield _features("restorer.perceptual.file", cfg.perceptual.file, cfg.perceptual.net)
     if cfg.ea_dists.weight > 0:
         yield _features("restorer.ea_dists.file", cfg.ea_dists.file, cfg.ea_dists.net)
     if cfg.gan.feature.weight > 0:
         yield _features("restorer.gan.feature.file", cfg.gan.feature.file, cfg.gan.feature.net)
-    if cfg.identity.weight > 0 or "identity" in scored:
+    if max(cfg.identity.weight, cfg.preview.identity) > 0 or "identity" in scored:
         place = (cfg.identity.file, MOBILEFACENET_FILE, "MobileFaceNet", MOBILEFACENET_SOURCE)
         yield "restorer.identity.file", cfg.identity.file, lambda: [find_weights(*place)]
 
