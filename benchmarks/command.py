@@ -1,23 +1,17 @@
-"""Arguments of `osdface bench`, the order of its measurements, and the JSON they become."""
+"""`osdface bench`: what one face costs, beside the plain pipeline."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
-from osdface_core.choices import DetectorName, EngineName
-from osdface_core.devices import TORCH_DTYPES, pick_device, pick_dtype
-from osdface_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
-
-    from osdface_core.pipeline import FacePipeline
+from osdface_core.cli.arguments import add_options
+from osdface_core.console import complain
+from osdface_core.devices import pick_device, pick_dtype
+from osdface_core.errors import OptionError
+from osdface_core.options import LoadOptions, Option, RestoreOptions, options_of
 
 # Passes before anything counts (cuDNN picks its kernels, the allocator fills); 1 elsewhere.
 WARM_UPS = {"cuda": 3}
@@ -26,59 +20,23 @@ WARM_UPS = {"cuda": 3}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `osdface bench` on `parser`."""
     model = parser.add_mutually_exclusive_group()
+    add_options(model, LoadOptions, "source")
     model.add_argument(
-        "--model", default="mini", metavar="mini|PATH", help="a checkpoint or a released folder (mini)"
+        "--full-size", action="store_true", help="the released sizes with random weights; needs no files"
     )
-    model.add_argument(
-        "--full-size",
-        action="store_true",
-        help="the released model's sizes with random weights; needs no files",
-    )
-    parser.add_argument(
-        "--base", metavar="PATH", help="Stable Diffusion 2.1-base, for checkpoints that are a LoRA"
-    )
-    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument(
-        "--dtype", type=_names, default=["auto"], metavar="LIST", help="of auto, fp32, bf16, fp16"
-    )
-    parser.add_argument(
-        "--batch-size", type=_counts, default=[1], metavar="LIST", help="faces at once, e.g. 1,8"
-    )
-    parser.add_argument(
-        "--engine",
-        type=_engines,
-        metavar="LIST",
-        help=f"of {', '.join(get_args(EngineName))}; default eager,graphs on CUDA, else eager",
-    )
+    add_options(parser, LoadOptions, "base", "device")
+    load, restore = options_of(LoadOptions), options_of(RestoreOptions)
+    several(parser, "--dtype", load["dtype"], ["auto"])
+    several(parser, "--engine", load["engine"], ["auto"])
+    several(parser, "--batch-size", restore["batch_size"], [1])
     parser.add_argument("--runs", type=_count, default=5, metavar="N", help="rounds; medians over them (5)")
     parser.add_argument("--size", type=_side, default=512, metavar="PX", help="side of a face (512)")
     parser.add_argument(
-        "--reference",
-        type=Path,
-        metavar="DIR",
-        help="a checkout of the released inference code, timed beside ours",
+        "--reference", type=Path, metavar="DIR", help="a checkout of the released code, timed beside ours"
     )
     parser.add_argument(
-        "--codec-dir",
-        metavar="DIR",
-        help="ours with TAESD from there (`restore --codec taesd`), the baseline without",
+        "--peak", action="store_true", help="only the most memory that restoring a face takes; no baseline"
     )
-    kind = parser.add_argument_group("whole photos, in place of the model alone")
-    what = kind.add_mutually_exclusive_group()
-    what.add_argument(
-        "--photos",
-        nargs="+",
-        metavar="INPUT",
-        help="seconds per stage of these photos, and how long the model waits",
-    )
-    what.add_argument("--memory", nargs="+", metavar="INPUT", help="memory of the process photo by photo")
-    what.add_argument("--cost", action="store_true", help="how seconds grow with faces, pixels and batch")
-    what.add_argument(
-        "--peak", action="store_true", help="most memory that a process takes which only restores a face"
-    )
-    kind.add_argument("--plot", type=Path, metavar="PNG", help="a picture of --memory or --cost")
-    kind.add_argument("--max-faces", type=_count, metavar="N", help="at most so many of each photo")
-    kind.add_argument("--detector", choices=get_args(DetectorName), default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, also each round")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -87,130 +45,79 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON, return 0.
 
     Raises:
-        ConfigError: the reference is no checkout, or does not fit the model; TAESD does not.
-        CheckpointError: the model or TAESD cannot be loaded.
+        ConfigError: the reference is no checkout, or does not fit the model.
+        CheckpointError: the model cannot be loaded.
     """
     # Here, so that `osdface bench --help` answers at once.
-    from . import measure, models, report
+    import torch
 
-    say = (lambda _: None) if args.quiet else (lambda line: print(line, file=sys.stderr, flush=True))
-    start = time.perf_counter()
+    from . import measure, memory, models, report
+
+    say = (lambda _: None) if args.quiet else complain
     device = pick_device(args.device)
-    dtypes = {str(d).removeprefix("torch."): d for d in (pick_dtype(name, device) for name in args.dtype)}
+    dtypes = [pick_dtype(name, device) for name in args.dtype]
+    build = partial(models.from_file, args.source, args.base, device)
+    if args.full_size:
+        # For the peak no float32 weights come first.
+        build = partial(models.full_size, device, dtypes[0] if args.peak else torch.float32)
     say(f"building the model on {device} …")
     if args.peak:
-        return _peak(args, device, next(iter(dtypes.values())))
-    parts = models.full_size(device) if args.full_size else models.from_file(args.model, args.base, device)
-    if args.photos or args.memory or args.cost:
-        return _photos(args, models.whole(parts, next(iter(dtypes.values()))), say)
-    plain = models.plain(parts, args.reference)
-    parts = models.with_taesd(parts, args.codec_dir) if args.codec_dir else parts
+        pipeline = models.ours(build(), dtypes[0], args.engine[0])
+        peaks = [f"{peak / 1024**3:.2f}" for peak in memory.of_one_face(pipeline, args.size, args.runs)]
+        print(f"peak GiB: {peaks[0]} before the first face, then face by face {', '.join(peaks[1:])}")
+        return 0
+    plain = models.plain(build(), args.reference)
     result: dict[str, Any] = {
         "about": report.machine(device),
-        "options": {
-            "model": "full-size" if args.full_size else str(args.model),
-            "runs": args.runs,
-            "size": args.size,
-        },
+        "model": plain.parts.config.name,
+        "runs": args.runs,
+        "size": args.size,
         "baseline": plain.name,
-        "gmacs": measure.gmacs(parts, args.size),
-        "peak_tflops": measure.peaks(device, list(dtypes.values())),
+        "gmacs": measure.gmacs(plain.parts, args.size),
+        "peak_tflops": measure.peak_tflops(device, dtypes),
         "results": [],
     }
-    say(f"built after {time.perf_counter() - start:.1f} s; peaks {result['peak_tflops']} TFLOP/s")
-    warm_ups = WARM_UPS.get(device.type, 1)
-    usual: list[EngineName] = ["eager", "graphs"] if device.type == "cuda" else ["eager"]
-    engines = args.engine or usual
-    faces = {b: models.faces(b, args.size, device) for b in args.batch_size}
-    for (name, dtype), engine in itertools.product(dtypes.items(), engines):
-        say(f"{name}, {engine}: warming up …")
-        pipeline, before = models.ours(parts, dtype)
-        pipeline.use_engine(engine)
-        checked = measure.compare(plain, pipeline, models.faces(1, args.size, device))
-        rounds = measure.rounds(plain, pipeline, faces, args.runs, warm_ups, before, say)
-        for record in report.summary(rounds, name, checked, result["gmacs"], result["peak_tflops"]):
-            result["results"].append({"engine": engine, **record})
+    faces = {count: models.random_faces(count, args.size, device) for count in args.batch_size}
+    for dtype, engine in [(d, e) for d in dtypes for e in args.engine]:
+        before = memory.allocated_bytes(device)
+        pipeline = models.ours(build(), dtype, engine)
+        say(f"{pipeline!r}: warming up …")
+        checked = measure.compare(plain, pipeline, models.random_faces(1, args.size, device))
+        warm_ups = WARM_UPS.get(device.type, 1)
+        found = measure.rounds(plain, pipeline, faces, args.runs, warm_ups, before, say)
+        result["results"] += measure.records(found, pipeline, checked, result["gmacs"])
         del pipeline
         if args.json:  # after each, so that a run cut short leaves what it measured
             report.save(result, args.json)
-    result["seconds"] = round(time.perf_counter() - start, 1)
     print(report.table(result))
-    if args.json:
-        report.save(result, args.json)
     return 0
 
 
-def _peak(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> int:
-    """`--peak`, with the first of the engines and precisions: no baseline, no second copy of the weights."""
-    from . import measure, memory, models
+def several(parser: argparse.ArgumentParser, flag: str, option: Option, default: list[Any]) -> None:
+    """Declare an option of the table that takes several values, separated by commas."""
 
-    parts = (
-        models.full_size(device, dtype) if args.full_size else models.from_file(args.model, args.base, device)
+    def read(text: str) -> list[Any]:
+        try:
+            return [option.parse(part.strip()) for part in text.split(",")]
+        except OptionError as error:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {error.expected}") from error
+
+    parser.add_argument(
+        flag,
+        type=read,
+        default=default,
+        metavar="LIST",
+        help=f"Several by commas. {option.help} ({default[0]})",
     )
-    pipeline = models.whole(parts, dtype)
-    pipeline.use_engine(args.engine[0] if args.engine else "auto")
-    marks = [memory.peak_bytes(device)]
-    for _ in range(args.runs):
-        measure.total(pipeline, models.faces(1, args.size, device))
-        marks.append(memory.peak_bytes(device))
-    gib = [f"{mark / 1024**3:.2f}" for mark in marks]
-    print(f"peak GiB: {gib[0]} before the first face, then face by face {', '.join(gib[1:])}")
-    return 0
-
-
-def _photos(args: argparse.Namespace, pipeline: FacePipeline, say: Callable[[str], None]) -> int:
-    """`--photos`, `--memory` or `--cost`, with the first of the engines, precisions and batch sizes."""
-    from . import cost, photos, plots, report
-
-    if args.plot and args.photos:
-        raise ConfigError("--plot draws --memory or --cost; leave it out with --photos")
-    pipeline.use_engine(args.engine[0] if args.engine else "auto")
-    options = {"detector": args.detector, "max_faces": args.max_faces}
-    if args.photos:
-        result = photos.folder(pipeline, args.photos, options, args.runs, say)
-        print(photos.folder_table(result))
-    elif args.memory:
-        result = photos.memory(pipeline, args.memory, options, say)
-        print(photos.memory_table(result))
-    else:
-        result = cost.measure(pipeline, args.runs, say)
-        print(cost.table(result))
-    if args.plot:
-        (plots.memory if args.memory else plots.cost)(result, args.plot)
-    if args.json:
-        report.save({"about": report.machine(pipeline.device), **result}, args.json)
-    return 0
-
-
-def _names(text: str) -> list[str]:
-    names = [part.strip() for part in text.split(",")]
-    if unknown := [n for n in names if n not in {"auto", *TORCH_DTYPES}]:
-        raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; use auto, {', '.join(TORCH_DTYPES)}")
-    return names
-
-
-def _engines(text: str) -> list[str]:
-    names = [part.strip() for part in text.split(",")]
-    if unknown := [n for n in names if n not in get_args(EngineName)]:
-        raise argparse.ArgumentTypeError(
-            f"unknown {', '.join(unknown)}; use {', '.join(get_args(EngineName))}"
-        )
-    return names
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return value
 
 
 def _side(text: str) -> int:
-    value = int(text)
-    if value < 64 or value % 64:
+    if (value := int(text)) < 64 or value % 64:
         raise argparse.ArgumentTypeError(f"{text} is no multiple of 64")
     return value

@@ -1,61 +1,52 @@
-"""Clocks, rounds, counted work and measured peaks."""
+"""The model alone: rounds of baseline and ours, counted work, measured peaks, and the records they become."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from osdface_core.models.vre import PromptEncoder
+from osdface_core.one_step import OneStepRestorer
 from osdface_core.pipeline import FacePipeline
 
 from .memory import peak_bytes, reset_peak
-from .models import Parts, Plain
+from .models import STAGES, Parts, Plain, by_stages
 
-Times = dict[str, float]  # stage: [ms]
+Times = dict[str, float]
+"""Stage to milliseconds."""
+MIB = 1024**2
 
 
 class Clock:
-    """Marks along one pass, read after it: CUDA events (no waiting inside) or the CPU's clock."""
+    """Marks along one pass; the device is waited for at each."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.names: list[str] = []
-        self.marks: list[Any] = []
-        _wait(device)
-        self._now()
+        self.marks: list[tuple[str, float]] = []
+        self.mark("")
 
     def mark(self, name: str) -> None:
-        self.names.append(name)
-        self._now()
+        """Note that `name` ends here."""
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).synchronize()
+        self.marks.append((name, time.perf_counter()))
 
     def read(self) -> Times:
-        """[ms] from each mark to the one before."""
-        _wait(self.device)
-        pairs = zip(self.marks, self.marks[1:], strict=False)
-        if self.device.type == "cuda":
-            spans = [a.elapsed_time(b) for a, b in pairs]
-        else:
-            spans = [(b - a) * 1e3 for a, b in pairs]
-        return dict(zip(self.names, spans, strict=True))
-
-    def _now(self) -> None:
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-            return
-        _wait(self.device)  # MPS has no events across stages; the wait there is part of what is shown
-        self.marks.append(time.perf_counter())
+        """Return [ms] from each mark to the one before, and in total."""
+        times = {name: 1e3 * (end - start) for (_, start), (name, end) in pairwise(self.marks)}
+        return times | {"total": sum(times.values())}
 
 
 @dataclass
 class Rounds:
-    """All rounds of one dtype: the baseline's and ours by batch size; [ms] per pass."""
+    """All rounds of one dtype and engine: the baseline's and ours by batch size; [ms] per pass."""
 
     plain: list[Times] = field(default_factory=list)
     stages: dict[int, list[Times]] = field(default_factory=dict)
@@ -76,67 +67,53 @@ def rounds(
 
     Args:
         faces: batch size to faces on the device, in [0, 1].
+        warm_ups: passes that do not count.
         before: bytes on the device that are not the pipeline's.
     """
     device, result = pipeline.device, Rounds()
     one = next(iter(faces.values()))[:1]
-    for count, batch in faces.items():
-        reset_peak(device)
-        for _ in range(warm_ups):
-            total(pipeline, batch)
-        result.peak[count] = peak_bytes(device) - before  # with what an engine takes when it starts
-        stages(pipeline, batch)
-    for _ in range(warm_ups - 1):  # the comparison ran it once
-        plain_times(plain, one)
-    for i in range(runs):
-        result.plain.append(plain_times(plain, one))
+    for i in range(-warm_ups, runs):
+        base = _timed(device, lambda clock: plain(one, clock.mark))
+        if i >= 0:
+            result.plain.append(base)
         for count, batch in faces.items():
             reset_peak(device)
-            result.totals.setdefault(count, []).append(total(pipeline, batch))
-            result.peak[count] = max(result.peak[count], peak_bytes(device) - before)
-            result.stages.setdefault(count, []).append(stages(pipeline, batch))
-        last = ", ".join(f"batch {c} {t[-1] / c:.1f} ms/face" for c, t in result.totals.items())
-        say(f"round {i + 1}/{runs}: baseline {result.plain[-1]['total']:.1f} ms, {last}")
+            total = whole_pass(pipeline, batch)
+            # Warm-ups, too: with what an engine takes when it starts.
+            result.peak[count] = max(result.peak.get(count, 0), peak_bytes(device) - before)
+            stages = stage_times(pipeline, batch)
+            if i >= 0:
+                result.totals.setdefault(count, []).append(total)
+                result.stages.setdefault(count, []).append(stages)
+        if i >= 0:
+            last = ", ".join(f"batch {c} {t[-1] / c:.1f} ms/face" for c, t in result.totals.items())
+            say(f"round {i + 1}/{runs}: baseline {base['total']:.1f} ms, {last}")
     return result
 
 
-def plain_times(plain: Plain, faces: Tensor) -> Times:
-    clock = Clock(faces.device)
-    plain(faces, clock.mark)
-    times = clock.read()
-    return times | {"total": sum(times.values())}
+def whole_pass(pipeline: FacePipeline, faces: Tensor) -> float:
+    """Time `pipeline.restore` as users call it [ms]."""
+    return _timed(faces.device, lambda _: pipeline.restore(faces, batch_size=len(faces)), "total")["total"]
 
 
-def total(pipeline: FacePipeline, faces: Tensor) -> float:
-    """`pipeline.restore` as users call it, [ms]."""
-    clock = Clock(faces.device)
-    pipeline.restore(faces, batch_size=len(faces))
-    clock.mark("total")
-    return clock.read()["total"]
+def stage_times(pipeline: FacePipeline, faces: Tensor) -> Times:
+    """Time the same work stage by stage (`restore` lets the VRE and the encoder overlap on CUDA)."""
+    step, encoder = pipeline.one_step, PromptEncoder(pipeline.vre, pipeline.projection)
+    tokens = encoder.vre.tokens
+    return _timed(faces.device, lambda clock: by_stages(step, tokens, encoder.project, faces, clock.mark))
 
 
-@torch.inference_mode()
-def stages(pipeline: FacePipeline, faces: Tensor) -> Times:
-    """The same work one stage after the other (`restore` lets the VRE and the encoder overlap on CUDA)."""
-    clock = Clock(faces.device)
-    signed = faces * 2.0 - 1.0
-    encoder = PromptEncoder(pipeline.vre, pipeline.projection)
-    tokens = encoder.vre.tokens(signed)
-    clock.mark("vre")
-    prompt = encoder.project(tokens)
-    clock.mark("projection")
-    latent = pipeline.one_step.encode(signed)
-    clock.mark("encode")
-    restored = pipeline.one_step.denoise(latent, prompt)
-    clock.mark("unet")
-    pipeline.one_step.decode(restored, signed).clamp(-1.0, 1.0)
-    clock.mark("decode")
+def _timed(device: torch.device, call: Callable[[Clock], Any], last: str | None = None) -> Times:
+    clock = Clock(device)
+    call(clock)
+    if last:
+        clock.mark(last)
     return clock.read()
 
 
 @torch.inference_mode()
 def compare(plain: Plain, pipeline: FacePipeline, faces: Tensor) -> dict[str, float]:
-    """How far our result is from the baseline's on the same face, both without sampling."""
+    """Measure how far our result is from the baseline's on the same face, both without sampling."""
     expected = plain(faces, lambda _: None, "mode")
     got = pipeline.restore(faces, batch_size=len(faces))
     levels = (got * 255).round() - (expected * 255).round()
@@ -148,75 +125,76 @@ def compare(plain: Plain, pipeline: FacePipeline, faces: Tensor) -> dict[str, fl
     }
 
 
-class _Method(nn.Module):
-    """A module's method as `forward`, so that it can run on weights without storage."""
-
-    def __init__(self, module: Any, method: str) -> None:
-        super().__init__()
-        self.module = module
-        self.method = method
-
-    def forward(self, *args: Any) -> Any:
-        return getattr(self.module, self.method)(*args)
-
-
-@torch.no_grad()
-def gmacs(parts: Parts, side: int) -> dict[str, float]:
-    """Multiply-adds of one face by stage [10^9], counted without computing anything (meta tensors)."""
+def gmacs(parts: Parts, side: int) -> Times:
+    """Count the multiply-adds of one face by stage [10^9]; on the meta device without computing anything."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    codec, unet, cfg = parts.backbone.codec, parts.backbone.predictor, parts.config
-    image = torch.empty(1, 3, side, side, device="meta")
-    latent = torch.empty(1, cfg.codec.latent_channels, side // 8, side // 8, device="meta")
-    codes = torch.empty(1, cfg.vre.tokens, cfg.vre.z_channels, device="meta")
-    prompt = torch.empty(1, cfg.vre.tokens, cfg.projection.out, device="meta")
-    calls = {
-        "vre": (parts.prompt_encoder.vre, "forward", (image,)),
-        "projection": (parts.prompt_encoder.projection, "forward", (codes,)),
-        "encode": (codec, "encode", (image,)),
-        "unet": (unet, "forward", (latent, cfg.timestep, prompt)),
-        "decode": (codec, "decode", (latent, image)),
-    }
-    counted: dict[str, float] = {}
-    for name, (module, method, inputs) in calls.items():
-        runner = _Method(module, method)
-        weights = {
-            k: torch.empty_like(v, device="meta") for k, v in runner.state_dict(keep_vars=True).items()
-        }
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            torch.func.functional_call(runner, weights, inputs)
-        counted[name] = round(counter.get_total_flops() / 2e9, 3)
-    return counted | {"total": round(sum(counted.values()), 3)}
+    counted: Times = {}
+    face = torch.zeros(1, 3, side, side, device=parts.device)
+    step, encoder = OneStepRestorer(parts.config, parts.backbone), parts.prompt_encoder
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+
+        def mark(stage: str) -> None:
+            counted[stage] = counter.get_total_flops() / 2e9 - sum(counted.values())
+
+        by_stages(step, encoder.vre.tokens, encoder.project, face, mark)
+    return {stage: round(n, 3) for stage, n in counted.items()} | {"total": round(sum(counted.values()), 3)}
 
 
-def peaks(device: torch.device, dtypes: list[torch.dtype]) -> dict[str, float]:
-    """Best of some large matrix products per precision [TFLOP/s]: the roof that stages are held against."""
+def peak_tflops(device: torch.device, dtypes: list[torch.dtype]) -> dict[str, float]:
+    """Take the best of some large matrix products per precision: the roof to hold stages against."""
     wanted = list(dict.fromkeys([torch.float32, *dtypes]))
-    found = {str(d).removeprefix("torch."): _matmul_tflops(device, d) for d in wanted}
+    found = {str(d).removeprefix("torch."): _product_tflops(device, d) for d in wanted}
     if device.type == "cuda":  # what float32 convolutions may use by default
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high")
-        found["tf32"] = _matmul_tflops(device, torch.float32)
+        found["tf32"] = _product_tflops(device, torch.float32)
         torch.set_float32_matmul_precision(before)
     return found
 
 
-def _matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+def _product_tflops(device: torch.device, dtype: torch.dtype) -> float:
     side = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(side, side, device=device).to(dtype)
-    b = torch.randn(side, side, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(4):
-        clock = Clock(device)
-        torch.matmul(a, b)
-        clock.mark("product")
-        best = min(best, clock.read()["product"])
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = min(_timed(device, lambda _: torch.matmul(a, b), "product")["total"] for _ in range(4))
     return round(2.0 * side**3 / best / 1e9, 3)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def records(
+    found: Rounds, pipeline: FacePipeline, checked: dict[str, float], work: Times
+) -> list[dict[str, Any]]:
+    """Sum the rounds up: one record per batch size, times in ms, `peak_mib` in MiB.
+
+    Args:
+        checked: what `compare` returned.
+        work: what `gmacs` returned.
+    """
+    base = _medians(found.plain)
+    result = []
+    for count, totals in found.totals.items():
+        per_face = {s: t / count for s, t in _medians(found.stages[count]).items()}
+        per_face["total"] = median(totals) / count
+        ratios = [t / count / r["total"] for t, r in zip(totals, found.plain, strict=True)]
+        result.append(
+            {
+                "dtype": str(pipeline.dtype).removeprefix("torch."),
+                "engine": pipeline.engine.name,
+                "batch_size": count,
+                "ms_per_face": per_face,
+                "faces_per_second": 1e3 / per_face["total"],
+                "baseline_ms": base,
+                "ratio": median(ratios),
+                "ratio_rounds": ratios,
+                "ratio_stages": {s: per_face[s] / base[s] for s in STAGES},
+                "tflops": {s: 2 * work[s] / t for s, t in per_face.items()},
+                "peak_mib": round(found.peak[count] / MIB),
+                "beside_baseline": checked,
+                "rounds": {"baseline": found.plain, "stages": found.stages[count], "total": totals},
+            }
+        )
+    return result
+
+
+def _medians(passes: list[Times]) -> Times:
+    return {s: median(p[s] for p in passes) for s in (*STAGES, "total")}

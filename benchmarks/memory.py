@@ -1,4 +1,4 @@
-"""Memory of a pass: allocated bytes on CUDA, resident bytes of the process elsewhere."""
+"""Memory: allocated bytes on CUDA, resident bytes of the process elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from pathlib import Path
 
 import torch
 
+from osdface_core.pipeline import FacePipeline
+
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
+
+
+def of_one_face(pipeline: FacePipeline, side: int, runs: int) -> list[int]:
+    """Take the peak before the first face and after each [bytes]: no baseline, no second copy of weights."""
+    from .models import random_faces
+
+    peaks = [peak_bytes(pipeline.device)]
+    for _ in range(runs):
+        pipeline.restore(random_faces(1, side, pipeline.device))
+        peaks.append(peak_bytes(pipeline.device))
+    return peaks
 
 
 def reset_peak(device: torch.device) -> None:
@@ -23,7 +36,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Highest use since `reset_peak` [bytes]; on the CPU with everything else that the process holds."""
+    """Read the highest use since `reset_peak` [bytes]; on the CPU with everything else in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if STATUS.exists():
@@ -36,8 +49,13 @@ def peak_bytes(device: torch.device) -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
+def allocated_bytes(device: torch.device) -> int:
+    """Count what lies on a CUDA device; 0 elsewhere."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
 def resident_bytes() -> int:
-    """What the process holds now; off Linux the most it ever held."""
+    """Read what the process holds now; off Linux the most it ever held."""
     if STATUS.exists():
         return _field("VmRSS")
     return peak_bytes(torch.device("cpu"))

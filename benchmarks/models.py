@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from osdface_core.choices import EngineName, Posterior
 from osdface_core.config import OSDFaceConfig
-from osdface_core.errors import ConfigError
 from osdface_core.loading import load_model
-from osdface_core.models.backbone import Backbone, KLCodec, UNetPredictor
+from osdface_core.models.backbone import Backbone
 from osdface_core.models.codebook import squared_distances
 from osdface_core.models.vre import VRE, Projection, PromptEncoder
 from osdface_core.one_step import OneStepRestorer
 from osdface_core.pipeline import FacePipeline
+from osdface_trainer.restorer.sd21 import random_base
 
 from .reference import prompt_side
 
@@ -50,68 +50,62 @@ class Plain:
     parts: Parts
     prompt_side: Callable[[Tensor], Tensor]
 
-    @torch.inference_mode()
-    def __call__(self, faces: Tensor, mark: Mark, posterior: Any = "sample") -> Tensor:
-        """(1, 3, H, W) in [0, 1] to the same, restored; `mark(stage)` after each stage.
-
-        The order of the released code: codes, projection, sampled latent, noise and Eq. 2, decode.
-        """
+    def __call__(self, faces: Tensor, mark: Mark, posterior: Posterior = "sample") -> Tensor:
+        """Restore (1, 3, H, W) in [0, 1] as the released code does, which samples the latent."""
         step = OneStepRestorer(self.parts.config, self.parts.backbone)
-        signed = faces * 2.0 - 1.0
-        codes = self.prompt_side(signed)
-        mark("vre")
-        prompt = self.parts.prompt_encoder.projection(codes)
-        mark("projection")
-        latent = step.encode(signed, posterior)
-        mark("encode")
-        restored = step.denoise(latent, prompt)
-        mark("unet")
-        out = step.decode(restored, signed).clamp(-1.0, 1.0) * 0.5 + 0.5
-        mark("decode")
-        return out
+        return by_stages(step, self.prompt_side, self.parts.prompt_encoder.projection, faces, mark, posterior)
+
+
+@torch.inference_mode()
+def by_stages(
+    step: OneStepRestorer,
+    vre: Callable[[Tensor], Any],
+    project: Callable[[Any], Tensor],
+    faces: Tensor,
+    mark: Mark,
+    posterior: Posterior = "mode",
+) -> Tensor:
+    """Restore (B, 3, H, W) in [0, 1], one stage after the other; call `mark(stage)` after each.
+
+    Args:
+        vre: signed faces to tokens or codes.
+        project: what `vre` returns to the prompt.
+    """
+    signed = faces * 2.0 - 1.0
+    seen = vre(signed)
+    mark("vre")
+    prompt = project(seen)
+    mark("projection")
+    latent = step.encode(signed, posterior)
+    mark("encode")
+    restored = step.denoise(latent, prompt)
+    mark("unet")
+    out = step.decode(restored, signed).clamp(-1.0, 1.0) * 0.5 + 0.5
+    mark("decode")
+    return out
 
 
 def full_size(device: torch.device, dtype: torch.dtype = torch.float32) -> Parts:
-    """The released sizes with random weights, made on the device itself: no file, no copy, finite results.
+    """Build the released sizes with random weights on the device itself: no file, no copy, finite results.
 
     Args:
         dtype: of codec and UNet.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
     config = OSDFaceConfig(name="full-size, random weights")
     with torch.device("meta"):
-        vre, projection = VRE(config.vre), Projection(config.vre.z_channels, config.projection)
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            block_out_channels=(320, 640, 1280, 1280),
-            attention_head_dim=(5, 10, 20, 20),  # type: ignore[arg-type]
-            cross_attention_dim=config.projection.out,
-            use_linear_projection=True,
-        )
-        vae = AutoencoderKL(
-            latent_channels=4,
-            sample_size=512,
-            block_out_channels=(128, 256, 512, 512),  # type: ignore[arg-type]
-            layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4,  # type: ignore[arg-type]
-            up_block_types=("UpDecoderBlock2D",) * 4,  # type: ignore[arg-type]
-            scaling_factor=config.codec.scaling_factor,
-        )
-    for part in (unet, vae):
-        nn.Module.to(cast(nn.Module, part), dtype)
-    for seed, module in enumerate((vre, projection, unet, vae)):
-        cast(nn.Module, module).to_empty(device=device)
-        fill(cast(nn.Module, module), seed)
-    backbone = Backbone(
-        KLCodec(cast(nn.Module, vae), config.codec.scaling_factor), UNetPredictor(cast(nn.Module, unet))
-    )
-    return Parts(config, PromptEncoder(vre, projection).eval(), _ready(backbone, device, dtype), device)
+        prompt_encoder = PromptEncoder(
+            VRE(config.vre), Projection(config.vre.z_channels, config.projection)
+        ).eval()
+        backbone = random_base()
+    for seed, module in enumerate((prompt_encoder, *_modules(backbone))):
+        (module if module is prompt_encoder else module.to(dtype)).to_empty(device=device)
+        fill(module, seed)
+    return Parts(config, prompt_encoder, backbone, device)
 
 
 @torch.no_grad()
 def fill(module: nn.Module, seed: int) -> None:
-    """Weights N(0, 1/fan-in), norms 1, biases 0: activations keep their size, also in float16."""
+    """Draw weights N(0, 1/fan-in), norms 1, biases 0: activations keep their size, also in float16."""
     for name, tensor in module.named_parameters():
         if tensor.is_meta:
             continue
@@ -123,36 +117,16 @@ def fill(module: nn.Module, seed: int) -> None:
     module.requires_grad_(False)
 
 
-def from_file(source: str | Path, base: str | None, device: torch.device) -> Parts:
-    """A checkpoint or released folder; a LoRA is merged for both pipelines. Raises CheckpointError."""
+def from_file(source: str | Path, base: str | Path | None, device: torch.device) -> Parts:
+    """Load a checkpoint or released folder; a LoRA is merged for both pipelines. Raises CheckpointError."""
     loaded = load_model(source, base=base)
-    prompt_encoder = loaded.prompt_encoder.to(device).eval()
-    return Parts(loaded.config, prompt_encoder, _ready(loaded.backbone, device), device)
-
-
-def with_taesd(parts: Parts, folder: str) -> Parts:
-    """The same model with TAESD from `folder` as its codec.
-
-    Raises:
-        ConfigError: the model has an autoencoder of its own.
-        CheckpointError: a file is missing or does not fit.
-    """
-    from osdface_core.models.tiny_codec import taesd
-
-    if not isinstance(parts.backbone.codec, KLCodec):
-        raise ConfigError("--codec-dir is for models on Stable Diffusion's autoencoder; leave it out")
-    codec = taesd(folder).to(parts.device).eval()
-    return replace(parts, backbone=Backbone(codec, parts.backbone.predictor))
-
-
-def _ready(backbone: Backbone, device: torch.device, dtype: torch.dtype = torch.float32) -> Backbone:
-    for part in (backbone.codec, backbone.predictor):
-        cast(nn.Module, part).to(device=device, dtype=dtype).eval()
-    return backbone
+    for part in _modules(loaded.backbone):
+        part.to(device).eval()
+    return Parts(loaded.config, loaded.prompt_encoder.to(device).eval(), loaded.backbone, device)
 
 
 def plain(parts: Parts, reference: Path | None) -> Plain:
-    """The baseline. Raises ConfigError when `reference` is no usable checkout."""
+    """Choose the baseline. Raises ConfigError when `reference` is no usable checkout."""
     vre = parts.prompt_encoder.vre
     if reference is None:
         return Plain("plain float32 eager pipeline", parts, lambda signed: plain_codes(vre, signed))
@@ -161,7 +135,7 @@ def plain(parts: Parts, reference: Path | None) -> Plain:
 
 
 def plain_codes(vre: VRE, signed: Tensor) -> Tensor:
-    """The codes of a face without our care for precision or waiting: encode, then walk the positions."""
+    """Find a face's codes without our care for precision or waiting: encode, then walk the positions."""
     features = vre.features(signed)
     codebook = vre.quantize.embedding.weight
     distance, nearest = squared_distances(features, codebook).min(dim=-1)
@@ -173,33 +147,21 @@ def plain_codes(vre: VRE, signed: Tensor) -> Tensor:
     return rows
 
 
-def whole(parts: Parts, dtype: torch.dtype) -> FacePipeline:
-    """Our pipeline on these very weights, where nothing is compared with."""
-    return FacePipeline(parts.config, parts.prompt_encoder, parts.backbone, device=parts.device, dtype=dtype)
-
-
-def ours(parts: Parts, dtype: torch.dtype) -> tuple[FacePipeline, int]:
-    """Our pipeline on its own copy of the weights, and the bytes that the device held before it (CUDA)."""
-    before = torch.cuda.memory_allocated(parts.device) if parts.device.type == "cuda" else 0
-    codec, predictor = (_cast(part, dtype) for part in (parts.backbone.codec, parts.backbone.predictor))
+def ours(parts: Parts, dtype: torch.dtype, engine: EngineName) -> FacePipeline:
+    """Build our pipeline on these very weights: a baseline needs its own."""
     pipeline = FacePipeline(
-        parts.config,
-        copy.deepcopy(parts.prompt_encoder),
-        Backbone(codec, predictor),
-        device=parts.device,
-        dtype=dtype,
+        parts.config, parts.prompt_encoder, parts.backbone, device=parts.device, dtype=dtype
     )
-    return pipeline, before
+    pipeline.use_engine(engine)
+    return pipeline
 
 
-def _cast(part: Any, dtype: torch.dtype) -> Any:
-    """A copy in another precision that never holds a second float32 one."""
-    memo = {id(p): nn.Parameter(p.detach().to(dtype, copy=True), False) for p in part.parameters()}
-    return copy.deepcopy(part, memo)
+def _modules(backbone: Backbone) -> tuple[nn.Module, nn.Module]:
+    return cast(nn.Module, backbone.codec), cast(nn.Module, backbone.predictor)
 
 
-def faces(count: int, side: int, device: torch.device) -> Tensor:
-    """(count, 3, side, side) in [0, 1]: smooth random pictures; timing does not depend on their content."""
+def random_faces(count: int, side: int, device: torch.device) -> Tensor:
+    """Draw (count, 3, side, side) in [0, 1]: smooth pictures; timing does not depend on their content."""
     generator = torch.Generator().manual_seed(count)
     coarse = torch.rand(count, 3, 16, 16, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)

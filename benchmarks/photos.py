@@ -1,26 +1,29 @@
-"""Whole photos: seconds per stage, how long the model waits, and memory over a long folder."""
+"""Whole photos, one by one and with the steps side by side: seconds per stage, the model's waits, memory.
+
+python -m benchmarks.photos photos/ --engine native --max-faces 2
+"""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from osdface_core.cli.arguments import add_options
 from osdface_core.cli.batch import FileRestorer, Plan, Work, one_by_one, overlapped
 from osdface_core.cli.inputs import Guard, Job, plan
-from osdface_core.errors import ConfigError
-from osdface_core.options import DetectOptions, pick
+from osdface_core.options import DetectOptions, LoadOptions, options_of, pick
 from osdface_core.pipeline import FacePipeline
 
 from .memory import resident_bytes
+from .report import machine, save
 
 STEPS = ("read", "detect", "model", "paste", "write")
-MIB = 1024**2
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -55,16 +58,15 @@ class _Watched(FileRestorer):
         return work
 
 
-def run_pass(pipeline: FacePipeline, jobs: Sequence[Job], options: dict[str, Any], runner: Any) -> Pass:
+def run_pass(pipeline: FacePipeline, jobs: Sequence[Job], options: DetectOptions, runner: Any) -> Pass:
     """Restore all photos with `one_by_one` or `overlapped`. Raises what a photo failed with."""
-    how, guard = Plan(pick(DetectOptions, options)), Guard(job.source for job in jobs)
-    steps, result = _Watched(pipeline, how, guard), Pass()
+    steps, result = _Watched(pipeline, Plan(options), Guard(job.source for job in jobs)), Pass()
 
     def tell(job: Job, record: Any) -> None:
         if isinstance(record, Exception):
             raise record
         result.records.append(record)
-        result.resident.append(resident_bytes() / MIB)
+        result.resident.append(resident_bytes() / 1024**2)
 
     start = time.perf_counter()
     runner(jobs, steps, tell)
@@ -75,81 +77,68 @@ def run_pass(pipeline: FacePipeline, jobs: Sequence[Job], options: dict[str, Any
     return result
 
 
-def folder(
-    pipeline: FacePipeline, inputs: Sequence[str], options: dict[str, Any], runs: int, say: Say
-) -> dict[str, Any]:
+def folder(pipeline: FacePipeline, jobs: Sequence[Job], options: DetectOptions, runs: int) -> dict[str, Any]:
     """Alternate the two ways through the same photos; one pass over the first photo warms up."""
-    with tempfile.TemporaryDirectory() as out:
-        jobs = _jobs(inputs, out)
-        run_pass(pipeline, jobs[:1], options, one_by_one)
-        plain: list[Pass] = []
-        side: list[Pass] = []
-        for number in range(runs):
-            plain.append(run_pass(pipeline, jobs, options, one_by_one))
-            side.append(run_pass(pipeline, jobs, options, overlapped))
-            say(
-                f"round {number + 1}/{runs}: one by one {plain[-1].seconds:.1f} s, "
-                f"overlapped {side[-1].seconds:.1f} s, model idle {side[-1].idle:.1%}"
-            )
-    stages = {s: median(sum(r["stages"][s] for r in p.records) for p in plain) for s in STEPS}
-    ratios = [b.seconds / a.seconds for a, b in zip(plain, side, strict=True)]
+    ways: dict[str, list[Pass]] = {"one by one": [], "side by side": []}
+    run_pass(pipeline, jobs[:1], options, one_by_one)
+    for _ in range(runs):
+        for passes, runner in zip(ways.values(), (one_by_one, overlapped), strict=True):
+            passes.append(run_pass(pipeline, jobs, options, runner))
+    plain, side = ways.values()
     return {
-        "photos": len(jobs),
         "faces": sum(len(r["faces"]) for r in plain[0].records),
         "megapixels": sum(r["width"] * r["height"] for r in plain[0].records) / 1e6,
-        "stages": stages,
-        "photo_path": (stages["detect"] + stages["paste"]) / stages["model"],
-        "one_by_one": {"seconds": [p.seconds for p in plain], "idle": [p.idle for p in plain]},
-        "overlapped": {"seconds": [p.seconds for p in side], "idle": [p.idle for p in side]},
-        "ratio": median(ratios),
-        "ratios": ratios,
+        "stages": {s: median(sum(r["stages"][s] for r in p.records) for p in plain) for s in STEPS},
+        "seconds": {way: [p.seconds for p in passes] for way, passes in ways.items()},
+        "idle": {way: median(p.idle for p in passes) for way, passes in ways.items()},
+        "ratios": [b.seconds / a.seconds for a, b in zip(plain, side, strict=True)],
+        "resident_mib": side[-1].resident,
     }
 
 
-def folder_table(result: dict[str, Any]) -> str:
-    """`folder`'s result for people."""
-    one, side = result["one_by_one"], result["overlapped"]
-    return "\n".join(
-        [
-            f"{result['photos']} photos, {result['megapixels']:.1f} megapixels, {result['faces']} faces, "
-            f"medians of {len(result['ratios'])} rounds",
-            "seconds, one by one: " + ", ".join(f"{s} {result['stages'][s]:.2f}" for s in STEPS),
-            f"detect, align and paste: {result['photo_path']:.1%} of the model",
-            f"one by one {median(one['seconds']):.1f} s, model idle {median(one['idle']):.1%}",
-            f"overlapped {median(side['seconds']):.1f} s, model idle {median(side['idle']):.1%}; "
-            f"{result['ratio']:.3f} of one by one (rounds {min(result['ratios']):.3f}.."
-            f"{max(result['ratios']):.3f})",
-        ]
-    )
-
-
-def memory(
-    pipeline: FacePipeline, inputs: Sequence[str], options: dict[str, Any], say: Say
-) -> dict[str, Any]:
-    """The process's memory after each photo of one overlapped pass."""
-    with tempfile.TemporaryDirectory() as out:
-        jobs = _jobs(inputs, out)
-        say(f"{len(jobs)} photos …")
-        resident = run_pass(pipeline, jobs, options, overlapped).resident
+def table(result: dict[str, Any]) -> str:
+    """Lay `folder`'s result out for people."""
+    ratios, resident = result["ratios"], result["resident_mib"]
     tenth = max(1, len(resident) // 10)
-    return {
-        "photos": len(jobs),
-        "resident_mib": [round(value, 1) for value in resident],
-        "second_tenth": median(resident[tenth : 2 * tenth] or resident),
-        "last_tenth": median(resident[-tenth:]),
-    }
-
-
-def memory_table(result: dict[str, Any]) -> str:
-    """`memory`'s result for people."""
-    return (
-        f"{result['photos']} photos: {result['second_tenth']:.0f} MiB in the second tenth of them, "
-        f"{result['last_tenth']:.0f} MiB in the last, at most {max(result['resident_mib']):.0f} MiB"
+    lines = [
+        f"{len(resident)} photos, {result['megapixels']:.1f} megapixels, {result['faces']} faces, "
+        f"medians of {len(ratios)} rounds",
+        "seconds, one by one: " + ", ".join(f"{s} {result['stages'][s]:.2f}" for s in STEPS),
+    ]
+    for way, seconds in result["seconds"].items():
+        lines.append(f"{way}: {median(seconds):.1f} s, model idle {result['idle'][way]:.1%}")
+    lines.append(f"ratio {median(ratios):.3f} ({min(ratios):.3f}..{max(ratios):.3f})")
+    early, late = median(resident[tenth : 2 * tenth] or resident), median(resident[-tenth:])
+    lines.append(
+        f"memory [MiB]: {early:.0f} in the second tenth of the photos, {late:.0f} in the last, "
+        f"at most {max(resident):.0f}"
     )
+    return "\n".join(lines)
 
 
-def _jobs(inputs: Sequence[str], out: str) -> list[Job]:
-    jobs, missing = plan(inputs, Path(out))
-    if missing or not jobs:
-        raise ConfigError("; ".join(f"{m.source}: {m.reason}" for m in missing))
-    return jobs
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the JSON. Returns 0, or 2 for inputs that are not there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, folders or globs")
+    add_options(parser, LoadOptions, "source", "base", "device", "dtype", "engine")
+    add_options(parser, DetectOptions, "detector", "max_faces")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="rounds; medians over them (3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured")
+    args = parser.parse_args(argv)
+    loading = {name: value for name, value in vars(args).items() if name in options_of(LoadOptions)}
+    with tempfile.TemporaryDirectory() as out:
+        jobs, missing = plan(args.inputs, Path(out))
+        if missing or not jobs:
+            parser.error("; ".join(f"{m.source}: {m.reason}" for m in missing))
+        pipeline = FacePipeline.from_pretrained(**loading)
+        result = folder(pipeline, jobs, pick(DetectOptions, vars(args)), args.runs)
+    print(table(result))
+    if args.json:
+        save({"about": machine(pipeline.device), **result}, args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

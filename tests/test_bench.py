@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from benchmarks import measure, models, report
 from osdface_core.cli.main import main
-from osdface_core.config import CodecConfig, VREConfig
-from osdface_core.errors import ConfigError
-from osdface_core.models.backbone import Backbone, KLCodec
-from osdface_core.models.tiny_codec import TinyCodec
-from tests.tiny_training import save_taesd
+from osdface_core.config import VREConfig
 
 
 @pytest.fixture(scope="module")
 def result(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     target = tmp_path_factory.mktemp("bench") / "out.json"
-    command = ["bench", "--model", str(tiny_checkpoint), "--device", "cpu", "--size", "128", "--quiet"]
-    assert (
-        main([*command, "--dtype", "fp32,bf16", "--batch-size", "1,2", "--runs", "3", "--json", str(target)])
-        == 0
-    )
+    what = "--device cpu --size 128 --engine eager --dtype fp32,bf16 --batch-size 1,2 --runs 3 --quiet"
+    assert main(["bench", "--model", str(tiny_checkpoint), *what.split(), "--json", str(target)]) == 0
     return json.loads(target.read_text())
 
 
@@ -43,7 +34,6 @@ def test_every_combination_is_measured(result: dict[str, Any]) -> None:
 def test_figures_agree_with_each_other(result: dict[str, Any]) -> None:
     for r in result["results"]:
         total = sorted(r["rounds"]["total"])[1]
-        assert r["ms_per_pass"] == pytest.approx(total, abs=1e-3)
         assert r["ms_per_face"]["total"] == pytest.approx(total / r["batch_size"], abs=1e-3)
         assert r["faces_per_second"] == pytest.approx(1e3 / r["ms_per_face"]["total"], rel=1e-2)
         flops = 2e9 * result["gmacs"]["total"] * r["faces_per_second"] / 1e12
@@ -56,8 +46,8 @@ def test_float32_gives_the_plain_pipelines_pixels(result: dict[str, Any]) -> Non
         assert r["beside_baseline"]["max_levels"] <= (2 if r["dtype"] == "float32" else 64)
 
 
-def test_a_convolution_is_counted_as_by_hand(tiny_pipeline: Any) -> None:
-    parts = _parts(tiny_pipeline)
+def test_a_convolution_is_counted_as_by_hand(tiny_checkpoint: Path) -> None:
+    parts = models.from_file(tiny_checkpoint, None, torch.device("cpu"))
     side, first = 128, parts.backbone.codec.encoder.layers[0]
     assert measure.gmacs(parts, side)["encode"] > side * side * first.weight.numel() / 1e9
     twice = measure.gmacs(parts, 2 * side)
@@ -66,29 +56,9 @@ def test_a_convolution_is_counted_as_by_hand(tiny_pipeline: Any) -> None:
 
 
 def test_plain_codes_are_the_vres(tiny_pipeline: Any) -> None:
-    signed = models.faces(2, 64, torch.device("cpu")) * 2 - 1
+    signed = models.random_faces(2, 64, torch.device("cpu")) * 2 - 1
     with torch.inference_mode():
         assert torch.equal(models.plain_codes(tiny_pipeline.vre, signed), tiny_pipeline.vre(signed))
-
-
-def test_our_copy_leaves_the_baselines_weights_alone(tiny_pipeline: Any) -> None:
-    parts = _parts(tiny_pipeline)
-    kept = {k: v.clone() for k, v in parts.backbone.codec.state_dict().items()}
-    pipeline, _ = models.ours(parts, torch.bfloat16)
-    assert {p.dtype for p in pipeline.backbone.codec.parameters()} == {torch.bfloat16}  # type: ignore[attr-defined]
-    assert all(torch.equal(v, kept[k]) for k, v in parts.backbone.codec.state_dict().items())
-
-
-def test_taesd_in_the_autoencoders_place(tiny_pipeline: Any, tmp_path: Path) -> None:
-    codec = TinyCodec(CodecConfig(kind="tiny"))
-    save_taesd(codec, tmp_path)
-    own = _parts(tiny_pipeline)
-    with pytest.raises(ConfigError, match="leave it out"):
-        models.with_taesd(own, str(tmp_path))
-    large = replace(own, backbone=Backbone(KLCodec(nn.Identity(), 0.18215), own.backbone.predictor))
-    ours = models.with_taesd(large, str(tmp_path))
-    assert isinstance(ours.backbone.codec, TinyCodec) and ours.backbone.predictor is own.backbone.predictor
-    assert not isinstance(large.backbone.codec, TinyCodec)
 
 
 def test_random_weights_keep_activations_finite() -> None:
@@ -126,10 +96,6 @@ def test_the_table_names_every_stage(result: dict[str, Any]) -> None:
     text = report.table(result)
     assert all(stage in text for stage in models.STAGES)
     assert text.count("ms/face") >= len(result["results"])
-
-
-def _parts(pipeline: Any) -> models.Parts:
-    return models.Parts(pipeline.config, pipeline.prompt_encoder, pipeline.backbone, torch.device("cpu"))
 
 
 def test_the_peak_of_one_process(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

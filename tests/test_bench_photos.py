@@ -1,4 +1,4 @@
-"""`osdface bench` on whole photos: idle shares by hand, fits of known lines, pictures, usage errors."""
+"""The benchmarks of whole photos: idle shares by hand, fits of known lines, usage errors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import cost, photos, plots
+from benchmarks import cost, photos
 from osdface_core import OSDFacePipeline
 from osdface_core.cli.batch import FileRestorer, one_by_one, overlapped
 from osdface_core.cli.inputs import plan
-from osdface_core.cli.main import main
 from osdface_core.faces import detect
+from osdface_core.options import DetectOptions
 
 
 @pytest.fixture
@@ -26,27 +26,22 @@ def folder(tmp_path: Path, portraits: np.ndarray) -> Path:
     return tmp_path
 
 
-def bench(checkpoint: Path, *arguments: Any) -> int:
-    return main(
-        [
-            "bench", "--model", str(checkpoint), "--device", "cpu", "--quiet", "--detector", "mtcnn",
-            *map(str, arguments),
-        ]
-    )  # fmt: skip
-
-
 def test_photos(tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
     report = tmp_path / "r.json"
-    assert bench(tiny_checkpoint, "--photos", folder, "--runs", 2, "--json", report) == 0
+    model = ["--model", str(tiny_checkpoint), "--device", "cpu", "--detector", "mtcnn"]
+    assert photos.main([str(folder), *model, "--runs", "2", "--json", str(report)]) == 0
     result = json.loads(report.read_text())
-    assert (result["photos"], result["faces"]) == (3, 3)
+    assert result["faces"] == len(result["resident_mib"]) == 3
     assert all(seconds > 0 for seconds in result["stages"].values())
-    expected = (result["stages"]["detect"] + result["stages"]["paste"]) / result["stages"]["model"]
-    assert result["photo_path"] == pytest.approx(expected)
-    for way in ("one_by_one", "overlapped"):
-        assert len(result[way]["seconds"]) == 2
-        assert all(0 <= idle < 1 for idle in result[way]["idle"])
-    assert "model idle" in capsys.readouterr().out
+    for way in ("one by one", "side by side"):
+        assert len(result["seconds"][way]) == 2
+        assert 0 <= result["idle"][way] < 1
+    shown = capsys.readouterr().out
+    assert (
+        "model idle" in shown
+        and "3 photos, " in shown
+        and f"at most {max(result['resident_mib']):.0f}" in shown
+    )
     assert sorted(p.name for p in folder.glob("*.png")) == ["0.png", "1.png", "2.png"], (
         "results are thrown away"
     )
@@ -70,24 +65,14 @@ def test_idle_is_what_the_model_waits(
     for name in ("prepare", "restore", "finish"):
         monkeypatch.setattr(FileRestorer, name, slowed(getattr(FileRestorer, name)))
     jobs, _ = plan([str(folder)], folder / "out")
-    passed = photos.run_pass(tiny_pipeline, jobs, {"detector": "mtcnn"}, runner)
+    passed = photos.run_pass(tiny_pipeline, jobs, DetectOptions("mtcnn"), runner)
     assert passed.idle == pytest.approx(idle, abs=0.15)
     assert len(passed.records) == len(passed.resident) == 3
 
 
-def test_memory_with_its_picture(tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
-    picture = tmp_path / "memory" / "m.png"
-    assert bench(tiny_checkpoint, "--memory", folder, "--plot", picture) == 0
-    assert "3 photos: " in capsys.readouterr().out
-    assert Image.open(picture).size[0] > 300
-
-
 def test_a_fit_finds_its_line() -> None:
-    found = cost.fit([[1, 5.5], [2, 7.5], [4, 11.5]])
-    assert found["fixed"] == pytest.approx(3.5)
-    assert found["slope"] == pytest.approx(2.0)
-    assert found["off"] == pytest.approx(0.0, abs=1e-9)
-    assert cost.fit([[0, 0.0], [1, 2.0], [2, 1.0]])["off"] == pytest.approx(1.0)
+    assert cost.fit([1, 2, 4], [5.5, 7.5, 11.5]) == pytest.approx((3.5, 2.0, 0.0), abs=1e-9)
+    assert cost.fit([0, 1, 2], [0.0, 2.0, 1.0])[2] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
@@ -97,27 +82,23 @@ def test_scenes_hold_their_faces(portraits: np.ndarray, count: int) -> None:
     assert len(detect(photo, "mtcnn")) == count
 
 
-def test_the_picture_of_costs(tmp_path: Path) -> None:
-    rows = [[1, 0.3, 0.1, 0.2], [2, 0.4, 0.2, 0.4]]
-    fits = {
-        f"{step} by {what}": cost.fit([[1, 0.3], [2, 0.4]])
-        for step in cost.STEPS
-        for what in ("faces", "megapixels")
-    }
-    result = {
-        "model_faces": [[1, 1.0], [2, 2.0]],
-        "model_batch": [[1, 1.0], [2, 0.9]],
-        "photo_faces": rows,
-        "photo_pixels": rows,
-        "fits": {**fits, "model by faces": cost.fit([[1, 1.0], [2, 2.0]])},
-    }
-    plots.cost(result, tmp_path / "cost.png")
-    assert Image.open(tmp_path / "cost.png").size[0] > 600
-    assert "model by faces" in cost.table(result)
+def test_costs_are_printed_with_their_lines(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(cost, "scene", lambda count, megapixels: (count, megapixels))
+    monkeypatch.setattr(cost, "seconds", lambda s, *_: [1 + s[0], 2 + 2 * s[1], 1 + s[0] * s[1]])
+    assert cost.main([]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["detect by faces"].startswith("1.000 + 1.0000 n")
+    assert lines["align by megapixels"].startswith("2.000 + 2.0000 n")
+    assert lines["paste by faces"].startswith("1.000 + 12.0000 n") and "8: 97.000" in lines["paste by faces"]
+    assert lines["paste by megapixels"].startswith("1.000 + 4.0000 n")
 
 
-def test_usage_errors(tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
-    assert bench(tiny_checkpoint, "--photos", tmp_path / "none.png") == 2
+def test_seconds_of_a_photo_are_positive() -> None:
+    assert all(value > 0 for value in cost.seconds(cost.scene(1, 0.2), 1, "cpu"))
+
+
+def test_a_photo_that_is_not_there_is_wrong_usage(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        photos.main([str(tmp_path / "none.png")])
+    assert caught.value.code == 2
     assert "none.png: no such file or folder" in capsys.readouterr().err
-    assert bench(tiny_checkpoint, "--photos", folder, "--plot", "x.png") == 2
-    assert "--plot draws --memory or --cost" in capsys.readouterr().err
