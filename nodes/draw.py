@@ -42,7 +42,7 @@ def numbered_boxes(
 
 
 def with_label(image: Tensor, caption: str) -> Tensor:
-    """(3, H, W) with a caption in its lower left corner; an empty caption returns it unchanged."""
+    """Write a caption into the lower left corner of (3, H, W); an empty one returns it unchanged."""
     if not caption:
         return image
     picture = to_picture(image)
@@ -77,7 +77,7 @@ def compare(before: Tensor, after: Tensor, layout: str, position: float, gap: in
 
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:
-    """(B, 3, H, W) at another size, antialiased and within [0, 1]; the same tensor if it fits."""
+    """Resize (B, 3, H, W), antialiased and within [0, 1]; return the same tensor if it fits."""
     if images.shape[-2:] == (height, width) or images.shape[0] == 0:
         return images if images.shape[0] else images.new_zeros(0, images.shape[1], height, width)
     return F.interpolate(images, size=(height, width), mode="bicubic", antialias=True).clamp(0.0, 1.0)

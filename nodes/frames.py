@@ -27,11 +27,11 @@ Tick = Callable[[int], None]
 
 
 def no_tick(count: int) -> None:
-    """Nobody listens."""
+    """Do nothing: nobody listens."""
 
 
 def which_faces(selection: str, indices: str) -> str | tuple[()]:
-    """What two widgets say, as the core's `faces`: a word, or numbers such as "0,2"; () is none.
+    """Translate two widgets to the core's `faces`: a word, or numbers such as "0,2"; () is none.
 
     Raises:
         OptionError: `indices` are no numbers.
@@ -85,7 +85,7 @@ def find_faces(
 
 
 def is_clip(frames: Tensor) -> bool:
-    """Whether most neighbours in a batch look alike, at thumbnail size."""
+    """Tell whether most neighbours in a batch look alike, at thumbnail size."""
     if len(frames) < 2:
         return False
     small = torch.stack([torch.nn.functional.adaptive_avg_pool2d(frame, 16) for frame in frames])
@@ -93,7 +93,7 @@ def is_clip(frames: Tensor) -> bool:
 
 
 def choose(faces: FaceSet, options: DetectOptions) -> tuple[FaceSet, list[int]]:
-    """The chosen faces of every frame, and their places among all crops, in the new order."""
+    """Choose faces of every frame; return them and their places among all crops, in the new order."""
     frames, numbers, places, start = [], [], [], 0
     for found, called in zip(faces.frames, faces.numbers, strict=True):
         kept = [
@@ -128,7 +128,7 @@ def _choose_in_frame(
 
 
 def cut(frames: Tensor, faces: FaceSet, size: int = 512) -> Tensor:
-    """Aligned crops (N, 3, size, size) of all frames, in the order of the faces, on the frames' device."""
+    """Cut aligned crops (N, 3, size, size) out of all frames, in the order of the faces, on their device."""
     device = host.compute_device()
     crops = [
         align(frame, found, size, device=device).to(frames.device)

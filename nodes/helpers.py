@@ -141,7 +141,7 @@ class OSDFaceBeforeAfter:
 def preview_faces(
     frames: Tensor, faces: FaceSet, details: bool = False, chosen: FaceSet | None = None
 ) -> Tensor:
-    """(B, 3, H, W) frames with numbered boxes, grey for faces that are not among `chosen`; a new tensor."""
+    """Draw numbered boxes on frames (B, 3, H, W), grey for faces not among `chosen`; a new tensor."""
     faces = faces.scale_to(*frames.shape[-2:])
     drawn = []
     for i, (frame, found) in enumerate(zip(frames, faces.frames, strict=True)):
@@ -163,7 +163,7 @@ def caption(face: Any, shown: int, details: bool) -> str:
 
 
 def match(images: Tensor, like: Tensor) -> Tensor:
-    """`images` at the size of `like`, repeated to its number of frames.
+    """Bring `images` to the size of `like`, repeated to its number of frames.
 
     Raises:
         ValueError: shapes or numbers of frames do not go together.
@@ -182,7 +182,7 @@ def match(images: Tensor, like: Tensor) -> Tensor:
 
 
 def fit_mask(mask: Tensor, like: Tensor) -> Tensor:
-    """MASK (B, H, W) or (H, W) as (B, 1, H, W) at the size and number of `like`."""
+    """Bring a MASK (B, H, W) or (H, W) to (B, 1, H, W) at the size and number of `like`."""
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).to(like.device, torch.float32).clamp(0.0, 1.0)
     if mask.shape[-2:] != like.shape[-2:]:
         mask = F.interpolate(mask, size=like.shape[-2:], mode="bilinear", align_corners=False)

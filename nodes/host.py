@@ -68,7 +68,7 @@ def _names(folder: str) -> list[str]:
 
 
 def checkpoint_names() -> list[str]:
-    """Choices of a checkpoint widget: `mini`, files of models/osdface, released folders (end in `/`)."""
+    """List a checkpoint widget's choices: `mini`, files of models/osdface, released folders (end in `/`)."""
     names = _names(FOLDER)
     released = [name[: -len(RELEASED_VRE)] or "./" for name in names if name.endswith(RELEASED_VRE)]
     files = [n for n in names if n.endswith(".safetensors") and not n.endswith(RELEASED_LORA)]
@@ -76,7 +76,7 @@ def checkpoint_names() -> list[str]:
 
 
 def checkpoint_path(name: str) -> str:
-    """`mini`, or the path of the file or released folder behind a choice of `checkpoint_names`."""
+    """Return `mini`, or the path of the file or released folder behind a choice of `checkpoint_names`."""
     if name == MINI:
         return name
     if name.endswith("/"):
@@ -85,7 +85,7 @@ def checkpoint_path(name: str) -> str:
 
 
 def base_names() -> list[str]:
-    """Choices of a base widget: `none`, single files of models/checkpoints, folders of models/diffusers."""
+    """List a base widget's choices: `none`, files of models/checkpoints, folders of models/diffusers."""
     return [NONE, *_names("checkpoints"), *sorted(_diffusers_folders())]
 
 
@@ -96,7 +96,7 @@ def base_path(name: str) -> str | None:
 
 
 def lora_names() -> list[str]:
-    """`none`, files of models/loras, then those of models/osdface with an `osdface/` prefix."""
+    """List `none`, files of models/loras, then those of models/osdface with an `osdface/` prefix."""
     return [NONE, *_names("loras"), *(f"{FOLDER}/{n}" for n in _names(FOLDER) if n.endswith(".safetensors"))]
 
 
@@ -130,7 +130,7 @@ def _diffusers_folders() -> dict[str, str]:
 
 
 def detector_folder(weights: Iterable[str]) -> str:
-    """The first known models folder that holds one of the weight files, else models/facedetection."""
+    """Find the first models folder that holds one of the weight files, else models/facedetection."""
     import folder_paths
 
     models = Path(folder_paths.models_dir)
@@ -145,12 +145,12 @@ def detector_folder(weights: Iterable[str]) -> str:
 
 
 def find_file(name: str) -> str | None:
-    """A file of that name in models/osdface or one of its subfolders."""
+    """Find a file of that name in models/osdface or one of its subfolders."""
     return next((_full_path(FOLDER, n) for n in _names(FOLDER) if n.rsplit("/", 1)[-1] == name), None)
 
 
 def changed(checkpoint: str | None, base: str | None = NONE) -> str | float:
-    """IS_CHANGED of a loader: the files' stamp; always changed when a name comes through a link (None)."""
+    """Answer a loader's IS_CHANGED: the files' stamp; always new when a name comes through a link (None)."""
     if checkpoint is None or base is None:
         return float("nan")
     return stamp(checkpoint_path(checkpoint), base_path(base))
@@ -191,7 +191,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def auto_dtype(device: torch.device) -> torch.dtype | None:
-    """Half precision where ComfyUI deems the device good at it; None leaves the choice to the core (CPU)."""
+    """Choose half precision where ComfyUI deems the device good at it; None leaves it to the core (CPU)."""
     import comfy.model_management as mm
 
     if device.type == "cpu":
@@ -234,7 +234,7 @@ def load_model(patcher: Any, activations: float) -> torch.device:
 
 
 def transformer_options(patcher: Any) -> dict[str, Any]:
-    """A MODEL's options for one call, with the wrappers that other nodes hung on it (torch.compile, ...)."""
+    """Collect a MODEL's options for one call, with the wrappers of other nodes (torch.compile, ...)."""
     options = dict(patcher.model_options.get("transformer_options", {}))
     with contextlib.suppress(ImportError, AttributeError):  # older ComfyUI has no wrappers
         from comfy.patcher_extension import merge_nested_dicts
@@ -244,7 +244,7 @@ def transformer_options(patcher: Any) -> dict[str, Any]:
 
 
 def load_lora(model: Any, state: dict[str, Tensor], strength: float) -> tuple[Any, int]:
-    """A clone of MODEL with a LoRA on it, and how many layers of the LoRA found their weight."""
+    """Put a LoRA on a clone of MODEL; return it and how many layers of the LoRA found their weight."""
     import comfy.lora
 
     patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {}))
@@ -285,20 +285,20 @@ def _preview(image: Tensor | None) -> tuple[str, Any, int] | None:
 
 
 def from_image(image: Tensor) -> Tensor:
-    """IMAGE (B, H, W, C) to (B, 3, H, W), float32; grey is repeated, alpha left out. Not to be written to."""
+    """Convert IMAGE (B, H, W, C) to (B, 3, H, W), float32, read-only; grey is repeated, alpha left out."""
     pixels = image.detach().float()
     pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(*pixels.shape[:-1], 3)
     return pixels.permute(0, 3, 1, 2)
 
 
 def to_image(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) to IMAGE: float32, clamped, contiguous, on the device between nodes."""
+    """Convert (B, 3, H, W) to IMAGE: float32, clamped, contiguous, on the device between nodes."""
     image = pixels.detach().permute(0, 2, 3, 1).to(result_device(), torch.float32)
     return image.clamp(0.0, 1.0).contiguous()
 
 
 def to_mask(mask: Tensor) -> Tensor:
-    """(B, 1, H, W) or (B, H, W) to MASK."""
+    """Convert (B, 1, H, W) or (B, H, W) to MASK."""
     return (
         mask.detach()
         .reshape(-1, *mask.shape[-2:])

@@ -23,7 +23,7 @@ class Scorer:
 
     @torch.inference_mode()
     def vectors(self, crops: Tensor) -> Tensor:
-        """(N, 3, S, S) aligned crops in [0, 1] to unit vectors (N, D) on the CPU."""
+        """Embed aligned crops (N, 3, S, S) in [0, 1] as unit vectors (N, D) on the CPU."""
         parts = [embed(self.net, part.cpu()) for part in crops.split(16)] if len(crops) else []
         return torch.cat(parts) if parts else torch.zeros(0, 1)
 
@@ -35,7 +35,7 @@ def _scorer(path: str | None, stamp: str) -> Scorer:
 
 
 def load_scorer(required: bool) -> Scorer | None:
-    """The scorer, or None where its weights are missing and nothing depends on them.
+    """Load the scorer; None where its weights are missing and nothing depends on them.
 
     Raises:
         CheckpointError: missing although required.
@@ -55,7 +55,7 @@ def load_scorer(required: bool) -> Scorer | None:
 def scores(
     scorer: Scorer, before: Tensor, after: Tensor, reference: Tensor | None = None
 ) -> list[tuple[float, float]]:
-    """Cosine of identity per face, before and after restoration.
+    """Compute the cosine of identity per face, before and after restoration.
 
     Args:
         before, after: (N, 3, S, S) crops of the same faces.
@@ -95,6 +95,6 @@ def guard(
 
 
 def mix(before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
-    """Per-face blend: weight 0 gives `before`, 1 gives `after` exactly."""
+    """Blend per face: weight 0 gives `before`, 1 gives `after` exactly."""
     amount = weight.to(after.device, after.dtype).reshape(-1, 1, 1, 1)
     return torch.where(amount == 1.0, after, torch.lerp(before.to(after), after, amount))

@@ -15,7 +15,7 @@ from ..osdface_core.models.lora import Factors, parse_lora
 
 
 def read_lora(path: str) -> tuple[dict[str, Factors], float]:
-    """The adapters in a file and their alpha.
+    """Read the adapters in a file and their alpha.
 
     Args:
         path: a bare LoRA file (alpha as in the release), or an OSDFace checkpoint that holds one.
@@ -42,7 +42,7 @@ def read_lora(path: str) -> tuple[dict[str, Factors], float]:
 
 
 def to_comfyui(lora: dict[str, Factors], alpha: float) -> dict[str, Tensor]:
-    """`lora_unet_<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`, scaled by alpha / rank as here."""
+    """Rename to `lora_unet_<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`, scaled by alpha / rank."""
     state = {}
     for module, factors in lora.items():
         stem = "lora_unet_" + module.replace(".", "_")

@@ -39,7 +39,7 @@ class Embedder:
 
     @torch.inference_mode()
     def encode(self, crops: Tensor, tick: Callable[[int], None] = lambda count: None) -> Tensor:
-        """(N, 3, H, W) in [0, 1] to prompts (N, 77, D), float32; `tick` hears of each batch."""
+        """Encode (N, 3, H, W) in [0, 1] as prompts (N, 77, D), float32; call `tick` after each batch."""
         prompts = [crops.new_zeros(0, self.config.vre.tokens, self.config.projection.out)]
         for batch in crops.split(PROMPT_BATCH) if len(crops) else ():
             device = self.managed.load(PROMPT_BYTES * len(batch))
@@ -63,7 +63,7 @@ class Restorer:
 
     @classmethod
     def own(cls, loaded: Loaded, dtype: Dtype) -> Restorer:
-        """Over modules that the core loaded."""
+        """Wrap modules that the core loaded."""
         device = host.compute_device()
         precision = host.auto_dtype(device) if dtype == "auto" else None
         backbone = loaded.backbone
@@ -78,7 +78,7 @@ class Restorer:
 
     @classmethod
     def from_sockets(cls, model: Any, vae: Any) -> Restorer:
-        """Over ComfyUI's MODEL and VAE.
+        """Wrap ComfyUI's MODEL and VAE.
 
         Raises:
             ValueError: MODEL is no Stable Diffusion 2.1-base.

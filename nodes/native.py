@@ -31,7 +31,7 @@ class SocketCodec:
     def encode(
         self, signed: Tensor, posterior: str = "mode", generator: torch.Generator | None = None
     ) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to scaled latents (B, 4, H//8, W//8) on the same device."""
+        """Encode (B, 3, H, W) in [-1, 1] as scaled latents (B, 4, H//8, W//8) on the same device."""
         if posterior != "mode":
             raise ValueError("posterior 'sample' is not available with a VAE socket: use 'mode'")
         height, width = (side // 8 * 8 for side in signed.shape[-2:])
@@ -40,7 +40,7 @@ class SocketCodec:
         return self.model.process_latent_in(latent).to(signed.device)
 
     def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float = 1.0) -> Tensor:
-        """(B, 4, h, w) to (B, 3, 8h, 8w) in [-1, 1] (ComfyUI clamps)."""
+        """Decode (B, 4, h, w) to (B, 3, 8h, 8w) in [-1, 1] (ComfyUI clamps)."""
         pixels = self.vae.decode(self.model.process_latent_out(latent.float()))
         return pixels.permute(0, 3, 1, 2).to(latent.device) * 2.0 - 1.0
 
@@ -98,7 +98,7 @@ def check_model(model: Any) -> None:
 
 
 def warn_partial_lora(model: Any) -> bool:
-    """True, and one log line, if the patches on MODEL skip the attention that a released LoRA has.
+    """Log one line and return True if the patches on MODEL skip the attention that a released LoRA has.
 
     ComfyUI's own LoRA loaders do not know the key style in which that file stores its attention layers
     (`….to_q.lora.up.weight`) and load the rest: a plausible but wrong result.

@@ -54,7 +54,7 @@ class OSDFacePasteBack:
 
 
 def with_alpha(image: Tensor, source: Tensor) -> Tensor:
-    """`image` with the channels beyond RGB that `source` has."""
+    """Give `image` the channels beyond RGB that `source` has."""
     if source.shape[-1] <= 3:
         return image
     return torch.cat((image, source[..., 3:].to(image)), dim=-1)

@@ -34,7 +34,7 @@ class Models:
 
     @classmethod
     def load(cls, source: str, base: str | None, lora: float, dtype: Dtype) -> Models:
-        """From files, or those that another node holds already."""
+        """Load from files, or take what another node holds already."""
         key = (source, base, host.stamp(source, base), lora, dtype)
         if (held := _HELD.get(key)) is not None:
             return held
@@ -182,7 +182,7 @@ def check_identity(
 
 
 def enlarged(frames: Tensor, factor: float) -> Tensor:
-    """(B, 3, H, W) frames `factor` times as large (Lanczos); the same tensor at factor 1."""
+    """Enlarge frames (B, 3, H, W) by `factor` (Lanczos); the same tensor at factor 1."""
     if factor == 1.0 or not len(frames):
         return frames
     larger = [enlarge(PhotoArray.of(frame), factor, None, frame.device)[0].native() for frame in frames]
@@ -190,7 +190,7 @@ def enlarged(frames: Tensor, factor: float) -> Tensor:
 
 
 def with_upscaled_alpha(pixels: Tensor, source: Tensor) -> Tensor:
-    """IMAGE from (B, 3, H, W) with the channels beyond RGB that `source` has, at the same size."""
+    """Build IMAGE from (B, 3, H, W) with the channels beyond RGB that `source` has, at the same size."""
     image = host.to_image(pixels)
     if source.shape[-1] <= 3:
         return image

@@ -170,7 +170,7 @@ class OSDFaceIdentityGuard:
 
 
 def prompts_of(conditioning: Conditioning) -> Tensor:
-    """The prompts (N, 77, D) in a CONDITIONING; several entries (Conditioning Combine) follow each other.
+    """Collect the prompts (N, 77, D) in a CONDITIONING; several (Conditioning Combine) follow each other.
 
     Raises:
         ValueError: nothing in it, or entries of different widths.

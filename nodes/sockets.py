@@ -34,7 +34,7 @@ class FaceSet:
         return (face for faces in self.frames for face in faces)
 
     def with_identity(self, before_after: list[tuple[float, float]]) -> FaceSet:
-        """The same faces with their identity scores, one pair per face in order."""
+        """Add identity scores to the faces, one pair per face in order."""
         scores = iter(before_after)
         frames = tuple(
             tuple(replace(f, identity_before_after=next(scores)) for f in faces) for faces in self.frames
@@ -42,7 +42,7 @@ class FaceSet:
         return replace(self, frames=frames)
 
     def scale_to(self, height: int, width: int) -> FaceSet:
-        """The same faces on frames of another size of the same shape.
+        """Return the same faces on frames of another size of the same shape.
 
         Raises:
             ValueError: the shapes differ by more than rounding.
@@ -60,7 +60,7 @@ class FaceSet:
         return FaceSet(frames, self.numbers, height, width)
 
     def to_json(self) -> str:
-        """One entry per face: frame, number and everything known about it."""
+        """Write one entry per face: frame, number and everything known about it."""
         entries = [
             {"frame": i, "number": number, **face.to_dict()}
             for i, faces in enumerate(self.frames)

@@ -34,7 +34,7 @@ class Checkpoint:
     training: dict[str, Any]
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors below `name.`, without that prefix."""
+        """Return the tensors below `name.`, without that prefix."""
         stem = name + "."
         return {k[len(stem) :]: v for k, v in self.tensors.items() if k.startswith(stem)}
 
@@ -82,7 +82,7 @@ def save_checkpoint(
 
 
 def read_header(path: str | Path) -> tuple[OSDFaceConfig, dict[str, Any], list[str]]:
-    """Config, provenance and tensor names, without reading a tensor.
+    """Read config, provenance and tensor names, without reading a tensor.
 
     Raises:
         CheckpointError: missing, truncated, no OSDFace file, or of a newer format.
@@ -122,12 +122,12 @@ def read_header(path: str | Path) -> tuple[OSDFaceConfig, dict[str, Any], list[s
 
 
 def load_config(path: str | Path) -> OSDFaceConfig:
-    """The config from the header alone. Raises CheckpointError as `read_header`."""
+    """Read the config from the header alone. Raises CheckpointError as `read_header`."""
     return read_header(path)[0]
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """The whole file. Raises CheckpointError as `read_header`, and for tensors of unknown parts."""
+    """Read the whole file. Raises CheckpointError as `read_header`, and for tensors of unknown parts."""
     config, training, names = read_header(path)
     if bad := sorted(n for n in names if n.split(".", 1)[0] not in PARTS):
         raise CheckpointError(

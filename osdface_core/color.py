@@ -53,7 +53,7 @@ def color_fix(restored: Tensor, reference: Tensor, mode: ColorFix) -> Tensor:
 
 
 def adain(restored: Tensor, reference: Tensor) -> Tensor:
-    """Per image and channel: the reference's mean and standard deviation. (B, C, H, W) float."""
+    """Give each image and channel the reference's mean and standard deviation. (B, C, H, W) float."""
     mean, spread = (
         restored.mean(dim=(2, 3), keepdim=True),
         restored.std(dim=(2, 3), keepdim=True, correction=0),
@@ -64,7 +64,7 @@ def adain(restored: Tensor, reference: Tensor) -> Tensor:
 
 
 def low_pass(image: Tensor) -> Tensor:
-    """The coarsest level of an a-trous split: 3x3 binomial blurs with doubling steps. (B, C, H, W) float.
+    """Blur to the coarsest level of an a-trous split: 3x3 binomial, doubling steps. (B, C, H, W) float.
 
     The border is replicated, so that a constant stays constant. Steps end where the image is too small.
     """
@@ -81,13 +81,13 @@ def low_pass(image: Tensor) -> Tensor:
 
 
 def luma(image: Tensor) -> Tensor:
-    """BT.601 luma (B, 1, H, W) of (B, 3, H, W)."""
+    """Compute BT.601 luma (B, 1, H, W) of (B, 3, H, W)."""
     weights = image.new_tensor(LUMA).view(1, 3, 1, 1)
     return (image * weights).sum(dim=1, keepdim=True)
 
 
 def keep_luma(restored: Tensor, reference: Tensor) -> Tensor:
-    """Luma of `restored` plus the smoothed colour differences (each channel minus luma) of `reference`.
+    """Add the smoothed colour differences (channel minus luma) of `reference` to the luma of `restored`.
 
     Colour that does not fit into the unit range at the new brightness is paled towards grey rather than cut,
     which would change the luma.

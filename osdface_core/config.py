@@ -108,7 +108,7 @@ class OSDFaceConfig:
     train_timesteps: int = 1000
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
 

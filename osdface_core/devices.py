@@ -18,7 +18,7 @@ TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bflo
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """`auto`: CUDA, then Apple's MPS, then the CPU.
+    """Resolve a device's name; `auto` is CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         ConfigError: the named device does not exist here.
@@ -41,7 +41,9 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def pick_dtype(name: Dtype | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the hardware multiplies it faster (recent CUDA, some CPUs), float16 on older
+    """Resolve a precision's name.
+
+    `auto` is bfloat16 where the hardware multiplies it faster (recent CUDA, some CPUs), float16 on older
     CUDA, float32 elsewhere.
 
     Raises:
@@ -98,7 +100,7 @@ MOST = {"cuda": 16, "cpu": 4}
 
 
 def faces_at_once(device: torch.device, config: OSDFaceConfig, dtype: torch.dtype) -> int:
-    """A batch size that leaves half of the free memory alone; at least 1."""
+    """Choose a batch size that leaves half of the free memory alone; at least 1."""
     per_face = FACE_BYTES[config.codec.kind] * dtype.itemsize // 4
     return max(1, min(MOST.get(device.type, 4), free_bytes(device) // 2 // per_face))
 
@@ -114,7 +116,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has one class for CUDA; the CPU and MPS allocators only say so in the message."""
+    """Tell whether memory ran out: a class of its own on CUDA, only a message on the CPU and MPS."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()

@@ -33,12 +33,12 @@ class Loaded(NamedTuple):
 
 
 def resolve(source: str | Path) -> Path:
-    """The file or folder that a model name or path means."""
+    """Find the file or folder that a model name or path means."""
     return MINI if str(source) == "mini" else Path(source).expanduser()
 
 
 def read_model(source: str | Path) -> Checkpoint:
-    """A checkpoint file, or a released folder read as one.
+    """Read a checkpoint file, or a released folder as one.
 
     Raises:
         CheckpointError: nothing there, or nothing that is a model.
@@ -135,7 +135,7 @@ def check_diffusers() -> None:
 
 
 def load_vre(source: str | Path) -> VRE:
-    """The VRE alone, from a file of either stage or a released folder."""
+    """Load the VRE alone, from a file of either stage or a released folder."""
     checkpoint = read_model(source)
     vre = VRE(checkpoint.config.vre)
     load_strict(vre, checkpoint.part("vre"), f"{resolve(source).name}: vre")

@@ -74,7 +74,7 @@ class OneStepRestorer:
 
 @lru_cache(maxsize=256)
 def alpha_bar(config: OSDFaceConfig, timestep: int | None = None) -> float:
-    """Cumulative product of (1 - beta) of Stable Diffusion's scaled-linear schedule.
+    """Compute the cumulative product of (1 - beta) of Stable Diffusion's scaled-linear schedule.
 
     Args:
         timestep: [steps], 0 .. train_timesteps-1; None takes the config's T_L.
@@ -93,7 +93,7 @@ def alpha_bar(config: OSDFaceConfig, timestep: int | None = None) -> float:
 
 
 def predict_x0(latent: Tensor, eps: Tensor, alpha_bar: float | Tensor) -> Tensor:
-    """z_H = (z_L - sqrt(1 - a) * eps) / sqrt(a), in float32.
+    """Compute z_H = (z_L - sqrt(1 - a) * eps) / sqrt(a), in float32.
 
     Args:
         latent: (B, C, h, w), scaled latent of the low-quality face; no noise is added to it.

@@ -140,7 +140,7 @@ class Options:
 
 
 def parse_faces(which: str) -> list[int] | None:
-    """Numbers in a selection such as "0,2" or "1-3", each once; None for a word.
+    """Parse the numbers in a selection such as "0,2" or "1-3", each once; None for a word.
 
     Raises:
         OptionError: if it is neither.

@@ -208,7 +208,7 @@ def paste_back(
 
 @torch.inference_mode()
 def with_identity(faces: list[Face], crops: Tensor, restored: Tensor, weights: str | Path) -> list[Face]:
-    """Each face with (1.0, cosine of the restored face to the original): the original is the measure."""
+    """Add (1.0, cosine of the restored face to the original) to each face: the original is the measure."""
     net = load_identity(weights, crops.device)
     scores = torch.cat(
         [similarity(net, a, b) for a, b in zip(crops.split(16), restored.split(16), strict=True)]

@@ -106,7 +106,7 @@ class TensorPhoto(PhotoArray):
         self.pixels, self.shape, self.device = pixels, (shape[1], shape[2]), pixels.device
 
     def is_far_from_unit(self) -> bool:
-        """Whether the values look like 0 to 255."""
+        """Tell whether the values look like 0 to 255."""
         return float(self.pixels.mean(dtype=torch.float32)) > BRIGHT
 
     def native(self) -> Tensor:

@@ -35,12 +35,12 @@ IGNORED = (
 
 
 def is_released_folder(path: str | Path) -> bool:
-    """Whether a folder holds at least one of the three released files."""
+    """Tell whether a folder holds at least one of the three released files."""
     return any((Path(path) / name).is_file() for name in RELEASED_FILES)
 
 
 def read_released(folder: str | Path) -> Checkpoint:
-    """The three released files as a checkpoint of ours, tensors unchanged.
+    """Read the three released files as a checkpoint of ours, tensors unchanged.
 
     Raises:
         CheckpointError: a file is missing, truncated, unsafe, or holds a tensor that nobody expects.
@@ -74,13 +74,13 @@ def read_released(folder: str | Path) -> Checkpoint:
 
 
 def convert_released(folder: str | Path, target: str | Path) -> None:
-    """Released folder to one .safetensors; every tensor bit for bit."""
+    """Convert a released folder to one .safetensors; every tensor bit for bit."""
     checkpoint = read_released(folder)
     save_checkpoint(target, checkpoint.tensors, checkpoint.config, checkpoint.training)
 
 
 def convert_to_released(source: str | Path, folder: str | Path) -> None:
-    """One of our LoRA checkpoints to the three released files.
+    """Convert one of our LoRA checkpoints to the three released files.
 
     Raises:
         CheckpointError: the checkpoint is self-contained or incomplete, or the folder cannot be written.
@@ -103,7 +103,7 @@ def convert_to_released(source: str | Path, folder: str | Path) -> None:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """A .ckpt or .pth as tensors by name; objects other than plain data are refused.
+    """Read a .ckpt or .pth as tensors by name; refuse objects other than plain data.
 
     Raises:
         CheckpointError: missing, truncated, or a pickle that would run code.

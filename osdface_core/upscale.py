@@ -54,7 +54,7 @@ def _lanczos(photo: PhotoArray, size: tuple[int, int]) -> PhotoArray:
 
 
 def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """One channel (H, W) to `size`, float32 in the plane's own range; Lanczos may overshoot it."""
+    """Resize one channel (H, W) to `size`, float32 in the plane's own range; Lanczos may overshoot it."""
     image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.LANCZOS))
 

@@ -73,7 +73,7 @@ class Work:
 
 
 def compare_path(target: Path) -> Path:
-    """Where the before/after picture of a result goes."""
+    """Name the before/after picture of a result."""
     return target.with_name(f"{target.stem}_compare.png")
 
 
@@ -216,13 +216,13 @@ Tell = Callable[[Any, Any], None]
 
 
 def one_by_one(items: Iterable[Any], steps: Steps, tell: Tell) -> None:
-    """All steps of an item, then the next item."""
+    """Take all steps of an item, then those of the next."""
     for item in items:
         tell(item, _attempt(lambda item=item: steps.finish(steps.restore(steps.prepare(item)))))
 
 
 def overlapped(items: Iterable[Any], steps: Steps, tell: Tell) -> None:
-    """While `restore` works on an item, one thread prepares the next and another finishes the last.
+    """Restore an item while one thread prepares the next and another finishes the last.
 
     At most three items are held, whatever their number. `tell` is called from the finishing thread. An
     interruption still lets the item that is being finished end whole.

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demo_photo() -> np.ndarray:
-    """Two faces side by side: scikit-image's astronaut (NASA) and matplotlib's Grace Hopper (US Navy).
+    """Compose two faces side by side: scikit-image's astronaut (NASA), matplotlib's Grace Hopper (US Navy).
 
     Both portraits are in the public domain and lie in the installed packages; nothing is fetched.
 
@@ -87,7 +87,7 @@ def demo_photo() -> np.ndarray:
 
 
 def degrade(photo: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Blur, shrink, noise, JPEG: the order of the common degradation model of blind face restoration.
+    """Blur, shrink, add noise, compress: the common degradation model of blind face restoration.
 
     Args:
         photo: (H, W, 3) uint8.

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(source: str | Path) -> dict[str, Any]:
-    """Everything about a checkpoint that can be said without reading a tensor.
+    """Describe a checkpoint by its header, without reading a tensor.
 
     Args:
         source: as in `OSDFacePipeline.from_pretrained`.
@@ -69,7 +69,7 @@ def describe(source: str | Path) -> dict[str, Any]:
 
 
 def find_problems(config: OSDFaceConfig, shapes: Shapes) -> list[str]:
-    """What keeps a file of this header from restoring faces, one line each; empty when nothing does.
+    """List what keeps a file of this header from restoring faces, one line each.
 
     The adapters' own names are left to the base model that they will meet.
     """
@@ -89,7 +89,7 @@ def find_problems(config: OSDFaceConfig, shapes: Shapes) -> list[str]:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """The description as lines for people."""
+    """Lay the description out as lines for people."""
     config, training = facts["config"], facts["training"]
     kind = (
         "self-contained" if config["arch"] == "full" else f"LoRA for {config['base']} (give it with --base)"

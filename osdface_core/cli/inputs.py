@@ -154,11 +154,11 @@ class Guard:
         self._inputs = {identity for source in sources if (identity := _identity(source))}
 
     def refused(self, path: Path) -> bool:
-        """Whether writing `path` would replace an input."""
+        """Tell whether writing `path` would replace an input."""
         return _identity(path) in self._inputs
 
     def check(self, path: Path) -> Path:
-        """`path`, or ImageError if it is an input."""
+        """Return `path`; raise ImageError if it is an input."""
         if self.refused(path):
             raise ImageError(f"{path} is an input and is not overwritten; give another place")
         return path

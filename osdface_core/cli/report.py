@@ -19,7 +19,7 @@ LARGEST = 4096  # [px], longer side of one half: a picture to look at, whatever 
 
 
 def comparison(before: np.ndarray, after: np.ndarray) -> Image.Image:
-    """Two photos in one picture: side by side if they are upright, one above the other if they are wide.
+    """Join two photos in one picture: side by side if they are upright, one above the other if wide.
 
     Args:
         before, after: (H, W, 3) uint8, uint16 or float32; `before` is enlarged to the size of `after`.
@@ -64,7 +64,7 @@ def save_picture(image: Image.Image, path: Path) -> None:
 
 
 def crop_pictures(crops: Tensor, restored: Tensor, stem: Path) -> list[tuple[Path, Image.Image]]:
-    """The aligned faces as pictures, named `stem`_face0_before.png, `stem`_face0_after.png and so on."""
+    """Turn the aligned faces into pictures named `stem`_face0_before.png, `stem`_face0_after.png, ..."""
     pictures = []
     for number, pair in enumerate(zip(crops, restored, strict=True)):
         for when, face in zip(("before", "after"), pair, strict=True):

@@ -55,12 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that choose and place the model; `load` takes them."""
+    """Declare the options that choose and place the model; `load` takes them."""
     add_options(parser.add_argument_group("model"), LoadOptions)
 
 
 def load(args: argparse.Namespace) -> OSDFacePipeline:
-    """The pipeline that `add_model_arguments` describe. Raises CheckpointError."""
+    """Load the pipeline that `add_model_arguments` describe. Raises CheckpointError."""
     from ..photo import OSDFacePipeline
 
     return OSDFacePipeline.from_pretrained(**vars(pick(LoadOptions, vars(args))))
@@ -140,7 +140,7 @@ def _restore_all(
 
 
 def runner_for(pipeline: OSDFacePipeline, jobs: Sequence[Job]) -> Callable[..., None]:
-    """Beside PyTorch's own layers the other steps compete for the CPU's cores: 1.54 times as long."""
+    """Choose `overlapped` where it pays: with PyTorch's own layers the steps compete for cores (1.54 x)."""
     from .batch import one_by_one, overlapped
 
     return overlapped if pipeline.engine.overlaps and len(jobs) > 1 else one_by_one

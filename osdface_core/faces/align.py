@@ -16,7 +16,7 @@ from .geometry import homogeneous, inverse, resize_smooth, resizing, translation
 
 
 def fit_similarity(points: np.ndarray, template: Sequence[tuple[float, float]] = FFHQ_TEMPLATE) -> np.ndarray:
-    """Least-squares rotation, uniform scale and shift that carry `points` onto `template`.
+    """Fit the rotation, uniform scale and shift that carry `points` onto `template`, by least squares.
 
     In the plane this is linear regression over complex numbers, which cannot mirror. Equal to Umeyama (1991),
     Eq. 40-42, for two dimensions.
@@ -41,7 +41,7 @@ def fit_similarity(points: np.ndarray, template: Sequence[tuple[float, float]] =
 
 
 def affine_rows(matrix: np.ndarray) -> tuple[Row, Row]:
-    """A 2x3 array as the nested tuple that `Face.affine` holds."""
+    """Convert a 2x3 array to the nested tuple that `Face.affine` holds."""
     (a, b, c), (d, e, f) = np.asarray(matrix, dtype=np.float64).tolist()
     return (a, b, c), (d, e, f)
 
@@ -77,7 +77,7 @@ def align(
 
 
 def crop_face(photo: PhotoArray, face: Face, size: int, device: torch.device) -> Tensor:
-    """One aligned crop (3, size, size), not yet cut to the unit range; see `align`."""
+    """Cut out one aligned crop (3, size, size), not yet clamped to the unit range; see `align`."""
     return cut(photo, resizing(size / CROP_SIZE, size / CROP_SIZE) @ homogeneous(face.matrix), size, device)
 
 
@@ -117,7 +117,7 @@ def cut(
 
 
 def crop_bounds(to_photo: np.ndarray, size: int, margin: float) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the photo rectangle that the crop covers, ends exclusive [px]."""
+    """Find the photo rectangle that the crop covers: left, top, right, bottom, ends exclusive [px]."""
     low, high = -0.5, size - 0.5
     corners = np.array([[low, high, high, low], [low, low, high, high], [1, 1, 1, 1]])
     xy = to_photo @ corners
@@ -127,7 +127,7 @@ def crop_bounds(to_photo: np.ndarray, size: int, margin: float) -> tuple[int, in
 
 
 def sharpness(crops: Tensor) -> Tensor:
-    """How much detail aligned crops carry at their own resolution, independent of contrast.
+    """Measure how much detail aligned crops carry at their own resolution, independent of contrast.
 
     Natural pictures have about equal strength in every octave of detail. This is the RMS of the finest octave
     of luma around eyes, nose and mouth, divided by that of the octave two steps coarser, cut at 1: near 1 for
@@ -148,7 +148,7 @@ CENTRE = (128, 168, 256)
 
 
 def measure(photo: PhotoArray, faces: Sequence[Face], device: torch.device) -> list[float]:
-    """`sharpness` of each face, reading only the middle of each crop."""
+    """Measure the `sharpness` of each face, reading only the middle of each crop."""
     if not faces:
         return []
     shift = translation(-CENTRE[0], -CENTRE[1])

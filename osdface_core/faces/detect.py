@@ -70,7 +70,7 @@ def detect(
 
 
 def load_detector(name: DetectorName, detector_dir: str | Path | None, device: torch.device) -> Detector:
-    """The detector called `name`, kept in memory for the next photo; see `detect` for the names.
+    """Load the detector called `name`, kept in memory for the next photo; see `detect` for the names.
 
     Raises:
         OptionError: if the name is unknown.

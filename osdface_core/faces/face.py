@@ -80,7 +80,7 @@ class Face:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, ready for `json.dumps`."""
+        """Convert to plain lists and numbers, ready for `json.dumps`."""
         return {
             "box": list(self.box),
             "landmarks": [list(point) for point in self.landmarks],
@@ -93,12 +93,12 @@ class Face:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Face:
-        """The inverse of `to_dict`; keys that a newer version added are ignored."""
+        """Build a face from `to_dict`'s result; keys that a newer version added are ignored."""
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: _freeze(value) for name, value in values.items() if name in known})
 
     def scaled(self, sx: float, sy: float | None = None) -> Face:
-        """The same face in a photo resized by `sx` (and `sy`) [new px / old px].
+        """Return the same face in a photo resized by `sx` (and `sy`) [new px / old px].
 
         With unequal factors (sizes rounded to whole pixels) the affine stops being an exact similarity by
         that rounding, so that it still maps the resized photo onto the same crop.

@@ -48,7 +48,7 @@ def warp(
 
 
 def plane(matrix: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
-    """(h, w, 2) float32: `matrix` @ (x, y, 1) for each pixel of an image of `size`."""
+    """Compute `matrix` @ (x, y, 1) for each pixel of an image of `size`: (h, w, 2) float32."""
     across, down, origin = torch.from_numpy(np.asarray(matrix, dtype=np.float32)).to(device).unbind(dim=1)
     x = torch.arange(size[1], dtype=torch.float32, device=device)[:, None] * across + origin
     y = torch.arange(size[0], dtype=torch.float32, device=device)[:, None] * down
@@ -56,20 +56,20 @@ def plane(matrix: np.ndarray, size: tuple[int, int], device: torch.device) -> Te
 
 
 def homogeneous(matrix: np.ndarray) -> np.ndarray:
-    """2x3 -> 3x3."""
+    """Extend a 2x3 affine map to 3x3."""
     return np.vstack((np.asarray(matrix, dtype=np.float64), (0.0, 0.0, 1.0)))
 
 
 def inverse(matrix: np.ndarray) -> np.ndarray:
-    """Inverse of a 2x3 affine map, as 2x3."""
+    """Invert a 2x3 affine map, as 2x3."""
     return np.linalg.inv(homogeneous(matrix))[:2]
 
 
 def translation(x: float, y: float) -> np.ndarray:
-    """3x3 shift."""
+    """Build the 3x3 map of a shift."""
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
 def resizing(sx: float, sy: float) -> np.ndarray:
-    """3x3 map of pixel centres when an image is resized by `sx`, `sy`: edges, not centres, scale linearly."""
+    """Build the 3x3 map of pixel centres under resizing by `sx`, `sy`: edges, not centres, scale linearly."""
     return np.array([[sx, 0.0, (sx - 1) / 2], [0.0, sy, (sy - 1) / 2], [0.0, 0.0, 1.0]])

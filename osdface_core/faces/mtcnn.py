@@ -144,7 +144,7 @@ def shrink(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def patch_levels(images: Tensor) -> list[Tensor]:
-    """Halved copies down to about 64 px, so that patches of big faces are cut without aliasing."""
+    """Halve down to about 64 px, so that patches of big faces are cut without aliasing."""
     levels = [images]
     while min(levels[-1].shape[-2:]) >= 128:
         levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True, count_include_pad=False))
@@ -152,7 +152,7 @@ def patch_levels(images: Tensor) -> list[Tensor]:
 
 
 def cut_patches(levels: list[Tensor], index: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """(n, 3, size, size) patches of `boxes` [px edges], each from the level where it spans 1 to 2 sizes."""
+    """Cut (n, 3, size, size) patches of `boxes` [px edges], each from the level where it spans 1-2 sizes."""
     from torchvision.ops import roi_align
 
     sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
@@ -174,7 +174,7 @@ def square(boxes: Tensor) -> Tensor:
 
 
 def drop_nested(index: Tensor, rows: Tensor, limit: float = 0.7) -> Tensor:
-    """Rows to keep (best first) after dropping those that lie mostly inside a better one of the same image.
+    """Choose the rows to keep (best first): those not mostly inside a better one of the same image.
 
     The overlap is measured against the smaller box, which catches an eye-to-chin box within the right one.
     """

@@ -16,7 +16,7 @@ class Halve(nn.Module):
     """2x2 max pooling that keeps an odd last row or column; several times faster on CPUs than MaxPool2d."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, ceil(h/2), ceil(w/2))."""
+        """Pool (B, C, h, w) to (B, C, ceil(h/2), ceil(w/2))."""
         x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), value=-math.inf)
         rows = torch.maximum(x[..., 0::2, :], x[..., 1::2, :])
         return torch.maximum(rows[..., 0::2], rows[..., 1::2])
@@ -50,7 +50,7 @@ class Stage(nn.Module):
         self.heads = nn.ModuleList(make(count) for count in heads)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, h, w) in about [-1, 1] -> one tensor per head, the last one softmaxed over two classes."""
+        """Map (B, 3, h, w) in about [-1, 1] to one tensor per head, the last softmaxed over two classes."""
         # Channels-last convolutions are far faster on CPUs at these channel counts.
         x = self.features(images.contiguous(memory_format=torch.channels_last))
         if self.hidden is not None:
@@ -62,17 +62,17 @@ class Stage(nn.Module):
 
 
 def proposal_net() -> Stage:
-    """P-Net: box offsets (4) and face probability (2) for every 12 px window at stride 2."""
+    """Build P-Net: box offsets (4) and face probability (2) for every 12 px window at stride 2."""
     return Stage([(3, 10, 3, (2, True)), (10, 16, 3, None), (16, 32, 3, None)], None, (4, 2))
 
 
 def refinement_net() -> Stage:
-    """R-Net on 24 px patches: box offsets and face probability."""
+    """Build R-Net: box offsets and face probability of 24 px patches."""
     convs = [(3, 28, 3, (3, True)), (28, 48, 3, (3, False)), (48, 64, 2, None)]
     return Stage(convs, (576, 128), (4, 2))
 
 
 def output_net() -> Stage:
-    """O-Net on 48 px patches: box offsets, five landmarks (x1..x5, y1..y5 in the box) and probability."""
+    """Build O-Net for 48 px patches: box offsets, five landmarks (x1..x5, y1..y5 in the box), probability."""
     convs = [(3, 32, 3, (3, True)), (32, 64, 3, (3, False)), (64, 64, 3, (2, True)), (64, 128, 2, None)]
     return Stage(convs, (1152, 256), (4, 10, 2))

@@ -30,7 +30,7 @@ def nms(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def same_face(rows: np.ndarray) -> np.ndarray:
-    """(n, n) bool: boxes that share over 40 % of their union, or similar sizes with landmarks in one place.
+    """Compare boxes in pairs, (n, n) bool: over 40 % of their union shared, or landmarks in one place.
 
     Real neighbours in a crowd overlap too, but by less, and their landmarks lie apart.
     """
@@ -47,7 +47,7 @@ def same_face(rows: np.ndarray) -> np.ndarray:
 
 
 def drop_shadowed(rows: np.ndarray, sure: float) -> np.ndarray:
-    """Without doubtful rows that lie to a quarter inside a sure one: hair or a collar beside a face."""
+    """Drop doubtful rows that lie to a quarter inside a sure one: hair or a collar beside a face."""
     low = np.maximum(rows[:, None, :2], rows[None, :, :2])
     high = np.minimum(rows[:, None, 2:4], rows[None, :, 2:4])
     inner = np.prod(np.clip(high - low, 0, None), axis=-1)

@@ -115,7 +115,7 @@ def make_patch(photo: PhotoArray, face: Face, restored: Tensor, crop: Tensor | N
 
 
 def tiles_touched(patches: Sequence[Patch], height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """Rectangles (left, top, right, bottom) on a fixed grid that some patch reaches."""
+    """List the rectangles (left, top, right, bottom) of a fixed grid that some patch reaches."""
     cells: set[tuple[int, int]] = set()
     for left, top, right, bottom in (patch.bounds for patch in patches):
         if right > left and bottom > top:
@@ -175,7 +175,7 @@ def blend_tile(
 def soft_mask(
     to_template: np.ndarray, rectangle: tuple[int, int, int, int], feather: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Mask of one face over a photo rectangle, evaluated in closed form: no sampling, no seams between tiles.
+    """Evaluate one face's mask over a photo rectangle in closed form: no sampling, no seams between tiles.
 
     Its shape is a superellipse of exponent 4, between a circle and a square: an ellipse would cut the jaw.
 

@@ -106,7 +106,7 @@ class RetinaFace(nn.Module):
 
 
 def make_priors(height: int, width: int, device: torch.device) -> Tensor:
-    """(n, 4) anchors: centre x, centre y, width, height [px edges], in the order of the outputs."""
+    """List the anchors (n, 4): centre x, centre y, width, height [px edges], in the order of the outputs."""
     parts = []
     for step, sides in zip(STEPS, ANCHORS, strict=True):
         y = (torch.arange(-(-height // step), device=device) + 0.5) * step
@@ -127,7 +127,7 @@ def decode(shifts: Tensor, points: Tensor, priors: Tensor, scores: Tensor) -> tu
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: $OSDFACE_HOME, or ~/.cache/osdface."""
+    """Return where fetched weights are kept: $OSDFACE_HOME, or ~/.cache/osdface."""
     return Path(os.environ.get("OSDFACE_HOME") or Path.home() / ".cache" / "osdface")
 
 

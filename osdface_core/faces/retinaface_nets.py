@@ -97,7 +97,7 @@ class Pyramid(nn.Module):
         self.merge1, self.merge2 = _conv(width, width, slope=slope), _conv(width, width, slope=slope)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Three (B, C, h, w) maps, finest first -> three of `width` channels at the same sizes."""
+        """Merge three (B, C, h, w) maps, finest first, into three of `width` channels at the same sizes."""
         fine, middle, coarse = self.output1(maps[0]), self.output2(maps[1]), self.output3(maps[2])
         middle = self.merge2(middle + F.interpolate(coarse, size=middle.shape[-2:]))
         fine = self.merge1(fine + F.interpolate(middle, size=fine.shape[-2:]))
@@ -117,7 +117,7 @@ class Context(nn.Module):
         self.conv7x7_3 = _conv(quarter, quarter, slope=None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, h, w) -> same shape, not negative."""
+        """Map (B, width, h, w) to the same shape, not negative."""
         shared = self.conv5X5_1(x)
         parts = (self.conv3X3(x), self.conv5X5_2(shared), self.conv7x7_3(self.conv7X7_2(shared)))
         return torch.cat(parts, dim=1).relu()
@@ -132,7 +132,7 @@ class Head(nn.Module):
         self.conv1x1 = nn.Conv2d(width, ANCHORS_PER_CELL * count, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, h, w) -> (B, h * w * ANCHORS_PER_CELL, count)."""
+        """Map (B, width, h, w) to (B, h * w * ANCHORS_PER_CELL, count)."""
         return self.conv1x1(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.count)
 
 

@@ -61,7 +61,7 @@ class Detector(Protocol):
 def search(
     photo: PhotoArray, net: Detector, min_face: float, threshold: float, effort: str, device: torch.device
 ) -> np.ndarray:
-    """All looks at one photo, merged: rows (n, 15) in photo px."""
+    """Merge all looks at one photo: rows (n, 15) in photo px."""
     base = whole(photo, net.smallest * RELATIVE, device)
     rows = look(net, [base], min_face)
     if effort == "fast":
@@ -87,7 +87,7 @@ def look_and_check(
 
 
 def harder(base: View) -> list[View]:
-    """What to try when the plain copy shows nothing: a wide frame around it, and turned copies."""
+    """List further views for when the plain copy shows nothing: a wide frame around it, turned copies."""
     return [padded(base), *(turned(base, angle) for angle in (90, 270, 180, 45, 315))]
 
 
@@ -113,7 +113,7 @@ def look(net: Detector, views: Iterable[View], min_face: float) -> np.ndarray:
 
 
 def roll_of(row: np.ndarray) -> float:
-    """How far a face leans clockwise [degrees], from its landmarks; 0 where they fit no face."""
+    """Measure how far a face leans clockwise [degrees], from its landmarks; 0 where they fit no face."""
     points = row[5:15].reshape(5, 2)
     if np.ptp(points, axis=0).max() < 1e-3:
         return 0.0
@@ -164,7 +164,7 @@ def _settle(
 
 
 def best_turn(row: np.ndarray, found: list[np.ndarray | None], sure: float) -> np.ndarray | None:
-    """The row to believe: upright as found, upright in the patch, or one of the other turns."""
+    """Choose the row to believe: upright as found, upright in the patch, or one of the other turns."""
     upright = found[0]
     if row[4] >= sure and (upright is None or upright[4] < row[4] - MARGIN):
         upright = row  # a patch shows less of the surroundings, which a cut-off face needs
@@ -176,7 +176,7 @@ def best_turn(row: np.ndarray, found: list[np.ndarray | None], sure: float) -> n
 def look_closer(
     photo: PhotoArray, base: View, jobs: list[Job], net: Detector, device: torch.device, *, turns: int
 ) -> list[list[np.ndarray | None]]:
-    """Per job and turn (0, 90, 180, 270 degrees from its angle): the face in the patch's middle, or None."""
+    """Find, per job and turn (0, 90, 180, 270 degrees from its angle), the face in the patch's middle."""
     found: list[list[np.ndarray | None]] = []
     step = max(1, BATCH // turns)
     for start in range(0, len(jobs), step):
@@ -189,7 +189,7 @@ def look_closer(
 
 
 def patch_view(photo: PhotoArray, base: View, row: np.ndarray, roll: float, device: torch.device) -> View:
-    """The surroundings of a face, turned by its roll, at the size the detector likes best."""
+    """Cut out a face's surroundings, turned by its roll, at the size the detector likes best."""
     size = max(row[2] - row[0], row[3] - row[1], 1.0)
     middle = (row[:2] + row[2:4]) / 2
     angle, scale = math.radians(roll), PATCH / CONTEXT / size
@@ -205,7 +205,7 @@ def patch_view(photo: PhotoArray, base: View, row: np.ndarray, roll: float, devi
 
 
 def turned_quarter(view: View, turn: int) -> View:
-    """A square view turned counter-clockwise by `turn` times 90 degrees, without resampling."""
+    """Turn a square view counter-clockwise by `turn` times 90 degrees, without resampling."""
     centre = (PATCH - 1) / 2
     cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[turn]
     quarter = homogeneous(np.array([[cos, -sin, 0], [sin, cos, 0]]))
@@ -214,7 +214,7 @@ def turned_quarter(view: View, turn: int) -> View:
 
 
 def central(rows: np.ndarray, view: View) -> np.ndarray | None:
-    """The face in the middle of the patch, if there is one of about the expected size, in photo px."""
+    """Find the face in the middle of the patch, if one has about the expected size, in photo px."""
     middle = (rows[:, :2] + rows[:, 2:4]) / 2 - (PATCH - 1) / 2
     side = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1]) * CONTEXT / PATCH
     good = (np.linalg.norm(middle, axis=1) < 0.35 * PATCH / CONTEXT) & (side > 0.5) & (side < 1.8)

@@ -92,7 +92,7 @@ def smooth(
 
 
 def scene_cuts(pixels: Tensor) -> list[bool]:
-    """Whether each frame of (B, 3, H, W) starts a new scene; the first never does.
+    """Tell for each frame of (B, 3, H, W) whether it starts a new scene; the first never does.
 
     Two thumbnails are compared at the shift (up to a quarter of the picture) at which they agree best, so
     that a quick pan is no cut.
@@ -201,7 +201,7 @@ def extended(signal: np.ndarray, count: int) -> np.ndarray:
 
 
 def one_euro(signal: np.ndarray, settings: Smoothing) -> np.ndarray:
-    """The causal filter over (frames, channels); one cut-off per channel and frame.
+    """Apply the causal 1-euro filter over (frames, channels); one cut-off per channel and frame.
 
     Source: Casiez et al. 2012, Algorithm 1: alpha = 1 / (1 + tau / dt), tau = 1 / (2 pi cut-off).
     """

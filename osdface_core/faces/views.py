@@ -38,7 +38,7 @@ class View:
 
 
 def whole(photo: PhotoArray, long_side: float, device: torch.device) -> View:
-    """The photo, shrunk so that its longer side is at most `long_side` [px]."""
+    """Shrink the photo so that its longer side is at most `long_side` [px]."""
     height, width = photo.shape
     ratio = min(1.0, long_side / max(height, width))
     size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
@@ -48,7 +48,7 @@ def whole(photo: PhotoArray, long_side: float, device: torch.device) -> View:
 
 
 def shrunk(photo: PhotoArray, area: Area, size: tuple[int, int], device: torch.device) -> Tensor:
-    """The area (top, bottom, left, right) of the photo at `size`, low-pass filtered, in little memory."""
+    """Resize an area (top, bottom, left, right) of the photo, low-pass filtered, in little memory."""
     top, bottom, left, right = area
     picture = photo.pillow(area)
     if picture is not None:  # Pillow does this several times faster
@@ -70,7 +70,7 @@ def shrunk(photo: PhotoArray, area: Area, size: tuple[int, int], device: torch.d
 
 
 def tiles(photo: PhotoArray, scale: float, side: int, overlap: int, device: torch.device) -> Iterator[View]:
-    """Overlapping square tiles of the photo.
+    """Cut the photo into overlapping square tiles.
 
     Args:
         scale: view px per photo px, at most 1.
@@ -96,7 +96,7 @@ def spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def padded(view: View, fraction: float = 0.5) -> View:
-    """The picture in a frame that repeats its border: faces that fill the photo are found inside it."""
+    """Frame the picture with its repeated border: faces that fill the photo are found inside it."""
     height, width = view.image.shape[-2:]
     across, down = int(width * fraction), int(height * fraction)
     matrix = view.to_photo @ translation(-across, -down)
@@ -108,7 +108,7 @@ def padded(view: View, fraction: float = 0.5) -> View:
 
 
 def turned(view: View, degrees: float) -> View:
-    """The picture turned counter-clockwise on a canvas that holds all of it; corners repeat the border."""
+    """Turn the picture counter-clockwise on a canvas that holds all of it; corners repeat the border."""
     height, width = view.image.shape[-2:]
     angle = math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -137,7 +137,7 @@ def rows_to_photo(rows: np.ndarray, view: View) -> np.ndarray:
 
 
 def drop_cut(rows: np.ndarray, view: View, margin: float = 2.0) -> np.ndarray:
-    """Without the faces that an inner side of a tile cuts through."""
+    """Drop the faces that an inner side of a tile cuts through."""
     height, width = view.image.shape[-2:]
     left, top, right, bottom = view.inner
     cut = (

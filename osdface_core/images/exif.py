@@ -39,7 +39,7 @@ class Entry:
     children: tuple[Entry, ...] = ()
 
     def numbers(self, order: str) -> tuple[int, ...]:
-        """Whole numbers of the field; none for other types."""
+        """Read the field's whole numbers; none for other types."""
         sign = WHOLE.get(self.kind)
         return struct.unpack(f"{order}{self.count}{sign}", self.data) if sign else ()
 
@@ -151,13 +151,13 @@ def serialise(entries: Iterable[Entry], order: str, base: int) -> bytes:
 
 
 def byte_order(block: bytes | None) -> str:
-    """The byte order of an EXIF block or TIFF; "<" if there is none."""
+    """Read the byte order of an EXIF block or TIFF; "<" if there is none."""
     found = header((block or b"").removeprefix(PREFIX)[:16])
     return found.order if found else "<"
 
 
 def is_readable(block: bytes) -> bool:
-    """Whether an EXIF block has a header and a first directory within it."""
+    """Tell whether an EXIF block has a header and a first directory within it."""
     body = block.removeprefix(PREFIX)
     found = header(body[:16])
     return found is not None and 8 <= found.first <= len(body) - found.counter.size
@@ -212,7 +212,7 @@ def find_orientation(block: bytes | None) -> int:
 
 
 def orientation(block: bytes | None) -> int:
-    """1 to 8; 1 (upright) where it is missing or damaged."""
+    """Read the orientation, 1 to 8; 1 (upright) where it is missing or damaged."""
     return find_orientation(block) or 1
 
 

@@ -27,7 +27,7 @@ class FoundPhotos:
 
 
 def is_photo(path: Path) -> bool:
-    """Whether a path names a photo that can be read; hidden files are none."""
+    """Tell whether a path names a photo that can be read; hidden files are none."""
     return path.suffix.lower() in readable() and not path.name.startswith(".")
 
 
@@ -72,7 +72,7 @@ def _follow(
 
 
 def unread_photos(paths: Iterable[Path]) -> list[str]:
-    """A line with the number of photos of each format that is not read, and why; none if there are none."""
+    """Count the photos of each format that is not read, and say why, in a line; empty if there are none."""
     counts = Counter(path.suffix.lower() for path in paths)
     parts = [
         f"{count} {suffix} ({reason})"

@@ -39,14 +39,14 @@ AVIF_MISSING = "needs a Pillow with AVIF: pip install -U pillow"
 
 @cache
 def readable() -> frozenset[str]:
-    """Suffixes of photos that can be read with the packages that are here."""
+    """List the suffixes of photos that can be read with the packages that are here."""
     more = HEIC if importlib.util.find_spec("pillow_heif") else ()
     more += AVIF if "avif" in features.get_supported() else ()
     return frozenset((*SUFFIXES, *READ_ONLY, *more))
 
 
 def unread_reason(suffix: str) -> str:
-    """Why photos of a suffix are not read, with what to do; nothing for readable ones and for no photos."""
+    """Say why photos of a suffix are not read and what to do; empty for readable ones and for no photos."""
     suffix = suffix.lower()
     if suffix in readable():
         return ""
@@ -58,7 +58,7 @@ def unread_reason(suffix: str) -> str:
 
 
 def is_unwritable(suffix: str) -> bool:
-    """Whether a suffix names a picture format that is not written here."""
+    """Tell whether a suffix names a picture format that is not written here."""
     suffix = suffix.lower()
     if suffix in SUFFIXES or not suffix:
         return False
@@ -66,5 +66,5 @@ def is_unwritable(suffix: str) -> bool:
 
 
 def written_suffix(suffix: str) -> str:
-    """The suffix under which a photo's result is written: its own, or .png where that is only read."""
+    """Choose the suffix of a photo's result: its own, or .png where that is only read."""
     return suffix if suffix.lower() in SUFFIXES or not suffix else ".png"

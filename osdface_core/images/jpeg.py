@@ -28,7 +28,7 @@ Segment = tuple[int, bytes]
 
 
 def read(data: bytes) -> tuple[bytes, Metadata]:
-    """Part a JPEG.
+    """Split a JPEG into pixels and side notes.
 
     Returns:
         a JPEG without side notes, for the decoder; and what the side notes say. Damaged ones are left out.

@@ -54,7 +54,7 @@ class Photo:
 
 
 def to_unit(array: np.ndarray) -> Tensor:
-    """Array -> tensor in the unit range.
+    """Convert an array to a tensor in the unit range.
 
     Args:
         array: (H, W, 3) or (H, W), uint8, uint16 or float (floats are taken as they are).
@@ -75,7 +75,7 @@ def to_unit(array: np.ndarray) -> Tensor:
 
 
 def from_unit(image: Tensor, dtype: Any) -> np.ndarray:
-    """Tensor in the unit range -> array; rounds to the nearest step, and cuts what is beyond the range.
+    """Convert a tensor in the unit range to an array: rounded to the nearest step, cut beyond the range.
 
     Args:
         image: (3, H, W) float.

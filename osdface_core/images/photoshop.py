@@ -46,7 +46,7 @@ def resource(number: int, data: bytes) -> bytes:
 
 
 def iptc(block: bytes | None) -> bytes | None:
-    """The IPTC record among the resources."""
+    """Find the IPTC record among the resources."""
     return next((data for number, data, _ in resources(block or b"") if number == IPTC), None)
 
 

@@ -241,7 +241,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def metadata_chunks(about: Metadata) -> list[Chunk]:
-    """Metadata as PNG chunks, colour first; IPTC goes where ImageMagick and ExifTool look for it."""
+    """Build PNG chunks of the metadata, colour first; IPTC where ImageMagick and ExifTool look for it."""
     chunks = [chunk for chunk in about.chunks if chunk[0] in COLOR]
     if about.icc:
         chunks.append((b"iCCP", b"ICC profile\x00\x00" + zlib.compress(about.icc)))
@@ -262,7 +262,7 @@ def metadata_chunks(about: Metadata) -> list[Chunk]:
 
 
 def comment_text(comment: bytes) -> str:
-    """A comment of a format that does not say how it is encoded."""
+    """Decode a comment of a format that does not say how it is encoded."""
     try:
         return comment.decode("utf-8")
     except UnicodeDecodeError:

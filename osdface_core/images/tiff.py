@@ -127,7 +127,7 @@ def _metadata(first: dict[int, Entry], order: str) -> Metadata:
 
 
 def dpi(fields: dict[int, Entry], order: str) -> tuple[float, float] | None:
-    """The resolution in a directory (tags 282, 283, 296) per inch, or None."""
+    """Read the resolution of a directory (tags 282, 283, 296) per inch, or None."""
     scale = {2: 1.0, 3: 2.54}.get(_number(fields, 296, order, 2))
     values = [
         struct.unpack(order + "II", fields[tag].data[:8])

@@ -91,7 +91,7 @@ def check_alpha(path: Path, photo: Photo) -> None:
 
 
 def file_format(path: Path, photo: Photo) -> str:
-    """The format for a path: by its suffix; without one the photo's own, or PNG if that is only read."""
+    """Choose a path's format: by its suffix; without one the photo's own, or PNG if that is only read."""
     if not path.suffix:
         return photo.format if photo.format in SUFFIXES.values() else "PNG"
     kind = SUFFIXES.get(path.suffix.lower())
@@ -102,7 +102,7 @@ def file_format(path: Path, photo: Photo) -> str:
 
 
 def to_depth(photo: Photo, kind: str) -> Plane:
-    """Samples as (H, W, 1 or 3), in the photo's type or the deepest one below it that the format holds."""
+    """Convert samples to (H, W, 1 or 3), in the photo's type or the deepest that the format holds."""
     pixels, alpha = photo.pixels, photo.alpha
     if pixels.ndim != 3 or pixels.shape[2] != 3 or str(pixels.dtype) not in FULL_SCALE:
         raise ImageError(
@@ -129,12 +129,12 @@ def convert(array: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
 
 
 def full_alpha(alpha: np.ndarray) -> np.ndarray:
-    """The value that means opaque, in alpha's type."""
+    """Return the value that means opaque, in alpha's type."""
     return np.array(FULL_SCALE[str(alpha.dtype)], dtype=alpha.dtype)
 
 
 def fitting_icc(icc: bytes | None, channels: int) -> bytes | None:
-    """The profile if it is one for this number of colour channels (ICC.1, header bytes 16 to 19)."""
+    """Return the profile if it is one for this number of colour channels (ICC.1, header bytes 16 to 19)."""
     space = (icc or b"")[16:20]
     return icc if space == (b"GRAY" if channels == 1 else b"RGB ") else None
 

@@ -201,7 +201,7 @@ def _is_property(attribute: Any) -> bool:
 
 
 def checksum(extension: bytes) -> bytes:
-    """The name of an extended packet: its MD5 sum in capital hexadecimal digits."""
+    """Name an extended packet: its MD5 sum in capital hexadecimal digits."""
     return hashlib.md5(extension, usedforsecurity=False).hexdigest().upper().encode()
 
 

@@ -17,7 +17,7 @@ class LatentCodec(Protocol):
     def encode(
         self, signed: Tensor, posterior: Posterior = "mode", generator: torch.Generator | None = None
     ) -> Tensor:
-        """(B, 3, H, W) to (B, 4, H//8, W//8), multiplied by the scaling factor."""
+        """Encode (B, 3, H, W) to (B, 4, H//8, W//8), multiplied by the scaling factor."""
         ...
 
     def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float = 1.0) -> Tensor:

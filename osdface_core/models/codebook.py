@@ -17,7 +17,7 @@ class Quantised(NamedTuple):
 
 
 def squared_distances(features: Tensor, codebook: Tensor) -> Tensor:
-    """|h|^2 + |e|^2 - 2 h.e for every position and code.
+    """Compute |h|^2 + |e|^2 - 2 h.e for every position and code.
 
     Args:
         features: (B, D, H, W), float32.
@@ -79,13 +79,13 @@ def _first(tokens: Tensor, count: int) -> Tensor:
 
 
 def lookup(tokens: Tensor, codebook: Tensor) -> Tensor:
-    """(B, N) indices to (B, N, D) codes; -1 gives a zero row (released behaviour)."""
+    """Look indices (B, N) up: (B, N, D) codes; -1 gives a zero row (released behaviour)."""
     rows = codebook[tokens.clamp_min(0)]
     return rows * (tokens >= 0).unsqueeze(-1).to(rows.dtype)
 
 
 def select_codes(features: Tensor, codebook: Tensor, count: int) -> Tensor:
-    """The `count` closest distinct codes of each image: (B, count, D), zero rows when fewer occur.
+    """Pick the `count` closest distinct codes of each image: (B, count, D), zero rows when fewer occur.
 
     Same arguments and source as `select_tokens`.
     """

@@ -10,7 +10,7 @@ from .backbone import Backbone, UNetPredictor
 
 
 def build_unet(cfg: UNetConfig, latent_channels: int, prompt_dim: int) -> nn.Module:
-    """The UNet of a self-contained model, randomly initialised."""
+    """Build the UNet of a self-contained model, randomly initialised."""
     from diffusers import UNet2DConditionModel
 
     if len(cfg.block_out_channels) != len(cfg.cross_attention_levels):
@@ -36,7 +36,7 @@ def build_unet(cfg: UNetConfig, latent_channels: int, prompt_dim: int) -> nn.Mod
 
 
 def build_full(config: OSDFaceConfig) -> Backbone:
-    """Codec and predictor of a self-contained model (`arch` = "full"), randomly initialised."""
+    """Build codec and predictor of a self-contained model (`arch` = "full"), randomly initialised."""
     from .tiny_codec import TinyCodec
 
     if config.unet is None or config.codec.kind != "tiny":

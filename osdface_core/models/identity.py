@@ -54,7 +54,7 @@ class IdentityNet(nn.Module):
         return super().train(False)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """(B, 3, 112, 112) unit RGB → (B, D) of length 1: picture plus mirror image, normalised."""
+        """Embed (B, 3, 112, 112) unit RGB as (B, D) of length 1: picture plus mirror image, normalised."""
         with torch.autocast(crops.device.type, enabled=False):  # bf16 loses the third digit of the cosine
             x = (crops.float() - self.mean) / self.std
             both = self.network(torch.cat([x, x.flip(-1)])).float()
@@ -78,7 +78,7 @@ def _resample(size: int, offset: float, device: torch.device) -> Tensor:
 
 
 def face_crop_112(faces: Tensor) -> Tensor:
-    """The ArcFace crop of FFHQ-aligned faces: one fixed, differentiable resampling.
+    """Cut the ArcFace crop out of FFHQ-aligned faces: one fixed, differentiable resampling.
 
     Args:
         faces: (B, 3, H, W), unit, the whole FFHQ-aligned crop at any size (512 × 512 usually).
@@ -93,7 +93,7 @@ def face_crop_112(faces: Tensor) -> Tensor:
 
 
 def embed(net: nn.Module, faces: Tensor) -> Tensor:
-    """Identity vectors of FFHQ-aligned faces.
+    """Compute identity vectors of FFHQ-aligned faces.
 
     Args:
         net: from `load_identity`.
@@ -105,7 +105,7 @@ def embed(net: nn.Module, faces: Tensor) -> Tensor:
 
 
 def similarity(net: nn.Module, a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of identity between two batches of FFHQ-aligned faces.
+    """Compute the cosine of identity between two batches of FFHQ-aligned faces.
 
     Args:
         a, b: (B, 3, H, W), unit; their sizes may differ.

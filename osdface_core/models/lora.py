@@ -30,7 +30,7 @@ class Factors(NamedTuple):
 
 
 def parse_lora(tensors: dict[str, Tensor]) -> dict[str, Factors]:
-    """Both key styles to {module name: factors}.
+    """Parse both key styles to {module name: factors}.
 
     Raises:
         CheckpointError: a key of no known style, or a factor without its partner.
@@ -53,7 +53,7 @@ def parse_lora(tensors: dict[str, Tensor]) -> dict[str, Factors]:
 
 
 def delta(factors: Factors, alpha: float, shape: torch.Size) -> Tensor:
-    """(alpha / r) * B A in float32, in the layer's shape."""
+    """Compute (alpha / r) * B A in float32, in the layer's shape."""
     rank = factors.down.shape[0]
     product = factors.up.float().flatten(1) @ factors.down.float().flatten(1)
     if product.numel() != shape.numel():
@@ -116,13 +116,13 @@ def set_strength(unet: nn.Module, strength: float) -> None:
 
 
 def to_peft(lora: dict[str, Factors]) -> dict[str, Tensor]:
-    """{module}.lora_A.weight / .lora_B.weight, the names of our checkpoints and of peft."""
+    """Rename to {module}.lora_A.weight / .lora_B.weight, the names of our checkpoints and of peft."""
     tensors = {f"{name}.lora_A.weight": f.down for name, f in lora.items()}
     return tensors | {f"{name}.lora_B.weight": f.up for name, f in lora.items()}
 
 
 def extract_lora(unet: nn.Module) -> dict[str, Tensor]:
-    """The live adapters' tensors under our names."""
+    """Collect the live adapters' tensors under our names."""
     from peft import get_peft_model_state_dict
 
     return {
@@ -131,7 +131,7 @@ def extract_lora(unet: nn.Module) -> dict[str, Tensor]:
 
 
 def lora_config(lora: dict[str, Factors], alpha: float) -> LoRAConfig:
-    """What a checkpoint records about a set of adapters: rank, alpha, and the layer kinds that carry one."""
+    """Describe a set of adapters for a checkpoint: rank, alpha, and the layer kinds that carry one."""
     kinds = sorted({_kind(name) for name in lora})
     return LoRAConfig(rank=max(f.down.shape[0] for f in lora.values()), alpha=alpha, targets=tuple(kinds))
 

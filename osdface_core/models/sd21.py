@@ -36,7 +36,7 @@ V_PREDICTION_SPREAD = 0.09
 
 
 def load_base(path: str | Path) -> Backbone:
-    """The base model's codec and predictor, float32 on the CPU.
+    """Load the base model's codec and predictor, float32 on the CPU.
 
     Args:
         path: a diffusers folder (`unet/`, `vae/`, optional `scheduler/`) or a single-file .safetensors.
@@ -185,7 +185,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def unet_config_from(tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
-    """UNet2DConditionModel's arguments from the original layout's shapes."""
+    """Derive UNet2DConditionModel's arguments from the original layout's shapes."""
     first = tensors.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
     context = [v for k, v in tensors.items() if k.endswith("attn2.to_k.weight") and k.startswith(UNET_PREFIX)]
     if first is None or not context:
@@ -219,7 +219,7 @@ def unet_config_from(tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
 
 
 def vae_config_from(tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
-    """AutoencoderKL's arguments from the original layout's shapes."""
+    """Derive AutoencoderKL's arguments from the original layout's shapes."""
     stem = f"{VAE_PREFIX}encoder.down."
     if f"{stem}0.block.0.conv1.weight" not in tensors:
         raise CheckpointError(f"{name} holds no VAE (no {VAE_PREFIX}* tensors); {WHERE}")

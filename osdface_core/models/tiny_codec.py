@@ -64,7 +64,7 @@ class FidelityBranch(nn.Module):
         nn.init.constant_(torch.jit.annotate(Tensor, self.gate.bias), GATE_START)
 
     def forward(self, signed: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [-1, 1] to features at 1/1, 1/2, 1/4, 1/8."""
+        """Map (B, 3, H, W) in [-1, 1] to features at 1/1, 1/2, 1/4, 1/8."""
         features = []
         for level in self.levels:
             signed = level(signed)
@@ -110,7 +110,7 @@ class TinyCodec(nn.Module):
         posterior: Posterior = "mode",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Deterministic: `posterior` and `generator` make no difference here."""
+        """Encode deterministically: `posterior` and `generator` make no difference here."""
         signed = signed[..., : signed.shape[-2] // 8 * 8, : signed.shape[-1] // 8 * 8]
         return self.encoder(signed.to(dtype_of(self)))
 
@@ -149,7 +149,7 @@ class TinyCodec(nn.Module):
 
 
 def taesd(folder: str | Path | None) -> TinyCodec:
-    """TAESD itself: Stable Diffusion's latents in a fourteenth of the arithmetic, for previews.
+    """Load TAESD itself: Stable Diffusion's latents in a fourteenth of the arithmetic, for previews.
 
     Args:
         folder: with taesd_encoder.safetensors and taesd_decoder.safetensors; None is torch's cache.

@@ -17,7 +17,7 @@ from .vq_encoder import Encoder
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 inside, whatever surrounds it: no autocast, no TF32.
+    """Run the block in float32, whatever surrounds it: no autocast, no TF32.
 
     Half precision moves most of the 77 tokens; TF32, cuDNN's default for convolutions, moves some.
     """
@@ -40,7 +40,7 @@ class VRE(nn.Module):
         self.quantize = Codebook(cfg.codebook_size, cfg.z_channels)
 
     def prepare(self, signed: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to (B, 3, R, R) in `cfg.input_range`; squashes other sizes (bilinear)."""
+        """Squash (B, 3, H, W) in [-1, 1] to (B, 3, R, R) in `cfg.input_range` (bilinear)."""
         side = self.cfg.resolution
         if signed.shape[-2:] != (side, side):
             signed = F.interpolate(signed, size=(side, side), mode="bilinear", align_corners=False)
@@ -48,7 +48,7 @@ class VRE(nn.Module):
         return signed * ((high - low) / 2.0) + (high + low) / 2.0
 
     def features(self, signed: Tensor) -> Tensor:
-        """Tokens before quantisation, (B, D, h, w), from faces in [-1, 1]."""
+        """Compute features before quantisation, (B, D, h, w), of faces in [-1, 1]."""
         return self.quant_conv(self.encoder(self.prepare(signed)))
 
     def tokens(self, signed: Tensor) -> Tokens:
