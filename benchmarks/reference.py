@@ -21,7 +21,7 @@ PREFIX = "vqvae_LQ."  # of its checkpoint's keys
 
 
 def prompt_side(checkout: Path, vre: VRE, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """(1, 3, H, W) signed to codes, computed by the checkout's encoder with this model's weights.
+    """Wrap the checkout's encoder with this model's weights: (1, 3, H, W) signed to codes.
 
     The rest of the released pipeline is diffusers' modules, which both sides share.
 

@@ -37,7 +37,7 @@ def listed_faces(recipe: Recipe, split: Split) -> list[FaceFile]:
 
 
 def checked_files(recipe: Recipe) -> Path:
-    """Where the outcome of checking the pictures is kept; both stages of a run share it."""
+    """Return where the outcome of checking the pictures is kept; both stages of a run share it."""
     return Path(recipe.run.dir).expanduser() / "checked.json"
 
 

@@ -38,14 +38,14 @@ TABLE = {
 
 
 def model_names() -> list[str]:
-    """`mini`, checkpoints in models/OSDFace, and folders there with the three released files."""
+    """List `mini`, checkpoints in models/OSDFace, and folders there with the three released files."""
     files = sorted(p.name for p in MODELS.glob("*.safetensors")) if MODELS.is_dir() else []
     folders = sorted(p.name for p in MODELS.iterdir() if is_released_folder(p)) if MODELS.is_dir() else []
     return ["mini", *files, *folders]
 
 
 def base_names() -> list[str]:
-    """The web UI's own Stable Diffusion checkpoints that are .safetensors; a LoRA model needs a 2.1-base."""
+    """List the web UI's Stable Diffusion checkpoints that are .safetensors; a LoRA needs a 2.1-base."""
     from modules import sd_models
 
     return [
@@ -55,7 +55,7 @@ def base_names() -> list[str]:
 
 
 def base_path(name: str) -> str | None:
-    """The file behind a choice of `base_names`."""
+    """Find the file behind a choice of `base_names`."""
     from modules import sd_models
 
     info = sd_models.checkpoints_list.get(name)
@@ -70,7 +70,7 @@ class Models:
         self.pipeline: Any = None
 
     def get(self, model: str, base: str) -> Any:
-        """The pipeline for these choices. Raises CheckpointError."""
+        """Load the pipeline for these choices. Raises CheckpointError."""
         dtype = "fp32" if getattr(shared.cmd_opts, "no_half", False) else "auto"
         key = (model, base, dtype)
         if key != self.key:
@@ -92,7 +92,7 @@ models = Models()
 
 
 def restore(image: np.ndarray, model: str, base: str, **options: Any) -> tuple[np.ndarray, int]:
-    """RGB (H, W, 3) uint8 in and out, and how many faces were restored; errors leave the image as it was."""
+    """Restore RGB (H, W, 3) uint8; return it and the number of faces. Errors leave the image as it was."""
     try:
         result = models.get(model, base).restore_photo(image, **options)
         return np.asarray(result.image), len(result.faces)
@@ -111,7 +111,7 @@ class OSDFaceRestoration(face_restoration.FaceRestoration):
         return NAME
 
     def restore(self, np_image: np.ndarray) -> np.ndarray:
-        """RGB uint8 (H, W, 3), one picture as the sampler made it."""
+        """Restore RGB uint8 (H, W, 3), one picture as the sampler made it."""
         chosen = shared.opts.data
         return restore(
             np_image,
@@ -123,7 +123,7 @@ class OSDFaceRestoration(face_restoration.FaceRestoration):
 
 
 def dial(option: Option, **changed: Any) -> dict[str, Any]:
-    """What a slider of an option is made with."""
+    """Collect what a slider of an option is made with."""
     return {
         "minimum": option.low, "maximum": option.high, "step": option.step, "value": option.default,
         "label": option.called("webui"), "info": option.help, **changed,
@@ -131,7 +131,7 @@ def dial(option: Option, **changed: Any) -> dict[str, Any]:
 
 
 def menu(option: Option, choices: list[str] | None = None, **changed: Any) -> dict[str, Any]:
-    """What a drop-down of an option is made with."""
+    """Collect what a drop-down of an option is made with."""
     return {
         "choices": choices or list(option.choices), "value": option.default,
         "label": option.called("webui"), "info": option.help, **changed,
@@ -179,7 +179,7 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
         color_fix: str | None = None,
         fidelity: float | None = None,
     ) -> None:
-        """Called per picture; arguments that an API call leaves out arrive as None."""
+        """Restore one picture; arguments that an API call leaves out arrive as None."""
         if not enable or not visibility:
             return
         chosen = {"model": model or LoadOptions.source, "base": base or NO_BASE}
@@ -201,7 +201,7 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
 
 
 def on_ui_settings() -> None:
-    """Options of the face restorer, beside those of the built-in ones."""
+    """Declare the face restorer's options, beside those of the built-in ones."""
     section = ("face-restoration", "Face restoration")
     strength, color_fix = TABLE["strength"], TABLE["color_fix"]
     for key, option, default, component, arguments in (

@@ -32,7 +32,7 @@ TURNED = 0.12  # nose off the middle of the eyes, in eye distances
 
 
 def typology_angle(face: Tensor) -> float:
-    """ITA = atan((L* - 50) / b*) of the cheeks' median colour [degrees]; high is light.
+    """Compute ITA = atan((L* - 50) / b*) of the cheeks' median colour [degrees]; high is light.
 
     Args:
         face: (3, 512, 512) in [0, 1], sRGB, aligned.
@@ -59,7 +59,7 @@ def lightness_and_yellow(colour: np.ndarray) -> tuple[float, float]:
 
 
 def turn(landmarks: np.ndarray) -> float:
-    """How far the nose stands off the middle of the eyes, in eye distances, along the line of the eyes.
+    """Measure how far the nose stands off the middle of the eyes, in eye distances, along their line.
 
     Args:
         landmarks: (5, 2) eyes, nose, mouth corners.
@@ -70,7 +70,7 @@ def turn(landmarks: np.ndarray) -> float:
 
 
 def labels(face: Tensor) -> dict[str, str]:
-    """`skin` and `pose` of an aligned face; the pose is `unknown` where no face is found."""
+    """Label an aligned face: `skin` and `pose`, which is `unknown` where no face is found."""
     angle = typology_angle(face)
     found = detect(face, "mtcnn")
     if not found:

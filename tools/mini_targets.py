@@ -66,7 +66,7 @@ class Target:
         return "aim" if self.aim is not None and self._reaches(self.aim) else "must"
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready; NaN is null."""
+        """Convert to JSON types; NaN is null."""
         value = None if self.value is None else finite(self.value)
         return {**vars(self), "value": value, "verdict": self.verdict}
 
@@ -77,7 +77,7 @@ class Target:
 
 
 def picture_targets(report: Report) -> list[Target]:
-    """Targets of the restored pictures by level, and of identity in each skin-tone group."""
+    """Set targets for the restored pictures by level, and for identity in each skin-tone group."""
     found = {(one.profile, one.group): one for one in report.summaries()}
     whole = {level: found.get((level, None)) for level in LEVELS}
     limits = {"mild": (0.78, 0.70), "medium": (0.64, 0.55), "severe": (0.66, 0.50)}
@@ -132,12 +132,12 @@ class Faces:
         self.files = files
 
     def clean(self, names: Sequence[str]) -> Tensor:
-        """(B, 3, 512, 512) in [0, 1]."""
+        """Read clean faces: (B, 3, 512, 512) in [0, 1]."""
         faces = (resize_bicubic(read_image(self.files[name]), (SIDE, SIDE)) for name in names)
         return eight_bit(torch.stack(list(faces)))
 
     def degraded(self, clean: Tensor, names: Sequence[str], level: str) -> Tensor:
-        """The pictures that `evaluate_degraded` makes of them."""
+        """Make the pictures that `evaluate_degraded` makes of them."""
         return eight_bit(degrade(clean, level, [face_seed(name, 0) for name in names], enlarge="bicubic"))
 
     def chunks(self, size: int) -> list[list[str]]:
@@ -148,7 +148,7 @@ Score = Callable[[Tensor, dict[str, Tensor]], dict[str, dict[str, list[float]]]]
 
 
 def clean_latent_target(pipeline: OSDFacePipeline, faces: Faces, score: Score, batch: int) -> Target:
-    """Whether the decoder paints what the latents show: the clean face's latents beside a degraded guide."""
+    """Test whether the decoder paints what latents show: the clean face's beside a degraded guide."""
     painted, inputs = [], []
     codec = pipeline.backbone.codec
     for names in faces.chunks(batch):
@@ -164,7 +164,7 @@ def clean_latent_target(pipeline: OSDFacePipeline, faces: Faces, score: Score, b
 
 
 def prompt_targets(pipeline: OSDFacePipeline, faces: Faces, score: Score, batch: int) -> list[Target]:
-    """Whether the prompt is heard: the own one against that of a face half the folder away, paired."""
+    """Test whether the prompt is heard: the own one against that of a face half the folder away, paired."""
     clean = faces.clean(faces.names)
     lq = faces.degraded(clean, faces.names, "medium")
     prompts = torch.cat([pipeline.encode_prompt(part) for part in lq.split(batch)])
@@ -200,7 +200,7 @@ def _paired(metric: str, larger: list[float], smaller: list[float]) -> list[Targ
 
 
 def landmark_targets(faces: Faces, restored: Path) -> list[Target]:
-    """Whether a severely degraded face becomes one with eyes, nose and mouth in their places.
+    """Test whether a severely degraded face becomes one with eyes, nose and mouth in their places.
 
     Args:
         restored: folder with `severe/restored` and `severe/lq`, as `evaluate_degraded` saves them.
@@ -230,13 +230,13 @@ def found_and_error(errors: Sequence[float]) -> tuple[float, float]:
 
 
 def five_points(face: Tensor) -> np.ndarray | None:
-    """(5, 2) [px] eyes, nose, mouth corners of the face nearest to the middle; None where none is found."""
+    """Find eyes, nose, mouth corners of the face nearest to the middle: (5, 2) [px], or None."""
     found = [np.asarray(one.landmarks) for one in detect(face, "mtcnn", min_face=SIDE // 5)]
     return min(found, key=lambda points: float(np.linalg.norm(points.mean(0) - SIDE / 2)), default=None)
 
 
 def cost_targets(pipeline: OSDFacePipeline, model: str, face: Tensor) -> list[Target]:
-    """Seconds for one face on two threads with the plain engine, median of five; size of the file."""
+    """Time one face on two threads with the plain engine, median of five [s]; note the file's size."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     pipeline.use_engine("eager")
@@ -255,7 +255,7 @@ def cost_targets(pipeline: OSDFacePipeline, model: str, face: Tensor) -> list[Ta
 
 
 def as_text(targets: Sequence[Target]) -> str:
-    """A table with one line per target, and how many are reached."""
+    """Write a table with one line per target, and how many are reached."""
     rows = [("target", "measured", "must", "aim", "")]
     for one in targets:
         value = "not measured" if one.value is None else f"{one.value:.3g}"
@@ -269,7 +269,7 @@ def as_text(targets: Sequence[Target]) -> str:
 
 
 def write_worst(path: Path, report: Report) -> None:
-    """The worst pictures of each level, two triples a line: input, restored, reference."""
+    """Draw the worst pictures of each level, two triples a line: input, restored, reference."""
     column = report.column()
     if column is None:
         raise OSDFaceError("no picture could be measured")
@@ -286,7 +286,7 @@ def write_worst(path: Path, report: Report) -> None:
 
 
 def measure(args: argparse.Namespace) -> list[Target]:
-    """Every target; pictures, tables and the gallery go to `args.out`."""
+    """Measure every target; pictures, tables and the gallery go to `args.out`."""
     pipeline = OSDFacePipeline.from_pretrained(args.model, device="cpu", dtype="fp32", engine="eager")
     files = list_images(args.faces)
     chosen = dict(list(files.items())[: args.limit or None])

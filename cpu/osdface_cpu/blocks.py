@@ -47,7 +47,7 @@ class FusedResnet(nn.Module):
         return plain and WinogradConv.suits(block.conv1) and WinogradConv.suits(block.conv2)
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-        """(B, C, H, W) to (B, O, H, W); `temb` (B, T) is the time embedding."""
+        """Map (B, C, H, W) to (B, O, H, W); `temb` (B, T) is the time embedding."""
         x, block = input_tensor, self.block
         if not block.conv1.fits(*x.shape[-2:]):
             return block(x, temb)
@@ -76,7 +76,7 @@ class FusedUpsample(nn.Module):
         return plain and block.name == "conv" and WinogradConv.suits(block.conv)
 
     def forward(self, hidden_states: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
-        """(B, C, H, W) to (B, O, 2H, 2W)."""
+        """Map (B, C, H, W) to (B, O, 2H, 2W)."""
         if output_size is not None:
             return self.block(hidden_states, output_size)
         return self.block.conv(hidden_states, Before(double=True))
@@ -98,7 +98,7 @@ class FusedTinyBlock(nn.Module):
         return plain and all(WinogradConv.suits(c) for c in convs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, O, H, W)."""
+        """Map (B, C, H, W) to (B, O, H, W)."""
         first, second, third = self.block.conv[::2]
         h = second(first(x, relu=True), relu=True)
         return third(h, residual=self.block.skip(x), relu=True)

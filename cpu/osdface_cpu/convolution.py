@@ -113,7 +113,7 @@ class WinogradConv(nn.Module):
         relu: bool = False,
         onto: bool = False,
     ) -> Tensor:
-        """(B, C, H, W) to (B, O, H, W), channels-last; twice the sides with `before.double`.
+        """Map (B, C, H, W) to (B, O, H, W), channels-last; twice the sides with `before.double`.
 
         Args:
             bias: (B, O) instead of the layer's own.

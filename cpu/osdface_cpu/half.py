@@ -69,7 +69,7 @@ class HalfLinear(nn.Module):
         self.inputs, self.outputs, self.workspace = layer.in_features, layer.out_features, workspace
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, K) to (…, N)."""
+        """Map (…, K) to (…, N)."""
         x = x.contiguous()
         rows = x.numel() // self.inputs
         out = torch.empty(*x.shape[:-1], self.outputs)
@@ -104,7 +104,7 @@ class HalfConv(PackedConv):
         return unpack(self.taps).unflatten(2, self.conv.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, O, H', W'), channels-last."""
+        """Map (B, C, H, W) to (B, O, H', W'), channels-last."""
         (side, _), (stride, _), padding = self.conv.kernel_size, self.conv.stride, int(self.conv.padding[0])
         pictures, (height, width) = x.permute(0, 2, 3, 1).contiguous(), x.shape[-2:]
         down, across = ((v + 2 * padding - side) // stride + 1 for v in (height, width))

@@ -41,7 +41,7 @@ class PackedConv(nn.Module):
         return self.conv.weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, O, H', W'), channels-last."""
+        """Map (B, C, H, W) to (B, O, H', W'), channels-last."""
         conv = self.conv
         if not available() or conv.weight.numel() < WORTHWHILE:
             return conv(x)

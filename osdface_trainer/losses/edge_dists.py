@@ -120,7 +120,7 @@ class EdgeAwareDists(Frozen):
         return self.per_image(restored, target).mean()
 
     def per_image(self, restored: Tensor, target: Tensor) -> Tensor:
-        """As `forward`, but (B,). `restored` is not clamped: that would stop its gradient."""
+        """Measure as `forward`, but (B,). `restored` is not clamped: that would stop its gradient."""
         with torch.autocast(restored.device.type, enabled=False):
             a, b = (restored.float() + 1) / 2, (target.float() + 1) / 2
             return self.distance(a, b) + self.distance(sobel_magnitude(a), sobel_magnitude(b))

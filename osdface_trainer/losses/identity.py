@@ -35,7 +35,7 @@ class IdentityLoss(Frozen):
         return self.per_image(restored, target).mean()
 
     def per_image(self, restored: Tensor, target: Tensor) -> Tensor:
-        """As `forward`, but (B,): one value per face (for masks on extreme degradations)."""
+        """Measure as `forward`, but (B,): one value per face (for masks on extreme degradations)."""
         with torch.no_grad():
             wanted = embed(self.network, (target + 1) / 2)
         return 1 - (embed(self.network, (restored + 1) / 2) * wanted).sum(1)

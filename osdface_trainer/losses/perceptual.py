@@ -56,7 +56,7 @@ class PerceptualLoss(Frozen):
         return self.per_image(restored, target).mean()
 
     def per_image(self, restored: Tensor, target: Tensor) -> Tensor:
-        """As `forward`, but (B,): one distance per image."""
+        """Measure as `forward`, but (B,): one distance per image."""
         restored_maps = self.features(restored.contiguous(memory_format=torch.channels_last))
         with torch.set_grad_enabled(torch.is_grad_enabled() and target.requires_grad):
             target_maps = self.features(target.contiguous(memory_format=torch.channels_last))

@@ -92,7 +92,7 @@ class Discriminator:
         raise NotImplementedError
 
     def begin(self, generator: nn.Module) -> None:
-        """Prepare for the first step that it takes part in."""
+        """Copy the weights of the generator's down and middle blocks if `train = "all"`."""
 
     def active(self, step: int) -> bool:
         """Tell whether it takes part in this step."""

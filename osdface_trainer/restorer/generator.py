@@ -34,11 +34,11 @@ class Windows:
     side: int
 
     def of_latent(self, latent: Tensor) -> Tensor:
-        """(B, C, h, w) → (N·B, C, side, side)."""
+        """Cut windows: (B, C, h, w) to (N·B, C, side, side)."""
         return self._cut(latent, 1)
 
     def of_image(self, image: Tensor) -> Tensor:
-        """(B, C, 8h, 8w) → (N·B, C, 8·side, 8·side), the pixels of the same places."""
+        """Cut the pixels of the same places: (B, C, 8h, 8w) to (N·B, C, 8·side, 8·side)."""
         return self._cut(image, CELL)
 
     def _cut(self, x: Tensor, cell: int) -> Tensor:
@@ -112,7 +112,7 @@ class Generator(nn.Module):
         self.decode: Callable[..., Tensor] = self.codec.decode
 
     def encode(self, signed: Tensor, posterior: Posterior = "mode") -> Tensor:
-        """(B, 3, H, W) → scaled latents, without gradient."""
+        """Encode (B, 3, H, W) as scaled latents, without gradient."""
         with torch.no_grad():
             return self.one_step.encode(signed, posterior)
 
@@ -177,7 +177,7 @@ def place(generator: Generator, recipe: Recipe, device: torch.device) -> Generat
 
 
 def adamw(generator: nn.Module, cfg: RestorerTraining) -> AdamW:
-    """The generator's optimiser: one group for each factor on the learning rate."""
+    """Build the generator's optimiser: one group for each factor on the learning rate."""
     scales = {
         "predictor": 1.0, "codec": cfg.codec_lr, "prompt": cfg.projection_lr, "attn2": cfg.attention_lr
     }  # fmt: skip
@@ -193,10 +193,10 @@ def adamw(generator: nn.Module, cfg: RestorerTraining) -> AdamW:
 
 
 def unet_blocks(unet: Any) -> list[nn.Module]:
-    """What FSDP gathers one after the other: nearly all of a UNet's weights."""
+    """List what FSDP gathers one after the other: nearly all of a UNet's weights."""
     return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name."""
+    """List the parameters that learn, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}

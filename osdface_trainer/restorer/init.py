@@ -66,7 +66,7 @@ def build_initial(recipe: Recipe) -> Initial:
 
 
 def halve(backbone: Backbone) -> None:
-    """Frozen networks in bfloat16: half the memory; autocast runs them in it anyway."""
+    """Cast frozen networks to bfloat16: half the memory; autocast runs them in it anyway."""
     cast(nn.Module, backbone.codec).bfloat16()
     cast(nn.Module, backbone.predictor).bfloat16()
 
@@ -74,7 +74,7 @@ def halve(backbone: Backbone) -> None:
 def assemble(
     cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Checkpoint | None, backbone: Backbone
 ) -> Initial:
-    """Prompt, adapters and gradients around a backbone."""
+    """Put prompt, adapters and gradients around a backbone."""
     unet = cast(UNetPredictor, backbone.predictor).unet
     judge = None
     if cfg.gan.diffusion.weight > 0:
@@ -92,7 +92,7 @@ def _parent(cfg: RestorerTraining) -> str:
 
 
 def model_config(cfg: RestorerTraining, start: Checkpoint | None, vre: VREConfig) -> OSDFaceConfig:
-    """The config of what will be exported."""
+    """Build the config of what will be exported."""
     complete = start is not None and not start.missing_parts
     kept = start is not None and complete and not cfg.prompting.fresh
     projection = start.config.projection if start is not None and kept else cfg.projection

@@ -235,7 +235,7 @@ class RestorerStage:
 
 
 def latents_folder(recipe: Recipe) -> Path:
-    """Where a run keeps the encodings of its pairs."""
+    """Return where a run keeps the encodings of its pairs."""
     return Path(recipe.run.dir).expanduser() / "latents"
 
 

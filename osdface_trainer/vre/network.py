@@ -83,7 +83,7 @@ class VQAutoencoder(VRE):
         self.decoder = Decoder(cfg)
 
     def reconstruct(self, signed: Tensor) -> tuple[Tensor, Tensor, Quantised]:
-        """Image through the dictionary.
+        """Reconstruct an image through the dictionary.
 
         Returns:
             (B, 3, R, R) in about [-1, 1]; the features before quantisation (B, D, h, w); the quantised codes.
