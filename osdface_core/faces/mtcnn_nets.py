@@ -6,6 +6,7 @@ Layer sizes: Zhang et al. 2016, figure 2, as the weights of the package `mtcnn` 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class Stage(nn.Module):
 
     def __init__(
         self,
-        convs: list[tuple[int, int, int, tuple[int, bool] | None]],
+        convs: Sequence[tuple[int, int, int, tuple[int, bool] | None]],
         dense: tuple[int, int] | None,
         heads: tuple[int, ...],
     ) -> None:

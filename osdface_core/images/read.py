@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def _assemble(plane: Plane, about: Metadata, kind: str, *, lossless: bool = True
         format=kind,
         lossless=lossless,
         premultiplied=plane.premultiplied,
-        **{**vars(about), "notes": tuple(dict.fromkeys(about.notes))},
+        **vars(replace(about, notes=tuple(dict.fromkeys(about.notes)))),
     )
 
 

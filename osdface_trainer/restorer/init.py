@@ -162,8 +162,8 @@ def _renew_cross_attention(unet: nn.Module) -> None:
     """Draw queries, keys and values of the cross-attention anew: what they learned fits another prompt."""
     for name, module in unet.named_modules():
         if name.endswith("attn2"):
-            for part in (module.to_q, module.to_k, module.to_v):
-                nn.init.xavier_uniform_(part.weight)
+            for part in ("to_q", "to_k", "to_v"):
+                nn.init.xavier_uniform_(module.get_submodule(part).get_parameter("weight"))
 
 
 def choose_trained(

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,8 +61,8 @@ class LatentCache:
 
     def _encode(self, lq: Tensor, hq: Tensor) -> Encoded:
         generator, vre = self.generator, self.generator.prompt.vre
-        latents = (generator.encode(image, generator.posterior).float() for image in (lq, hq))
-        return Encoded(*latents, vre.tokens(lq), vre.tokens(hq))
+        lq_latent, hq_latent = (generator.encode(image, generator.posterior).float() for image in (lq, hq))
+        return Encoded(lq_latent, hq_latent, vre.tokens(lq), vre.tokens(hq))
 
 
 def _fingerprint(generator: Generator) -> str:
@@ -82,7 +82,7 @@ def _content(lq: Tensor, hq: Tensor) -> str:
     return digest.hexdigest()[:32]
 
 
-def _arrays(encoded: Encoded) -> dict[str, np.ndarray]:
+def _arrays(encoded: Encoded) -> dict[str, Any]:
     tokens = {"lq_tokens": encoded.lq_tokens, "hq_tokens": encoded.hq_tokens}
     return {
         "lq": encoded.lq.half().cpu().numpy(),
