@@ -5,8 +5,7 @@ import random
 from dataclasses import dataclass
 
 from ..seeds import mix
-from .degrade_ops import BILINEAR
-from .degrade_profiles import RESIZE_KERNELS, Degradation, DegradationStage, named_profile
+from .degrade_profiles import Degradation, DegradationStage, ResizeKernel, named_profile
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class StageParams:
     theta: float = 0.0
     radius: int = 0
     scale: float = 1.0
-    kernel: int = BILINEAR
+    kernel: ResizeKernel = "bilinear"
     noise: float = 0.0
     shot: float = 0.0
     grey_noise: bool = False
@@ -64,29 +63,20 @@ def _draw_stage_params(stage: DegradationStage, source: random.Random) -> StageP
     if source.random() >= stage.blur_prob:
         sigma = [0.0, 0.0]
     theta = source.uniform(-math.pi, math.pi)
-    radius = (
-        int(3 * max(sigma) + 0.999)
-        if stage.kernel is None
-        else source.randint(stage.kernel[0] // 2, stage.kernel[1] // 2)
-    )
+    radius = int(3 * max(sigma) + 0.999)
+    if stage.kernel is not None:
+        radius = source.randint(stage.kernel[0] // 2, stage.kernel[1] // 2)
     low, high = stage.scale
     scale = low * (high / low) ** source.random() if stage.log_scale else source.uniform(low, high)
-    kernel = RESIZE_KERNELS.index(source.choice(stage.resize))
+    kernel = source.choice(stage.resize)
     noisy = source.random() < stage.noise_prob
     noise, shot = source.uniform(*stage.noise) / 255, source.uniform(*stage.shot) / 255
     grey_noise = source.random() < stage.grey_noise
     quality = source.randint(*stage.jpeg) if stage.jpeg else 0
     compressed = source.random() < stage.jpeg_prob
-    drawn = StageParams(
-        (sigma[0], sigma[1]),
-        theta,
-        radius,
-        scale,
-        kernel,
-        noise * noisy,
-        shot * noisy,
-        grey_noise,
-        quality * compressed,
-        stage.restore,
-    )
-    return drawn if happens else StageParams()
+    if not happens:
+        return StageParams()
+    return StageParams(
+        (sigma[0], sigma[1]), theta, radius, scale, kernel,
+        noise * noisy, shot * noisy, grey_noise, quality * compressed, stage.restore,
+    )  # fmt: skip

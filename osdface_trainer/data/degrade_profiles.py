@@ -4,13 +4,13 @@ All ranges are uniform draws. Numbers come from published training configs and, 
 `mild`, `medium` and `severe`, from the evaluation protocol of this project.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from osdface_core.errors import ConfigError
 
 Range = tuple[float, float]
-RESIZE_KERNELS = ("linear", "bilinear", "area", "bicubic")
+ResizeKernel = Literal["linear", "bilinear", "area", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class DegradationStage:
     blur_prob: float = 1.0
     scale: Range = (1.0, 1.0)
     log_scale: bool = False
-    resize: tuple[str, ...] = ("bilinear",)
+    resize: tuple[ResizeKernel, ...] = ("bilinear",)
     noise: Range = (0.0, 0.0)
     shot: Range = (0.0, 0.0)
     grey_noise: float = 0.0
@@ -56,9 +56,7 @@ class DegradationStage:
         for name in ("blur", "scale", "noise", "shot", "jpeg", "kernel"):
             pair = getattr(self, name)
             if pair is not None and not (len(pair) == 2 and 0 <= pair[0] <= pair[1]):
-                raise ConfigError(
-                    f"degradation stage: {name} is {pair}, expected (low, high) with 0 <= low <= high"
-                )
+                raise ConfigError(f"degradation stage: {name} is {pair}, expected 0 <= low <= high")
         for name in ("isotropic", "blur_prob", "grey_noise", "noise_prob", "jpeg_prob", "prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"degradation stage: {name} is {getattr(self, name)}, expected 0 to 1")
@@ -68,11 +66,9 @@ class DegradationStage:
             raise ConfigError(f"degradation stage: jpeg is {self.jpeg}, expected qualities in 1..100")
         if self.kernel and (self.kernel[0] % 2 == 0 or self.kernel[1] % 2 == 0):
             raise ConfigError(f"degradation stage: kernel is {self.kernel}, expected odd sizes")
-        unknown = set(self.resize) - set(RESIZE_KERNELS)
-        if unknown or not self.resize:
-            raise ConfigError(
-                f"degradation stage: resize is {self.resize}, expected some of {RESIZE_KERNELS}"
-            )
+        kernels = get_args(ResizeKernel)
+        if not self.resize or not set(self.resize) <= set(kernels):
+            raise ConfigError(f"degradation stage: resize is {self.resize}, expected some of {kernels}")
 
 
 @dataclass(frozen=True)
@@ -102,9 +98,7 @@ class Degradation:
         if self.stages and self.alternatives:
             raise ConfigError(f"degradation {self.name!r} has both stages and alternatives: give one of them")
         if self.alternatives and not sum(weight for weight, _ in self.alternatives) > 0:
-            raise ConfigError(
-                f"degradation {self.name!r}: the weights of its alternatives must sum to more than 0"
-            )
+            raise ConfigError(f"degradation {self.name!r}: its weights must sum to more than 0")
 
 
 def _single(name: str, **ranges: Any) -> Degradation:
@@ -121,45 +115,20 @@ CODEFORMER_SEVERE = _published("codeformer_severe", (1, 15), (4, 30), (0, 20), (
 CODEFORMER_MILD = _published("codeformer_mild", (0.1, 10), (1, 12), (0, 15), (60, 100))
 DAEFR = _published("daefr", (0.1, 15), (0.8, 30), (0, 20), (30, 100))
 
-_WAVEFACE: dict[str, Any] = {
-    "blur": (0.1, 10),
-    "scale": (0.8, 16),
-    "noise": (0, 15),
-    "jpeg": (40, 95),
-    "restore": True,
-}
-DUAL_STAGE = Degradation(
-    "dual_stage", (DegradationStage(**_WAVEFACE), DegradationStage(**_WAVEFACE, prob=0.5))
-)
+_WAVEFACE = DegradationStage(blur=(0.1, 10), scale=(0.8, 16), noise=(0, 15), jpeg=(40, 95), restore=True)
+DUAL_STAGE = Degradation("dual_stage", (_WAVEFACE, replace(_WAVEFACE, prob=0.5)))
 
-_ANY_RESIZE = ("bilinear", "area", "bicubic")
+_ANY_RESIZE: tuple[ResizeKernel, ...] = ("bilinear", "area", "bicubic")
+_COMMON: dict[str, Any] = {
+    "kernel": (7, 21), "isotropic": 0.6, "log_scale": True, "resize": _ANY_RESIZE, "grey_noise": 0.4,
+    "jpeg": (30, 95),
+}  # fmt: skip
 SECOND_ORDER = Degradation(
     "second_order",
     (
+        DegradationStage(blur=(0.2, 3), scale=(0.67, 6.67), noise=(1, 30), shot=(0, 20), **_COMMON),
         DegradationStage(
-            blur=(0.2, 3),
-            kernel=(7, 21),
-            isotropic=0.6,
-            scale=(0.67, 6.67),
-            log_scale=True,
-            resize=_ANY_RESIZE,
-            noise=(1, 30),
-            shot=(0, 20),
-            grey_noise=0.4,
-            jpeg=(30, 95),
-        ),
-        DegradationStage(
-            blur=(0.2, 1.5),
-            kernel=(7, 21),
-            isotropic=0.6,
-            blur_prob=0.8,
-            scale=(0.83, 3.3),
-            log_scale=True,
-            resize=_ANY_RESIZE,
-            noise=(1, 25),
-            shot=(0, 12),
-            grey_noise=0.4,
-            jpeg=(30, 95),
+            blur=(0.2, 1.5), blur_prob=0.8, scale=(0.83, 3.3), noise=(1, 25), shot=(0, 12), **_COMMON
         ),
     ),
 )
@@ -169,57 +138,30 @@ MEDIUM = _single("medium", blur=(1, 6), scale=(4, 8), noise=(2, 12), jpeg=(50, 8
 SEVERE = _single("severe", blur=(2, 10), scale=(8, 16), noise=(4, 15), jpeg=(40, 75))
 
 IDENTITY = Degradation("identity")
-NEARLY_CLEAN = Degradation(
+NEARLY_CLEAN = _single(
     "nearly_clean",
-    (
-        DegradationStage(
-            blur=(0.1, 0.8),
-            blur_prob=0.5,
-            scale=(1, 1.3),
-            noise=(0, 2),
-            noise_prob=0.5,
-            jpeg=(85, 100),
-            jpeg_prob=0.7,
-        ),
-    ),
-)
-_KERNELS = ("bilinear", "area", "linear", "bicubic")
+    blur=(0.1, 0.8), blur_prob=0.5, scale=(1, 1.3), noise=(0, 2), noise_prob=0.5, jpeg=(85, 100),
+    jpeg_prob=0.7,
+)  # fmt: skip
+_KERNELS: tuple[ResizeKernel, ...] = ("bilinear", "area", "linear", "bicubic")
 MINI_WIDE = _single(
     "mini_wide",
-    blur=(0.1, 12),
-    scale=(1, 20),
-    resize=_KERNELS,
-    noise=(0, 20),
-    grey_noise=0.3,
-    noise_prob=0.9,
-    jpeg=(30, 100),
-    jpeg_prob=0.9,
-    blur_prob=0.9,
-)
+    blur=(0.1, 12), blur_prob=0.9, scale=(1, 20), resize=_KERNELS, noise=(0, 20), grey_noise=0.3,
+    noise_prob=0.9, jpeg=(30, 100), jpeg_prob=0.9,
+)  # fmt: skip
 MINI_TWICE = Degradation(
     "mini_twice",
     (
         DegradationStage(
-            blur=(0.2, 3),
-            scale=(1, 6),
-            log_scale=True,
-            resize=_KERNELS,
-            noise=(0, 12),
-            shot=(0, 8),
-            grey_noise=0.3,
-            jpeg=(45, 95),
+            blur=(0.2, 3), scale=(1, 6), log_scale=True, resize=_KERNELS, noise=(0, 12), shot=(0, 8),
+            grey_noise=0.3, jpeg=(45, 95),
         ),
         DegradationStage(
-            blur=(0.2, 1.5),
-            blur_prob=0.5,
-            scale=(0.7, 2),
-            resize=_KERNELS,
-            noise=(0, 6),
-            noise_prob=0.5,
+            blur=(0.2, 1.5), blur_prob=0.5, scale=(0.7, 2), resize=_KERNELS, noise=(0, 6), noise_prob=0.5,
             jpeg=(45, 95),
         ),
     ),
-)
+)  # fmt: skip
 MINI = Degradation(
     "mini",
     alternatives=(
@@ -236,20 +178,10 @@ MINI = Degradation(
 PROFILES: dict[str, Degradation] = {
     profile.name: profile
     for profile in (
-        CLASSIC,
-        CODEFORMER_SEVERE,
-        CODEFORMER_MILD,
-        DAEFR,
-        DUAL_STAGE,
-        SECOND_ORDER,
-        MILD,
-        MEDIUM,
-        SEVERE,
-        NEARLY_CLEAN,
-        IDENTITY,
-        MINI,
+        CLASSIC, CODEFORMER_SEVERE, CODEFORMER_MILD, DAEFR, DUAL_STAGE, SECOND_ORDER,
+        MILD, MEDIUM, SEVERE, NEARLY_CLEAN, IDENTITY, MINI,
     )
-}
+}  # fmt: skip
 
 
 def named_profile(profile: str | Degradation) -> Degradation:

@@ -7,7 +7,8 @@ from typing import Any, get_args
 from osdface_core.console import say
 from osdface_core.errors import ConfigError, OSDFaceError
 
-from ..data.degrade import Enlarge, named_profile
+from ..data.degrade import Enlarge
+from ..data.degrade_profiles import named_profile
 from ..metrics import check_names
 from . import gallery, table
 from .evaluate import EvaluationOptions, Restore, evaluate, evaluate_degraded

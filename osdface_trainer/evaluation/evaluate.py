@@ -18,7 +18,8 @@ from osdface_core.devices import pick_device
 from osdface_core.errors import ConfigError, ImageError
 from osdface_core.files import replacing
 
-from ..data.degrade import Enlarge, degrade, named_profile
+from ..data.degrade import Enlarge, degrade
+from ..data.degrade_profiles import named_profile
 from ..metrics import WeightFinder, load_metrics
 from .collect import Collector, RestoredBatch
 from .intervals import read_groups
