@@ -16,6 +16,7 @@ from osdface_core.faces.detect import load_detector
 from osdface_core.faces.mtcnn import Mtcnn, cut_patches, patch_levels, square
 from osdface_core.faces.nms import drop_shadowed, nms
 from osdface_core.faces.views import spans, tiles, whole
+from osdface_core.photo_array import PhotoArray
 
 EYES = ((200.5, 98.5), (245.0, 101.5))
 """Left and right eye in the photo, read off by hand [px]."""
@@ -191,7 +192,7 @@ def test_views_know_their_place(kind):
     y, x = np.mgrid[:700, :900].astype(np.float32)
     ramp = np.stack((x / 900, y / 700, x * 0), axis=2)
     photo = {"uint8": (ramp * 255).astype(np.uint8), "uint16": (ramp * 65535).astype(np.uint16)}.get(kind)
-    photo = torch.from_numpy(ramp).permute(2, 0, 1) if photo is None else photo
+    photo = PhotoArray.of(torch.from_numpy(ramp).permute(2, 0, 1) if photo is None else photo)
     for view in [whole(photo, 200, CPU), *tiles(photo, 0.4, 128, 32, CPU)]:
         height, width = view.image.shape[-2:]
         u, v = width // 2, height // 3
