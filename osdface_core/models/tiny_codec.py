@@ -114,9 +114,7 @@ class TinyCodec(nn.Module):
         signed = signed[..., : signed.shape[-2] // 8 * 8, : signed.shape[-1] // 8 * 8]
         return self.encoder(signed.to(dtype_of(self)))
 
-    def decode(
-        self, latent: Tensor, guide: Tensor | None = None, fidelity: float | Tensor = 1.0
-    ) -> Tensor:
+    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float | Tensor = 1.0) -> Tensor:
         """Decode (B, 4, h, w) to (B, 3, 8h, 8w).
 
         Args:
