@@ -12,7 +12,8 @@ from torch import Tensor
 
 from osdface_core.errors import ConfigError, OSDFaceError
 from osdface_trainer.evaluation.cli import add_arguments, run
-from osdface_trainer.evaluation.evaluate import EvaluationOptions, evaluate, evaluate_degraded, face_seed
+from osdface_trainer.evaluation.collect import EvaluationOptions
+from osdface_trainer.evaluation.evaluate import evaluate, evaluate_degraded, face_seed
 from osdface_trainer.evaluation.pairing import list_images, pair
 
 FAST = EvaluationOptions(metrics=("psnr", "ssim", "hf_energy", "colour_shift"), device="cpu")

@@ -3,6 +3,8 @@
     python tools/face_labels.py faces/ -o labels.csv
     osdface evaluate --degrade medium faces/ --manifest labels.csv --group-by skin,pose
 
+It needs scikit-image (extra `demo`).
+
 Both are measured from the picture, not annotated: skin tone as the individual typology angle of the cheeks
 (Chardon et al. 1991; limits of Del Bino et al. 2006), which light and white balance shift, and pose as where
 the nose stands between the eyes.
@@ -37,25 +39,13 @@ def typology_angle(face: Tensor) -> float:
     Args:
         face: (3, 512, 512) in [0, 1], sRGB, aligned.
     """
+    from skimage.color import rgb2lab
+
     half = PATCH // 2
     cheeks = [face[:, y - half : y + half, x - half : x + half].flatten(1) for x, y in CHEEKS]
     colour = torch.cat(cheeks, dim=1).median(dim=1).values
-    lightness, yellow = lightness_and_yellow(colour.numpy(force=True))
+    lightness, _, yellow = rgb2lab(colour.numpy(force=True))
     return math.degrees(math.atan2(lightness - 50.0, yellow))
-
-
-def lightness_and_yellow(colour: np.ndarray) -> tuple[float, float]:
-    """Convert an sRGB colour to L* and b* of CIELAB (D65, two degrees).
-
-    Args:
-        colour: (3,) in [0, 1].
-    Source: IEC 61966-2-1 (transfer curve, primaries); CIE 15 (CIELAB).
-    """
-    linear = np.where(colour > 0.04045, ((colour + 0.055) / 1.055) ** 2.4, colour / 12.92)
-    y = linear @ (0.212671, 0.715160, 0.072169)
-    z = linear @ (0.019334, 0.119193, 0.950227) / 1.08883
-    fy, fz = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in (float(y), float(z)))
-    return 116 * fy - 16, 200 * (fy - fz)
 
 
 def turn(landmarks: np.ndarray) -> float:
@@ -72,10 +62,8 @@ def turn(landmarks: np.ndarray) -> float:
 def labels(face: Tensor) -> dict[str, str]:
     """Label an aligned face: `skin` and `pose`, which is `unknown` where no face is found."""
     angle = typology_angle(face)
-    found = detect(face, "mtcnn")
-    if not found:
-        pose = "unknown"
-    else:
+    pose = "unknown"
+    if found := detect(face, "mtcnn"):
         pose = "turned" if turn(np.asarray(found[0].landmarks)) > TURNED else "frontal"
     return {"skin": next(name for lowest, name in SKIN if angle > lowest), "pose": pose}
 

@@ -7,6 +7,7 @@ from fixed seeds, one per face, so that nobody chooses a flattering draw.
 """
 
 import argparse
+import io
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from osdface_core.cli.demo import ASTRONAUT, HOPPER
 from osdface_core.cli.main import main as osdface
-from osdface_core.cli.report import save_picture
 from osdface_core.faces import align, detect
+from osdface_core.images import from_unit, write_photo
 from osdface_trainer.data.degrade import degrade
 
 LEVELS = ("mild", "medium", "severe")
@@ -48,15 +49,14 @@ def portraits() -> Tensor:
 
 def save(faces: Tensor, folder: Path, level: str) -> list[Path]:
     """Write (N, 3, H, W) in [0, 1] as `level_N.png`."""
-    pixels = (faces * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     paths = [folder / f"{level}_{number}.png" for number in range(len(faces))]
-    for path, face in zip(paths, pixels, strict=True):
-        save_picture(Image.fromarray(face), path)
+    for path, face in zip(paths, faces, strict=True):
+        write_photo(path, from_unit(face, np.uint8))
     return paths
 
 
-def compose(rows: Sequence[Sequence[Path]]) -> Image.Image:
-    """Put the pictures of each row side by side, the rows below each other."""
+def compose(rows: Sequence[Sequence[Path | io.BytesIO]]) -> Image.Image:
+    """Put the pictures (files) of each row side by side, the rows below each other."""
     canvas = Image.new("RGB", (CELL * len(rows[0]), CELL * len(rows)))
     for row, paths in enumerate(rows):
         for column, path in enumerate(paths):

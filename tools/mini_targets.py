@@ -19,26 +19,31 @@ from typing import Literal
 import numpy as np
 import torch
 from face_labels import write_labels
-from PIL import Image
+from gallery import compose
 from torch import Tensor
 
 from osdface_core import OSDFacePipeline
 from osdface_core.errors import OSDFaceError
-from osdface_core.faces import detect
 from osdface_core.files import replacing
 from osdface_core.loading import resolve
-from osdface_trainer.data.degrade import degrade
 from osdface_trainer.evaluation import gallery, table
-from osdface_trainer.evaluation.evaluate import EvaluationOptions, eight_bit, evaluate_degraded, face_seed
-from osdface_trainer.evaluation.intervals import finite
-from osdface_trainer.evaluation.pairing import list_images, read_image, resize_bicubic
-from osdface_trainer.evaluation.scores import GroupSummary, Report, to_json, worst_first, write_text
+from osdface_trainer.evaluation.collect import EvaluationOptions
+from osdface_trainer.evaluation.evaluate import degraded, eight_bit, evaluate_degraded, read_face
+from osdface_trainer.evaluation.pairing import list_images, read_image
+from osdface_trainer.evaluation.scores import (
+    GroupSummary,
+    Report,
+    finite_values,
+    to_json,
+    worst_first,
+    write_text,
+)  # fmt: skip
 from osdface_trainer.metrics import WeightFinder, load_metrics
+from osdface_trainer.metrics.landmarks import five_points
 
 LEVELS = ("mild", "medium", "severe")
 METRICS = ("perceptual", "identity", "psnr", "hf_energy", "colour_shift")
-SIDE = 512
-WORST, CELL = 20, 192  # pictures a level in worst.png, and the side of one [px]
+WORST = 20  # pictures a level in worst.png
 Better = Literal["<=", ">="]
 
 
@@ -47,13 +52,13 @@ class Target:
     """One line of the table.
 
     Attributes:
-        value: measured; None where it could not be.
+        value: measured; NaN where it could not be.
         must, aim: what has to hold and what is hoped for; None where there is no such limit.
         better: on which side of a limit it holds.
     """
 
     what: str
-    value: float | None
+    value: float
     better: Better
     must: float
     aim: float | None = None
@@ -65,14 +70,7 @@ class Target:
             return "FAIL"
         return "aim" if self.aim is not None and self._reaches(self.aim) else "must"
 
-    def to_dict(self) -> dict[str, object]:
-        """Convert to JSON types; NaN is null."""
-        value = None if self.value is None else finite(self.value)
-        return {**vars(self), "value": value, "verdict": self.verdict}
-
     def _reaches(self, limit: float) -> bool:
-        if self.value is None or not math.isfinite(self.value):
-            return False
         return self.value <= limit if self.better == "<=" else self.value >= limit
 
 
@@ -82,91 +80,68 @@ def picture_targets(report: Report) -> list[Target]:
     whole = {level: found.get((level, None)) for level in LEVELS}
     limits = {"mild": (0.78, 0.70), "medium": (0.64, 0.55), "severe": (0.66, 0.50)}
     targets = [
-        Target(f"perceptual ratio, {level}", _ratio(whole[level], "perceptual"), "<=", *limits[level])
+        Target(f"perceptual ratio, {level}", _means(whole[level], "perceptual")[2], "<=", *limits[level])
         for level in LEVELS
     ]
     for level in LEVELS:
+        restored, before, _ = _means(whole[level], "psnr")
         least = -0.3 if level == "mild" else 0.0
-        targets.append(Target(f"PSNR gain [dB], {level}", _gain(whole[level], "psnr"), ">=", least, 0.5))
+        targets.append(Target(f"PSNR gain [dB], {level}", restored - before, ">=", least, 0.5))
     for (level, group), summary in found.items():
         if level in LEVELS and (group is None or group[0] == "skin"):
+            restored, before, _ = _means(summary, "identity_cos")
             who = f", skin {group[1]} (n = {summary.n})" if group else ""
             least = -0.01 if level == "mild" else 0.0
-            targets.append(
-                Target(f"identity gain, {level}{who}", _gain(summary, "identity_cos"), ">=", least)
-            )
+            targets.append(Target(f"identity gain, {level}{who}", restored - before, ">=", least))
     for level in LEVELS:
-        detail = _value(whole[level], "hf_energy")
+        detail, _, _ = _means(whole[level], "hf_energy")
         targets.append(Target(f"detail, {level}, least", detail, ">=", 0.6, 0.8))
         targets.append(Target(f"detail, {level}, most", detail, "<=", 1.2, 1.2))
     return targets
 
 
-def _value(summary: GroupSummary | None, metric: str) -> float | None:
+def _means(summary: GroupSummary | None, metric: str) -> tuple[float, float, float]:
+    """Return the means of restored and input and their ratio; NaN where not measured."""
     line = summary.line(metric) if summary else None
-    return line.restored.mean if line else None
+    found = (line.restored, line.input, line.ratio) if line else (None, None, None)
+    restored, before, ratio = (one.mean if one else math.nan for one in found)
+    return restored, before, ratio
 
 
-def _gain(summary: GroupSummary | None, metric: str) -> float | None:
-    line = summary.line(metric) if summary else None
-    return line.restored.mean - line.input.mean if line and line.input else None
-
-
-def _ratio(summary: GroupSummary | None, metric: str) -> float | None:
-    line = summary.line(metric) if summary else None
-    return line.ratio.mean if line and line.ratio else None
-
-
-class Faces:
-    """Clean faces and the same, degraded at one level, in batches.
-
-    Args:
-        files: by stem, of clean aligned faces.
-        limit: only so many, spread over the folder; 0 = all.
-    """
-
-    def __init__(self, files: dict[str, Path], limit: int = 0) -> None:
-        names = list(files)
-        count = min(limit or len(names), len(names))
-        self.names = [names[i * len(names) // count] for i in range(count)]
-        self.files = files
-
-    def clean(self, names: Sequence[str]) -> Tensor:
-        """Read clean faces: (B, 3, 512, 512) in [0, 1]."""
-        faces = (resize_bicubic(read_image(self.files[name]), (SIDE, SIDE)) for name in names)
-        return eight_bit(torch.stack(list(faces)))
-
-    def degraded(self, clean: Tensor, names: Sequence[str], level: str) -> Tensor:
-        """Make the pictures that `evaluate_degraded` makes of them."""
-        return eight_bit(degrade(clean, level, [face_seed(name, 0) for name in names], enlarge="bicubic"))
-
-    def chunks(self, size: int) -> list[list[str]]:
-        return [self.names[start : start + size] for start in range(0, len(self.names), size)]
-
-
+Files = dict[str, Path]
 Score = Callable[[Tensor, dict[str, Tensor]], dict[str, dict[str, list[float]]]]
 
 
-def clean_latent_target(pipeline: OSDFacePipeline, faces: Faces, score: Score, batch: int) -> Target:
+def spread(files: Files, count: int) -> Files:
+    """Take so many files, spread over the folder."""
+    names = list(files)
+    count = min(count, len(names))
+    return {name: files[name] for name in (names[i * len(names) // count] for i in range(count))}
+
+
+def clean_and_degraded(files: Files) -> tuple[Tensor, Tensor]:
+    """Read (N, 3, 512, 512) in [0, 1], and the same as `evaluate_degraded` degrades it to medium."""
+    clean = torch.stack([read_face(file)[0] for file in files.values()])
+    return clean, eight_bit(degraded(clean, list(files), "medium", 0))
+
+
+def clean_latent_target(pipeline: OSDFacePipeline, files: Files, score: Score, batch: int) -> Target:
     """Test whether the decoder paints what latents show: the clean face's beside a degraded guide."""
     painted, inputs = [], []
     codec = pipeline.backbone.codec
-    for names in faces.chunks(batch):
-        clean = faces.clean(names)
-        lq = faces.degraded(clean, names, "medium")
+    for clean, lq in zip(*(faces.split(batch) for faces in clean_and_degraded(files)), strict=True):
         with torch.inference_mode():
             decoded = codec.decode(codec.encode(clean * 2 - 1), lq * 2 - 1).float()
         found = score(clean, {"decoded": eight_bit(decoded / 2 + 0.5), "input": lq})
         painted += found["decoded"]["perceptual"]
         inputs += found["input"]["perceptual"]
-    value = float(np.mean(painted) / np.mean(inputs)) if inputs else None
-    return Target("clean latents + degraded guide, perceptual ratio, medium", value, "<=", 0.45, 0.30)
+    ratio = float(np.mean(painted) / np.mean(inputs))
+    return Target("clean latents + degraded guide, perceptual ratio, medium", ratio, "<=", 0.45, 0.30)
 
 
-def prompt_targets(pipeline: OSDFacePipeline, faces: Faces, score: Score, batch: int) -> list[Target]:
+def prompt_targets(pipeline: OSDFacePipeline, files: Files, score: Score, batch: int) -> list[Target]:
     """Test whether the prompt is heard: the own one against that of a face half the folder away, paired."""
-    clean = faces.clean(faces.names)
-    lq = faces.degraded(clean, faces.names, "medium")
+    clean, lq = clean_and_degraded(files)
     prompts = torch.cat([pipeline.encode_prompt(part) for part in lq.split(batch)])
     others = prompts.roll(len(prompts) // 2, dims=0)
     columns: dict[tuple[str, str], list[float]] = {}
@@ -199,22 +174,20 @@ def _paired(metric: str, larger: list[float], smaller: list[float]) -> list[Targ
     ]
 
 
-def landmark_targets(faces: Faces, restored: Path) -> list[Target]:
+def landmark_targets(files: Files, restored: Path) -> list[Target]:
     """Test whether a severely degraded face becomes one with eyes, nose and mouth in their places.
 
     Args:
         restored: folder with `severe/restored` and `severe/lq`, as `evaluate_degraded` saves them.
     """
     errors: dict[str, list[float]] = {"restored": [], "lq": []}
-    for name in faces.names:
-        truth = five_points(faces.clean([name])[0])
-        if truth is None:
+    for name, file in files.items():
+        truth = five_points(read_face(file)[0])
+        if truth.isnan().any():
             continue
-        eyes = float(np.linalg.norm(truth[1] - truth[0]))
         for side, found in errors.items():
             points = five_points(read_image(restored / "severe" / side / f"{name}.png"))
-            off = math.nan if points is None else np.linalg.norm(points - truth, axis=1).mean() / eyes
-            found.append(float(off))
+            found.append(float((points - truth).norm(dim=1).mean() / (truth[1] - truth[0]).norm()))
     share, error = found_and_error(errors["restored"])
     before = "input: {:.0%}, {:.1%}".format(*found_and_error(errors["lq"]))
     return [
@@ -229,12 +202,6 @@ def found_and_error(errors: Sequence[float]) -> tuple[float, float]:
     return (len(known) / len(errors), float(np.mean(known))) if known else (0.0, math.nan)
 
 
-def five_points(face: Tensor) -> np.ndarray | None:
-    """Find eyes, nose, mouth corners of the face nearest to the middle: (5, 2) [px], or None."""
-    found = [np.asarray(one.landmarks) for one in detect(face, "mtcnn", min_face=SIDE // 5)]
-    return min(found, key=lambda points: float(np.linalg.norm(points.mean(0) - SIDE / 2)), default=None)
-
-
 def cost_targets(pipeline: OSDFacePipeline, model: str, face: Tensor) -> list[Target]:
     """Time one face on two threads with the plain engine, median of five [s]; note the file's size."""
     threads = torch.get_num_threads()
@@ -247,7 +214,7 @@ def cost_targets(pipeline: OSDFacePipeline, model: str, face: Tensor) -> list[Ta
         seconds.append(time.perf_counter() - start)
     torch.set_num_threads(threads)
     path = resolve(model)
-    size = path.stat().st_size / 1e6 if path.is_file() else None
+    size = path.stat().st_size / 1e6 if path.is_file() else math.nan
     return [
         Target("one face of 512 px, 2 threads, eager [s]", float(np.median(seconds[1:])), "<=", 2.2, 1.2),
         Target("file [MB]", size, "<=", 48.0),
@@ -256,16 +223,14 @@ def cost_targets(pipeline: OSDFacePipeline, model: str, face: Tensor) -> list[Ta
 
 def as_text(targets: Sequence[Target]) -> str:
     """Write a table with one line per target, and how many are reached."""
-    rows = [("target", "measured", "must", "aim", "")]
+    rows = [["target", "measured", "must", "aim", ""]]
     for one in targets:
-        value = "not measured" if one.value is None else f"{one.value:.3g}"
+        value = "not measured" if math.isnan(one.value) else f"{one.value:.3g}"
         aim = "" if one.aim is None else f"{one.better} {one.aim:g}"
-        rows.append((one.what, value, f"{one.better} {one.must:g}", aim, one.verdict))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        rows.append([one.what, value, f"{one.better} {one.must:g}", aim, one.verdict])
     verdicts = [one.verdict for one in targets]
     reached = len(verdicts) - verdicts.count("FAIL")
-    return "\n".join([*lines, f"{reached} of {len(verdicts)} musts reached"])
+    return "\n".join([*table.align(rows), f"{reached} of {len(verdicts)} musts reached"])
 
 
 def write_worst(path: Path, report: Report) -> None:
@@ -274,24 +239,17 @@ def write_worst(path: Path, report: Report) -> None:
     if column is None:
         raise OSDFaceError("no picture could be measured")
     levels = ([row for row in report.rows if row.profile == level] for level in LEVELS)
-    triples = [row.thumbs for rows in levels for row in worst_first(rows, column)[:WORST]]
-    sheet = Image.new("RGB", (6 * CELL, -(-len(triples) // 2) * CELL), "white")
-    for number, thumbs in enumerate(triples):
-        for place, side in enumerate(("input", "restored", "reference")):
-            with Image.open(io.BytesIO(thumbs[side])) as picture:
-                corner = ((number % 2 * 3 + place) * CELL, number // 2 * CELL)
-                sheet.paste(picture.resize((CELL, CELL), Image.Resampling.LANCZOS), corner)
+    worst = [row.thumbs for rows in levels for row in worst_first(rows, column)[:WORST]]
+    pictures = [io.BytesIO(thumbs[side]) for thumbs in worst for side in ("input", "restored", "reference")]
     with replacing(path) as temporary:
-        sheet.save(temporary)
+        compose([pictures[start : start + 6] for start in range(0, len(pictures), 6)]).save(temporary)
 
 
 def measure(args: argparse.Namespace) -> list[Target]:
     """Measure every target; pictures, tables and the gallery go to `args.out`."""
     pipeline = OSDFacePipeline.from_pretrained(args.model, device="cpu", dtype="fp32", engine="eager")
-    files = list_images(args.faces)
-    chosen = dict(list(files.items())[: args.limit or None])
-    faces = Faces(chosen)
-    write_labels(chosen, args.out / "labels.csv")
+    files = dict(list(list_images(args.faces).items())[: args.limit or None])
+    write_labels(files, args.out / "labels.csv")
     options = EvaluationOptions(
         METRICS, args.weights, manifest=args.out / "labels.csv", group_by=("skin", "pose"), device="cpu",
         batch_size=args.batch_size, limit=args.limit or None, progress=not args.quiet,
@@ -300,19 +258,19 @@ def measure(args: argparse.Namespace) -> list[Target]:
     metrics = load_metrics(("perceptual", "identity"), WeightFinder(args.weights), torch.device("cpu"))
     if metrics.missing:
         raise OSDFaceError("; ".join(metrics.missing.values()))
-    paired = Faces(chosen, args.pairs)
+    paired = spread(files, args.pairs)
     targets = [
         *picture_targets(report),
         clean_latent_target(pipeline, paired, metrics.score, args.batch_size),
         *prompt_targets(pipeline, paired, metrics.score, args.batch_size),
-        *landmark_targets(faces, args.out),
-        *cost_targets(pipeline, args.model, faces.clean(faces.names[:1])),
+        *landmark_targets(files, args.out),
+        *cost_targets(pipeline, args.model, read_face(next(iter(files.values())))[0][None]),
     ]
     text = as_text(targets)
-    rows = [one.to_dict() for one in targets]
+    rows = [{**finite_values(vars(one)), "verdict": one.verdict} for one in targets]
     write_text(args.out / "report.json", to_json(report, {"targets": rows}))
     write_text(args.out / "report.txt", f"{table.to_text(report)}\n{text}\n")
-    gallery.write_gallery(args.out / "gallery.html", report, heading=args.model, verdict=text)
+    write_text(args.out / "gallery.html", gallery.render(report, heading=args.model, verdict=text))
     write_worst(args.out / "worst.png", report)
     return targets
 

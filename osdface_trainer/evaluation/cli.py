@@ -11,7 +11,8 @@ from ..data.degrade import Enlarge
 from ..data.degrade_profiles import named_profile
 from ..metrics import check_names
 from . import gallery, table
-from .evaluate import EvaluationOptions, Restore, evaluate, evaluate_degraded
+from .collect import EvaluationOptions
+from .evaluate import Restore, evaluate, evaluate_degraded
 from .scores import Report, to_json, write_text
 
 EXAMPLES = """examples:
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if outputs["text"]:
         write_text(outputs["text"], text)
     if outputs["html"]:
-        gallery.write_gallery(outputs["html"], report, heading=_heading(args), sort=args.sort)
+        write_text(outputs["html"], gallery.render(report, heading=_heading(args), sort=args.sort))
     return 1 if report.failed else 0
 
 

@@ -1,84 +1,103 @@
 """Turn batches of images into rows of a report, and whole sets into FID and KID."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..metrics import MetricCollection
+from osdface_core.devices import pick_device
+from osdface_core.errors import ConfigError
+
+from ..metrics import WeightFinder, load_metrics
+from .gallery import thumbnail
+from .intervals import read_groups
 from .scores import Report, Row
-from .thumbs import thumbnail
 
-SIDES = ("restored", "input")
+Candidates = dict[tuple[str, str], Tensor]
+"""(profile, "restored" or "input") -> (B,3,H,W) float in [0,1]; "input" is the baseline."""
 
 
-@dataclass
-class RestoredBatch:
-    """Restored images (B,3,H,W) of one profile, and the baseline that they are compared with."""
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to measure, in either way of evaluating.
 
-    restored: Tensor
-    baseline: Tensor | None = None
-    profile: str = ""
+    Attributes:
+        metrics: names from `osdface_trainer.metrics.METRICS`; None measures all that can be.
+        weights: folder with network weights of the metrics; see `WeightFinder` for where else they are
+            sought.
+        fid_stats: stored statistics of a set (e.g. FFHQ) for a further FID.
+        manifest, group_by: a CSV with a `file` column, and its columns by which means are reported apart.
+        seed: of the bootstrap, of KID's subsets and of degradations.
+        thumbs: keep small copies of the images for the gallery.
+    """
+
+    metrics: tuple[str, ...] | None = None
+    weights: Path | None = None
+    fid_stats: Path | None = None
+    manifest: Path | None = None
+    group_by: tuple[str, ...] = ()
+    device: str = "auto"
+    batch_size: int = 4
+    limit: int | None = None
+    seed: int = 0
+    thumbs: bool = True
+    progress: bool = False
 
 
 class Collector:
     """Scores batches into `report`; keeps thumbnails and set features on the way.
 
-    Args:
-        groups: file stem -> column -> value, from a manifest.
-        thumbs: keep JPEG copies for the gallery.
+    Raises:
+        ConfigError: an option is wrong.
     """
 
-    def __init__(
-        self,
-        metrics: MetricCollection,
-        report: Report,
-        device: torch.device,
-        groups: dict[str, dict[str, str]],
-        thumbs: bool,
-    ) -> None:
-        self.metrics = metrics
-        self.report = report
-        self.device = device
-        self.groups = groups
-        self.thumbs = thumbs
+    def __init__(self, options: EvaluationOptions) -> None:
+        if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
+            raise ConfigError(
+                f"batch size {options.batch_size} and limit {options.limit}: both must be at least 1"
+            )
+        if options.group_by and not options.manifest:
+            raise ConfigError("--group-by needs --manifest CSV, a table with a column 'file'")
+        self.groups = read_groups(options.manifest, options.group_by) if options.manifest else {}
+        self.device = pick_device(options.device)
+        finder = WeightFinder(options.weights)
+        self.metrics = load_metrics(
+            options.metrics, finder, self.device, fid_stats=options.fid_stats, seed=options.seed
+        )
+        sets = self.metrics.sets
+        self.report = Report(
+            self.metrics.columns, sets.columns if sets else (), missing=self.metrics.missing,
+            settings={"seed": options.seed, "device": str(self.device), "torch": torch.__version__},
+        )  # fmt: skip
+        if sets:
+            self.report.settings["fid_mode"] = sets.mode
+        self.thumbs = options.thumbs
         self._features: dict[tuple[str, str], list[Tensor]] = {}
 
-    def add(self, names: list[str], reference: Tensor | None, variants: list[RestoredBatch]) -> None:
-        """Score a batch; the reference (B,3,H,W) goes through each network once for all variants."""
+    def add(self, names: list[str], reference: Tensor | None, candidates: Candidates) -> None:
+        """Score a batch; the reference (B,3,H,W) goes through each network once for all candidates."""
         reference = None if reference is None else reference.to(self.device)
-        candidates: dict[tuple[str, str], Tensor] = {}
-        for variant in variants:
-            candidates[variant.profile, "restored"] = variant.restored.to(self.device)
-            if variant.baseline is not None:
-                candidates[variant.profile, "input"] = variant.baseline.to(self.device)
+        candidates = {key: images.to(self.device) for key, images in candidates.items()}
         scores = self.metrics.score(reference, candidates)
         self._keep_features(reference, candidates)
-        for variant in variants:
-            sides = {side: scores.get((variant.profile, side), {}) for side in SIDES}
-            self.report.rows += [
-                self._row(i, name, variant, sides, reference) for i, name in enumerate(names)
-            ]
+        for profile in dict.fromkeys(profile for profile, _ in candidates):
+            pictures = {side: candidates.get((profile, side)) for side in ("input", "restored")}
+            pictures["reference"] = reference
+            for i, name in enumerate(names):
+                restored, before = (
+                    {column: values[i] for column, values in scores.get((profile, side), {}).items()}
+                    for side in ("restored", "input")
+                )
+                row = Row(name, profile, restored, before, self.groups.get(name, {}))
+                if self.thumbs:
+                    row.thumbs = {side: thumbnail(of[i]) for side, of in pictures.items() if of is not None}
+                self.report.rows.append(row)
 
-    def _row(
-        self,
-        i: int,
-        name: str,
-        variant: RestoredBatch,
-        sides: dict[str, dict[str, list[float]]],
-        reference: Tensor | None,
-    ) -> Row:
-        restored, before = ({key: values[i] for key, values in sides[side].items()} for side in SIDES)
-        pictures = {"input": variant.baseline, "restored": variant.restored, "reference": reference}
-        thumbs = {side: thumbnail(images[i]) for side, images in pictures.items() if images is not None}
-        return Row(
-            name, variant.profile, restored, before, self.groups.get(name, {}), thumbs if self.thumbs else {}
-        )
-
-    def _keep_features(self, reference: Tensor | None, candidates: dict[tuple[str, str], Tensor]) -> None:
+    def _keep_features(self, reference: Tensor | None, candidates: Candidates) -> None:
         if self.metrics.sets is None:
             return
-        every = dict(candidates) if reference is None else {**candidates, ("", "reference"): reference}
+        every = candidates if reference is None else {**candidates, ("", "reference"): reference}
         with torch.no_grad():
             for key, images in every.items():
                 self._features.setdefault(key, []).append(self.metrics.sets.features(images))

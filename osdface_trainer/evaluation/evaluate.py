@@ -7,25 +7,21 @@ test set.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from osdface_core.devices import pick_device
-from osdface_core.errors import ConfigError, ImageError
-from osdface_core.files import replacing
+from osdface_core.errors import ImageError
+from osdface_core.images import from_unit, write_photo
 
 from ..data.degrade import Enlarge, degrade
+from ..data.degrade_ops import real_jpeg
 from ..data.degrade_profiles import named_profile
-from ..metrics import WeightFinder, load_metrics
-from .collect import Collector, RestoredBatch
-from .intervals import read_groups
-from .pairing import batches, list_images, pair, read_image, resize_bicubic
+from .collect import Candidates, Collector, EvaluationOptions
+from .pairing import batches, list_images, pair, read_image, read_images, resize_bicubic
 from .scores import Report
-from .thumbs import to_picture
 
 Restore = Callable[[Tensor], Tensor]
 FACE = 512
@@ -34,33 +30,6 @@ CLEAN = "identity"
 """The profile in which the model gets the clean face; it should leave it as it is."""
 YARDSTICK_QUALITY = 75
 """JPEG quality of that profile's baseline: libjpeg's default, a difference that viewers accept."""
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """How to measure, in either way of evaluating.
-
-    Attributes:
-        metrics: names from `osdface_trainer.metrics.METRICS`; None measures all that can be.
-        weights: folder with network weights of the metrics; see `WeightFinder` for where else they are
-            sought.
-        fid_stats: stored statistics of a set (e.g. FFHQ) for a further FID.
-        manifest, group_by: a CSV with a `file` column, and its columns by which means are reported apart.
-        seed: of the bootstrap, of KID's subsets and of degradations.
-        thumbs: keep small copies of the images for the gallery.
-    """
-
-    metrics: tuple[str, ...] | None = None
-    weights: Path | None = None
-    fid_stats: Path | None = None
-    manifest: Path | None = None
-    group_by: tuple[str, ...] = ()
-    device: str = "auto"
-    batch_size: int = 4
-    limit: int | None = None
-    seed: int = 0
-    thumbs: bool = True
-    progress: bool = False
 
 
 def evaluate(
@@ -81,16 +50,19 @@ def evaluate(
         ConfigError: a folder is unusable, nothing matches, or an option is wrong.
     """
     options = options or EvaluationOptions()
-    pairing = pair(restored, reference, lq)
-    items = pairing.items[: options.limit]
-    collector = _collector(options)
-    collector.report.unmatched = pairing.unmatched
+    items, unmatched = pair(restored, reference, lq)
+    collector = Collector(options)
+    report = collector.report
+    report.unmatched = unmatched
     folders = {"restored": restored, "reference": reference, "lq": lq}
-    collector.report.settings |= {side: str(path) for side, path in folders.items() if path}
-    with _bar(len(items), options) as bar:
-        for batch in batches(items, options.batch_size, collector.report.failed):
-            collector.add(batch.names, batch.reference, [RestoredBatch(batch.restored, batch.lq)])
-            bar.update(len(batch.names))
+    report.settings |= {side: str(path) for side, path in folders.items() if path}
+    stems = list(items)[: options.limit]
+    read = batches(
+        stems, lambda stem: read_images(*items[stem]), options.batch_size, report.failed, options.progress
+    )
+    for names, (image, target, small) in read:
+        sides = {("", "restored"): image, ("", "input"): small}
+        collector.add(names, target, {key: images for key, images in sides.items() if images is not None})
     return collector.finish()
 
 
@@ -121,24 +93,34 @@ def evaluate_degraded(
     options = options or EvaluationOptions()
     for profile in profiles:
         named_profile(profile)
-    files = list(list_images(faces).values())[: options.limit]
-    collector = _collector(options)
+    files = list_images(faces)
+    collector = Collector(options)
     report = collector.report
     report.settings |= {"faces": str(faces), "profiles": list(profiles), "enlarge": enlarge}
     if CLEAN in profiles:
         report.notes.append(
             f"{CLEAN}: the model gets the clean face; 'input' is that face as JPEG {YARDSTICK_QUALITY}"
         )
-    with _bar(len(files) * len(profiles), options) as bar:
-        for start in range(0, len(files), options.batch_size):
-            names, clean = _read_faces(files[start : start + options.batch_size], report)
-            if names:
-                variants = [
-                    _variant(names, clean, profile, restore, enlarge, options.seed) for profile in profiles
-                ]
-                collector.add(names, clean, variants)
-                _save(save, names, variants)
-            bar.update(options.batch_size * len(profiles))
+
+    def read(name: str) -> tuple[Tensor]:
+        face, resized = read_face(files[name])
+        if resized:
+            report.settings["resized_faces"] = report.settings.get("resized_faces", 0) + 1
+        return (face,)
+
+    stems = list(files)[: options.limit]
+    for names, (clean,) in batches(stems, read, options.batch_size, report.failed, options.progress):
+        assert clean is not None  # `read` gives one always
+        candidates: Candidates = {}
+        for profile in profiles:
+            baseline = degraded(clean, names, profile, options.seed)
+            same = enlarge == "bicubic"
+            lq = baseline if same else degraded(clean, names, profile, options.seed, enlarge)
+            candidates[profile, "restored"] = eight_bit(restore(lq).float().cpu())
+            candidates[profile, "input"] = _jpeg(clean) if profile == CLEAN else eight_bit(baseline)
+        collector.add(names, clean, candidates)
+        if save:
+            _save(save, names, candidates)
     return collector.finish()
 
 
@@ -148,14 +130,11 @@ def face_seed(name: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
-def _variant(
-    names: list[str], clean: Tensor, profile: str, restore: Restore, enlarge: Enlarge, seed: int
-) -> RestoredBatch:
-    seeds = [face_seed(name, seed) for name in names]
-    baseline = degrade(clean, profile, seeds, enlarge="bicubic")
-    lq = baseline if enlarge == "bicubic" else degrade(clean, profile, seeds, enlarge=enlarge)
-    restored = eight_bit(restore(lq).float().cpu())
-    return RestoredBatch(restored, _jpeg(clean) if profile == CLEAN else eight_bit(baseline), profile)
+def degraded(
+    clean: Tensor, names: Sequence[str], profile: str, seed: int, enlarge: Enlarge = "bicubic"
+) -> Tensor:
+    """Degrade (B,3,H,W) in [0,1]; each face as its file's stem in `names` and the seed say."""
+    return degrade(clean, profile, [face_seed(name, seed) for name in names], enlarge=enlarge)
 
 
 def eight_bit(images: Tensor) -> Tensor:
@@ -163,67 +142,21 @@ def eight_bit(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255.0).round() / 255.0
 
 
-def _jpeg(images: Tensor) -> Tensor:
-    """Pass (B,3,H,W) through Pillow's JPEG codec at the yardstick's quality."""
-    from ..data.degrade_ops import real_jpeg
+def read_face(file: Path) -> tuple[Tensor, bool]:
+    """Read a square face as (3,512,512) in [0,1], and whether it had another size. Raises ImageError."""
+    face = read_image(file)
+    h, w = face.shape[1:]
+    if h != w:
+        raise ImageError(f"{file.name}: got {w}×{h} px, expected a square face crop")
+    return eight_bit(resize_bicubic(face, (FACE, FACE))), h != FACE
 
+
+def _jpeg(images: Tensor) -> Tensor:
     return torch.stack([real_jpeg(image, YARDSTICK_QUALITY) for image in images])
 
 
-def _read_faces(files: Sequence[Path], report: Report) -> tuple[list[str], Tensor]:
-    """Read names and (B,3,512,512) of the readable files; the others go to `report.failed`."""
-    names: list[str] = []
-    faces: list[Tensor] = []
-    for file in files:
-        try:
-            face = read_image(file)
-            if face.shape[1] != face.shape[2]:
-                raise ImageError(
-                    f"{file.name}: got {face.shape[2]}×{face.shape[1]} px, expected a square face crop"
-                )
-        except (ImageError, OSError) as error:
-            report.failed[file.stem] = str(error)
-            continue
-        if face.shape[1] != FACE:
-            report.settings["resized_faces"] = int(report.settings.get("resized_faces", 0)) + 1
-        names.append(file.stem)
-        faces.append(eight_bit(resize_bicubic(face, (FACE, FACE))))
-    return names, torch.stack(faces) if faces else torch.empty(0, 3, FACE, FACE)
-
-
-def _save(folder: Path | None, names: list[str], variants: Sequence[RestoredBatch]) -> None:
-    for variant in variants if folder else ():
-        for side, images in (("restored", variant.restored), ("lq", variant.baseline)):
-            for name, image in zip(names, images if images is not None else (), strict=True):
-                with replacing(Path(folder or "") / variant.profile / side / f"{name}.png") as temporary:
-                    to_picture(image).save(temporary)
-
-
-def _collector(options: EvaluationOptions) -> Collector:
-    if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
-        raise ConfigError(
-            f"batch size {options.batch_size} and limit {options.limit}: both must be at least 1"
-        )
-    if options.group_by and not options.manifest:
-        raise ConfigError("--group-by needs --manifest CSV, a table with a column 'file'")
-    groups = read_groups(options.manifest, options.group_by) if options.manifest else {}
-    device = pick_device(options.device)
-    metrics = load_metrics(
-        options.metrics, WeightFinder(options.weights), device, fid_stats=options.fid_stats, seed=options.seed
-    )
-    settings: dict[str, Any] = {"seed": options.seed, "device": str(device), "torch": torch.__version__}
-    if metrics.sets:
-        settings["fid_mode"] = metrics.sets.mode
-    report = Report(
-        metrics.columns,
-        metrics.sets.columns if metrics.sets else (),
-        missing=metrics.missing,
-        settings=settings,
-    )
-    return Collector(metrics, report, device, groups, options.thumbs)
-
-
-def _bar(total: int, options: EvaluationOptions) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="image", desc="evaluate", disable=None if options.progress else True)
+def _save(folder: Path, names: list[str], candidates: Candidates) -> None:
+    for (profile, side), images in candidates.items():
+        place = folder / profile / ("lq" if side == "input" else side)
+        for name, image in zip(names, images, strict=True):
+            write_photo(place / f"{name}.png", from_unit(image, np.uint8))

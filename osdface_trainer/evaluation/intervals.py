@@ -26,15 +26,6 @@ class Interval:
     high: float
     n: int
 
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Convert for JSON: NaN becomes null."""
-        return {"mean": finite(self.mean), "low": finite(self.low), "high": finite(self.high), "n": self.n}
-
-
-def finite(value: float) -> float | None:
-    """Return the value, or None where JSON has no word for it."""
-    return float(value) if math.isfinite(value) else None
-
 
 @lru_cache(maxsize=8)
 def _weights(n: int, seed: int) -> np.ndarray:
@@ -43,31 +34,26 @@ def _weights(n: int, seed: int) -> np.ndarray:
     return (rng.multinomial(n, np.full(n, 1.0 / n), size=RESAMPLES) / n).astype(np.float32)
 
 
-def _interval(estimate: float, resampled: np.ndarray, n: int) -> Interval:
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(resampled, [tail, 100 - tail])
-    return Interval(estimate, float(low), float(high), n)
-
-
-def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
+def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
     """Compute the mean over images and its bootstrap interval; NaN is left out, same seed same result."""
-    data = np.asarray(values, dtype=np.float64)
-    data = data[np.isfinite(data)]
-    if not len(data):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    return _interval(float(data.mean()), _weights(len(data), seed) @ data, len(data))
+    return ratio_interval(values, np.ones(len(values)), seed)
 
 
-def ratio_interval(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Interval:
+def ratio_interval(
+    values: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray, seed: int = 0
+) -> Interval:
     """Divide the mean of `values` by that of `baseline`, resampled in pairs; NaN pairs are left out."""
     pairs = np.asarray([values, baseline], dtype=np.float64)
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
-    if pairs.shape[1] == 0 or pairs[1].mean() == 0:
+    n = pairs.shape[1]
+    if n == 0 or pairs[1].mean() == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    above, below = (_weights(pairs.shape[1], seed) @ row for row in pairs)
+    above, below = (_weights(n, seed) @ row for row in pairs)
     with np.errstate(divide="ignore", invalid="ignore"):
         resampled = np.nan_to_num(above / below, nan=np.inf)
-    return _interval(float(pairs[0].mean() / pairs[1].mean()), resampled, pairs.shape[1])
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    return Interval(float(pairs[0].mean() / pairs[1].mean()), float(low), float(high), n)
 
 
 def read_groups(manifest: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:

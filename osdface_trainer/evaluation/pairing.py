@@ -1,7 +1,6 @@
 """Match restored, reference and low-quality images by file stem, and read them as batches of one size."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -12,33 +11,9 @@ from torch import Tensor
 from osdface_core.errors import ConfigError, ImageError
 from osdface_core.images import is_photo, read_photo, readable, to_unit
 
-
-@dataclass(frozen=True)
-class ImageSet:
-    """One restored image with what belongs to it."""
-
-    name: str
-    restored: Path
-    reference: Path | None = None
-    lq: Path | None = None
-
-
-@dataclass
-class Pairing:
-    """The matched items and, per folder, the file names that found no partner."""
-
-    items: list[ImageSet]
-    unmatched: dict[str, list[str]] = field(default_factory=dict)
-
-
-@dataclass
-class ImageBatch:
-    """Images of one size, (B,3,H,W) float in [0,1]."""
-
-    names: list[str]
-    restored: Tensor
-    reference: Tensor | None
-    lq: Tensor | None
+Files = tuple[Path, Path | None, Path | None]
+"""A restored image, its reference and its low-quality input."""
+Images = tuple[Tensor | None, ...]
 
 
 def list_images(folder: Path) -> dict[str, Path]:
@@ -62,31 +37,36 @@ def list_images(folder: Path) -> dict[str, Path]:
     return found
 
 
-def pair(restored: Path, reference: Path | None, lq: Path | None = None) -> Pairing:
+def pair(
+    restored: Path, reference: Path | None, lq: Path | None = None
+) -> tuple[dict[str, Files], dict[str, list[str]]]:
     """Match the images of up to three folders by stem; an image without LQ partner is kept, without
     reference not.
 
+    Returns:
+        the files by stem; folder -> file names that found no partner.
     Raises:
         ConfigError: if a folder is unusable or nothing matches.
     """
     files = list_images(restored)
-    targets = list_images(reference) if reference else None
+    targets = list_images(reference) if reference else {}
     inputs = list_images(lq) if lq else {}
-    common = [stem for stem in files if targets is None or stem in targets]
-    if not common:
+    items = {
+        stem: (file, targets.get(stem), inputs.get(stem))
+        for stem, file in files.items()
+        if not reference or stem in targets
+    }
+    if not items:
         raise ConfigError(
             f"no image in {restored} has the same stem as one in {reference}: name the pairs alike"
         )
-    items = [
-        ImageSet(stem, files[stem], targets[stem] if targets else None, inputs.get(stem)) for stem in common
-    ]
     left = {
-        "restored": [files[stem].name for stem in files if stem not in common],
-        "reference": [path.name for stem, path in (targets or {}).items() if stem not in files],
-        "lq": [path.name for stem, path in inputs.items() if stem not in common],
-        "without lq": [stem for stem in common if lq and stem not in inputs],
+        "restored": [path.name for stem, path in files.items() if stem not in items],
+        "reference": [path.name for stem, path in targets.items() if stem not in items],
+        "lq": [path.name for stem, path in inputs.items() if stem not in items],
+        "without lq": [stem for stem in items if lq and stem not in inputs],
     }
-    return Pairing(items, {side: names for side, names in left.items() if names})
+    return items, {side: names for side, names in left.items() if names}
 
 
 def read_image(path: Path) -> Tensor:
@@ -103,39 +83,43 @@ def resize_bicubic(image: Tensor, size: tuple[int, int]) -> Tensor:
     )
 
 
-def read_images(item: ImageSet) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def read_images(restored: Path, reference: Path | None, lq: Path | None) -> Images:
     """Read restored, reference and LQ; the LQ is resized (bicubic) to the size of the restored image.
 
     Raises:
         ImageError: if a file cannot be read, or restored and reference differ in size.
     """
-    restored = read_image(item.restored)
-    reference = read_image(item.reference) if item.reference else None
-    if reference is not None and reference.shape != restored.shape:
-        got, expected = (f"{one.shape[2]}×{one.shape[1]}" for one in (restored, reference))
-        raise ImageError(
-            f"{item.restored.name}: got {got} px, the reference has {expected}: resize one of them"
-        )
-    size = (restored.shape[1], restored.shape[2])
-    return restored, reference, resize_bicubic(read_image(item.lq), size) if item.lq else None
+    image = read_image(restored)
+    target = read_image(reference) if reference else None
+    if target is not None and target.shape != image.shape:
+        got, expected = (f"{one.shape[2]}×{one.shape[1]}" for one in (image, target))
+        raise ImageError(f"{restored.name}: got {got} px, the reference has {expected}: resize one of them")
+    return image, target, resize_bicubic(read_image(lq), (image.shape[1], image.shape[2])) if lq else None
 
 
-def batches(items: Sequence[ImageSet], size: int, failed: dict[str, str]) -> Iterator[ImageBatch]:
-    """Yield batches of up to `size` images of one shape, in order; unreadable items go to `failed` (name ->
-    reason).
+def batches(
+    names: Sequence[str], read: Callable[[str], Images], size: int, failed: dict[str, str], progress: bool
+) -> Iterator[tuple[list[str], Images]]:
+    """Yield names and images (B,3,H,W) in batches of up to `size` images of one shape, in order.
+
+    Args:
+        read: name -> images (3,H,W), or None where there is none.
+        failed: receives name -> reason of what cannot be read.
+        progress: show a bar, when stderr is a terminal.
     """
-    for chunk in (items[start : start + size] for start in range(0, len(items), size)):
-        read = []
-        for item in chunk:
-            try:
-                read.append((item.name, *read_images(item)))
-            except (ImageError, OSError) as error:
-                failed[item.name] = str(error)
-        for _, alike in groupby(read, key=lambda one: (one[1].shape, one[3] is None)):
-            names, restored, reference, lq = zip(*alike, strict=True)
-            yield ImageBatch(list(names), torch.stack(restored), _stack(reference), _stack(lq))
+    from tqdm import tqdm
 
-
-def _stack(images: Sequence[Tensor | None]) -> Tensor | None:
-    present = [image for image in images if image is not None]
-    return torch.stack(present) if present else None
+    with tqdm(total=len(names), unit="image", desc="evaluate", disable=None if progress else True) as bar:
+        for chunk in (names[start : start + size] for start in range(0, len(names), size)):
+            done = []
+            for name in chunk:
+                try:
+                    done.append((name, *read(name)))
+                except (ImageError, OSError) as error:
+                    failed[name] = str(error)
+            for _, alike in groupby(
+                done, key=lambda one: [image is not None and image.shape for image in one[1:]]
+            ):
+                together, *sides = zip(*alike, strict=True)
+                yield list(together), tuple(None if side[0] is None else torch.stack(side) for side in sides)
+            bar.update(len(chunk))

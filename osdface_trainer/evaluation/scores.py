@@ -2,15 +2,17 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from osdface_core.files import replacing
 
-from ..metrics.base import Column
-from .intervals import Interval, finite, mean_interval, ratio_interval
+from ..metrics.base import Better, Column
+from .intervals import Interval, mean_interval, ratio_interval
 
 FORMAT = 1
 Values = dict[str, float]
@@ -82,33 +84,24 @@ class Report:
 
     def column(self, name: str | None = None) -> Column | None:
         """Return the per-image column `name`; without one, the column that ranks images."""
-        known = {
-            column.name: column
-            for column in self.columns
-            if any(column.name in row.restored for row in self.rows)
-        }
+        measured = {name for row in self.rows for name in row.restored}
+        known = {column.name: column for column in self.columns if column.name in measured}
         if name is not None:
             return known.get(name)
         return next((known[one] for one in WORST_BY if one in known), next(iter(known.values()), None))
 
-    def summaries(self, groups: bool = True) -> list[GroupSummary]:
+    def summaries(self) -> list[GroupSummary]:
         """Summarise each profile, then one per profile and group."""
         seed = int(self.settings.get("seed", 0))
-        whole = [
-            summarise(profile, None, [row for row in self.rows if row.profile == profile], self.columns, seed)
-            for profile in self.profiles
-        ]
-        return whole + (list(self._by_group(seed)) if groups else [])
-
-    def _by_group(self, seed: int) -> Iterator[GroupSummary]:
-        for column in dict.fromkeys(key for row in self.rows for key in row.groups):
-            for value in sorted({row.groups[column] for row in self.rows if column in row.groups}):
-                for profile in self.profiles:
-                    rows = [
-                        row for row in self.rows if row.profile == profile and row.groups.get(column) == value
-                    ]
-                    if rows:
-                        yield summarise(profile, (column, value), rows, self.columns, seed)
+        keys = list(dict.fromkeys(key for row in self.rows for key in row.groups))
+        groups = {pair for row in self.rows for pair in row.groups.items()}
+        found = []
+        for group in (None, *sorted(groups, key=lambda pair: (keys.index(pair[0]), pair[1]))):
+            inside = [row for row in self.rows if group is None or group in row.groups.items()]
+            for profile in self.profiles:
+                if rows := [row for row in inside if row.profile == profile]:
+                    found.append(summarise(profile, group, rows, self.columns, seed))
+        return found
 
 
 def worst_first(rows: Sequence[Row], column: Column) -> list[Row]:
@@ -129,17 +122,16 @@ def summarise(
     """Compute means, intervals and ratios of every column over `rows`."""
     lines = []
     for column in columns:
-        restored = [_kept(row.restored, column) for row in rows]
-        before = [_kept(row.input, column) for row in rows]
-        if not any(math.isfinite(value) for value in before):
-            lines.append(MetricSummary(column, mean_interval(restored, seed)))
-            continue
-        lines.append(
-            MetricSummary(
-                column, mean_interval(restored, seed), mean_interval(before, seed),
-                ratio_interval(restored, before, seed), _improved(restored, before, column),
-            )
-        )  # fmt: skip
+        restored, before = (
+            np.array([_kept(values, column) for values in side])
+            for side in ([row.restored for row in rows], [row.input for row in rows])
+        )
+        line = MetricSummary(column, mean_interval(restored, seed))
+        if np.isfinite(before).any():
+            ratio = ratio_interval(restored, before, seed)
+            improved = _improved(restored, before, column.better)
+            line = MetricSummary(column, line.restored, mean_interval(before, seed), ratio, improved)
+        lines.append(line)
     return GroupSummary(profile, group, len(rows), tuple(lines))
 
 
@@ -148,35 +140,37 @@ def _kept(values: Values, column: Column) -> float:
     return math.nan if column.drop_below is not None and value < column.drop_below else value
 
 
-def _improved(restored: Sequence[float], before: Sequence[float], column: Column) -> float | None:
-    better: dict[str, Callable[[float, float], bool]] = {
-        "higher": lambda a, b: a > b,
-        "lower": lambda a, b: a < b,
-        "one": lambda a, b: abs(a - 1) < abs(b - 1),
+def _improved(restored: np.ndarray, before: np.ndarray, better: Better) -> float | None:
+    both = np.isfinite(restored) & np.isfinite(before)
+    a, b = restored[both], before[both]
+    gain = {"higher": a - b, "lower": b - a, "one": abs(b - 1) - abs(a - 1)}[better]
+    return float((gain > 0).mean()) if len(gain) else None
+
+
+def finite_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace NaN and infinities, for which JSON has no word, by None."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
     }
-    pairs = [(a, b) for a, b in zip(restored, before, strict=True) if math.isfinite(a) and math.isfinite(b)]
-    return sum(better[column.better](a, b) for a, b in pairs) / len(pairs) if pairs else None
 
 
 def to_json(report: Report, extra: dict[str, Any] | None = None) -> str:
     """Write the whole report as JSON text; NaN is null."""
-    columns = {
-        column.name: {"better": column.better, "unit": column.unit, "about": column.about}
-        for column in (*report.columns, *report.set_columns)
-    }
+    columns = (*report.columns, *report.set_columns)
     document = {
         "format": FORMAT,
         "settings": report.settings,
-        "columns": columns,
+        "columns": {
+            one.name: {"better": one.better, "unit": one.unit, "about": one.about} for one in columns
+        },
         "missing": report.missing,
         "unmatched": report.unmatched,
         "failed": report.failed,
         "notes": report.notes,
         "summary": [_summary_dict(summary) for summary in report.summaries()],
         "sets": {
-            profile: {
-                name: {side: finite(value) for side, value in sides.items()} for name, sides in found.items()
-            }
+            profile: {name: finite_values(sides) for name, sides in found.items()}
             for profile, found in report.sets.items()
         },
         **(extra or {}),
@@ -192,17 +186,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _row_dict(row: Row) -> dict[str, Any]:
-    sides = {"restored": row.restored, **({"input": row.input} if row.input else {})}
-    values = {side: {name: finite(value) for name, value in found.items()} for side, found in sides.items()}
-    return {"name": row.name, "profile": row.profile, "groups": row.groups, **values}
+    before = {"input": finite_values(row.input)} if row.input else {}
+    about = {"name": row.name, "profile": row.profile, "groups": row.groups}
+    return {**about, "restored": finite_values(row.restored), **before}
 
 
 def _summary_dict(summary: GroupSummary) -> dict[str, Any]:
     metrics = {}
     for line in summary.lines:
-        entry: dict[str, Any] = {"restored": line.restored.to_dict()}
-        if line.input and line.ratio:
-            entry |= {"input": line.input.to_dict(), "ratio": line.ratio.to_dict(), "improved": line.improved}
-        metrics[line.column.name] = entry
+        sides = {"restored": line.restored, "input": line.input, "ratio": line.ratio}
+        improved = {"improved": line.improved} if line.input else {}
+        metrics[line.column.name] = {
+            **{side: finite_values(vars(interval)) for side, interval in sides.items() if interval},
+            **improved,
+        }
     group = dict(zip(("column", "value"), summary.group, strict=True)) if summary.group else None
     return {"profile": summary.profile, "group": group, "n": summary.n, "metrics": metrics}

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from osdface_core.choices import Effort
 
 from .base import Column, WeightFile, WeightFinder, load_frozen
 
@@ -76,6 +77,23 @@ class AwingLandmarks:
         return {"lmd": mean_distance(image, reference)}
 
 
+def five_points(image: Tensor, effort: Effort = "auto") -> Tensor:
+    """Find the eyes, nose and mouth corners of the face nearest to the middle with MTCNN.
+
+    Args:
+        image: (3,H,W) float in [0,1].
+    Returns:
+        (5,2) float64 [px], NaN where no face is found.
+    """
+    from osdface_core.faces import detect
+
+    middle = torch.tensor([image.shape[2], image.shape[1]]) / 2
+    faces = detect(image, "mtcnn", min_face=SMALLEST * image.shape[2], effort=effort)
+    points = [torch.as_tensor(face.landmarks, dtype=torch.float64) for face in faces]
+    nothing = torch.full((5, 2), torch.nan, dtype=torch.float64)
+    return min(points, key=lambda five: float((five.mean(dim=0) - middle).norm()), default=nothing)
+
+
 class MtcnnLandmarks:
     """Five-point stand-in for LMD that works offline; not comparable with the papers' LMD.
 
@@ -89,24 +107,9 @@ class MtcnnLandmarks:
     )
     needs_reference = True
 
-    def __init__(self) -> None:
-        from osdface_core.faces import detect
-
-        self.detect = detect
-
     def features(self, images: Tensor) -> Tensor:
         """Find (B,5,2) landmarks, NaN where no face is found."""
-        return torch.stack([self._landmarks(image) for image in images])
-
-    def _landmarks(self, image: Tensor) -> Tensor:
-        middle = np.array([image.shape[2], image.shape[1]]) / 2
-        faces = self.detect(image, "mtcnn", min_face=SMALLEST * image.shape[2], effort="fast")
-        points = [np.asarray(face.landmarks, dtype=np.float64) for face in faces]
-        if not points:
-            return torch.full((5, 2), torch.nan, dtype=torch.float64)
-        return torch.from_numpy(
-            min(points, key=lambda five: float(np.linalg.norm(five.mean(axis=0) - middle)))
-        )
+        return torch.stack([five_points(image, "fast") for image in images])
 
     def compare(self, image: Tensor, reference: Tensor) -> dict[str, Tensor]:
         return {"lmd_mtcnn5": mean_distance(image, reference)}
