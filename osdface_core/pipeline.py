@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +54,8 @@ class FacePipeline:
         self.training = training or {}
         self.prompt_encoder = prompt_encoder
         self._own = backbone
+        self._idle = threading.Condition()  # notified when a restoration ends
+        self._running = 0  # restorations, in several threads
         self.engine: Engine = choose_engine("eager", device)
         self._place(device, dtype)
 
@@ -140,27 +144,28 @@ class FacePipeline:
             else:
                 device = pick_device(name)
         engine = choose_engine(self.engine.name, device)  # refused before anything moves
-        self._place(device, dtype)
-        self.use_engine(engine.name)
+        self._switch(engine, lambda: self._place(device, dtype))
         return self
 
     def use_engine(self, name: EngineName = "auto") -> None:
         """Run codec and predictor through another engine; the VRE, and so its tokens, stay as they are.
+
+        Waits for other threads' batches. Meanwhile an engine may keep the weights in a layout of its own and
+        leave the modules that this pipeline was made of empty; "eager" gives them back, bit by bit.
 
         Args:
             name: see `engines.choose_engine`.
         Raises:
             ConfigError: an unknown name, or an engine that this device or installation lacks.
         """
-        self.engine = choose_engine(name, self.device)
-        self.one_step = OneStepRestorer(self.config, self.engine.prepare(self._own))
+        self._switch(choose_engine(name, self.device))
 
     def set_lora_scale(self, strength: float) -> None:
         """Turn a live LoRA (`from_pretrained(lora="live")`): 0 the bare base, 1 as trained."""
         from .models.lora import set_strength
 
-        set_strength(self._own.predictor, strength)  # type: ignore[arg-type]
-        self.use_engine(self.engine.name)  # an engine may have worked the old strength in
+        # An engine may have worked the old strength in.
+        self._switch(self.engine, lambda: set_strength(self._own.predictor, strength))  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def tokens(self, faces: Tensor) -> Tensor:
@@ -224,14 +229,15 @@ class FacePipeline:
             chunk = faces[start : start + size]
             own = self._encoder() if prompts is None else prompts[start : start + size]
             try:
-                restored = self.one_step(
-                    self._signed(chunk),
-                    own,
-                    timestep=timestep,
-                    fidelity=fidelity,
-                    posterior=posterior,
-                    generator=generator,
-                )
+                with self._engine_kept():
+                    restored = self.one_step(
+                        self._signed(chunk),
+                        own,
+                        timestep=timestep,
+                        fidelity=fidelity,
+                        posterior=posterior,
+                        generator=generator,
+                    )
             except (RuntimeError, MemoryError) as error:
                 if len(chunk) == 1 or not is_out_of_memory(error):
                     raise
@@ -243,6 +249,30 @@ class FacePipeline:
             if progress:
                 progress(start, len(faces))
         return done
+
+    def _switch(self, engine: Engine, between: Callable[[], None] = lambda: None) -> None:
+        """Undo the engine, call `between` on the pipeline's own modules, and prepare the next engine."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._running)
+            self.engine.undo(self.backbone)
+            self.engine = choose_engine("eager", self.device)
+            self.one_step = OneStepRestorer(self.config, self._own)
+            try:
+                between()
+            finally:
+                self.one_step = OneStepRestorer(self.config, engine.prepare(self._own))
+                self.engine = engine
+
+    @contextmanager
+    def _engine_kept(self) -> Iterator[None]:
+        with self._idle:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
 
     def _encoder(self) -> PromptEncoder:
         if self.prompt_encoder is None:

@@ -2,5 +2,6 @@
 
 from .library import check, halves, level
 from .network import prepare
+from .weights import give_back
 
-__all__ = ["check", "halves", "level", "prepare"]
+__all__ = ["check", "give_back", "halves", "level", "prepare"]

@@ -91,17 +91,21 @@ class WinogradConv(nn.Module):
         return height * width >= SMALL
 
     def kernel(self) -> Tensor:
-        """Return the transformed weights, seven times their room: made at the first use and kept."""
-        # Two threads may both make it: to the same numbers.
-        if self._kernel is None:
-            self._kernel = self._transformed(self.direct.weight())
-        return self._kernel
+        """Return the transformed weights, seven times their room in float32.
 
-    def _transformed(self, weight: Tensor) -> Tensor:
+        They are made at the first use and kept; of half-precision weights, which save memory, at every use.
+        """
+        # Two threads may both make it: to the same numbers.
+        if self._kernel is not None:
+            return self._kernel
+        weight = self.direct.weight.plain()
         outputs, inputs = weight.shape[:2]
+        count = library().osdface_places() * inputs * outputs
+        kernel = self.workspace.get("kernel", count) if self.direct.half else torch.empty(count)
         taps = weight.permute(2, 3, 1, 0).contiguous().float()
-        kernel = torch.empty(library().osdface_places() * inputs * outputs)
         library().osdface_kernel(at(taps), at(kernel), *sizes(inputs, outputs, torch.get_num_threads()))
+        if not self.direct.half:
+            self._kernel = kernel
         return kernel
 
     def forward(

@@ -2,7 +2,7 @@
 
 Weights and inputs are float16, and so are sums of a few dozen products; those sums add up in float32, and so
 is everything between layers. Weights in bfloat16 become float16 once, which loses nothing that matters: only
-numbers below 6e-5 lose digits, and layers with numbers above float16's range stay as they are.
+numbers below 6e-5 lose digits, and layers with numbers above float16's range are not multiplied so.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .attention import HalfAttention
 from .convolution import CHANNELS, Convolution, WinogradConv
-from .layers import Layers, in_float32
+from .layers import Layers
 from .library import Workspace, at, library, sizes
 from .packed import PackedConv
+from .weights import LentWeight
 
 MANY = 4096  # pixels for which transforming the weights at every pass pays
 
@@ -45,9 +46,13 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 def in_range(weight: Tensor) -> bool:
-    """Return whether the layer's widths suit the compiled code and its weights float16."""
+    """Return whether the layer's widths suit the compiled code and its weights, if not float32, float16."""
     whole = weight.shape[0] % CHANNELS == 0 and weight.shape[1] % CHANNELS == 0
-    return whole and bool(weight.detach().abs().max() < torch.finfo(torch.float16).max)
+    return (
+        whole
+        and weight.dtype != torch.float32
+        and bool(weight.detach().abs().max() < torch.finfo(torch.float16).max)
+    )
 
 
 def _multiply(call: _Multiplication, workspace: Workspace) -> None:
@@ -59,12 +64,9 @@ def _multiply(call: _Multiplication, workspace: Workspace) -> None:
 class HalfLinear(nn.Module):
     """Stands in for a Linear: (…, K) float32 to (…, N) float32."""
 
-    packed: Tensor
-
     def __init__(self, layer: nn.Linear, workspace: Workspace) -> None:
         super().__init__()
-        # A buffer: diffusers asks parameters which precision to compute in.
-        self.register_buffer("packed", pack(layer.weight), persistent=False)
+        self.weight = LentWeight(layer.weight, unpack)
         self.bias = None if layer.bias is None else layer.bias.detach().float()
         self.inputs, self.outputs, self.workspace = layer.in_features, layer.out_features, workspace
 
@@ -73,7 +75,7 @@ class HalfLinear(nn.Module):
         x = x.contiguous()
         rows = x.numel() // self.inputs
         out = torch.empty(*x.shape[:-1], self.outputs)
-        pointers = (at(v) for v in (x, self.packed, self.bias, out))
+        pointers = (at(v) for v in (x, self.weight.packed(pack), self.bias, out))
         shape = (1, rows, self.inputs, 1, rows, self.outputs, 1, 1, 0, torch.get_num_threads())
         _multiply(_Multiplication(*pointers, *shape), self.workspace)
         return out
@@ -82,13 +84,9 @@ class HalfLinear(nn.Module):
 class HalfConv(PackedConv):
     """Stands in for a Conv2d: (B, C, H, W) float32 to (B, O, H', W') float32, channels-last."""
 
-    taps: Tensor
-
     def __init__(self, conv: nn.Conv2d, workspace: Workspace) -> None:
-        super().__init__(in_float32(conv))
-        # Empty, not absent: diffusers asks a block's parameters which precision to compute in.
-        self.conv.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-        self.register_buffer("taps", pack(conv.weight), persistent=False)
+        super().__init__(conv)
+        self.weight = LentWeight(conv.weight, unpack)
         self.bias = self.conv.bias
         self.workspace = workspace
 
@@ -99,9 +97,9 @@ class HalfConv(PackedConv):
         plain = tall == wide and len(set(conv.stride)) == 1 and conv.dilation == (1, 1)
         return plain and PackedConv.suits(conv) and len(paddings) == 1 and in_range(conv.weight)
 
-    def weight(self) -> Tensor:
-        """Return the weights (O, C, kh, kw)."""
-        return unpack(self.taps).unflatten(2, self.conv.kernel_size)
+    def taps(self) -> Tensor:
+        """Return the packed weights."""
+        return self.weight.packed(pack)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, O, H', W'), channels-last."""
@@ -110,9 +108,9 @@ class HalfConv(PackedConv):
         down, across = ((v + 2 * padding - side) // stride + 1 for v in (height, width))
         out = torch.empty(len(x), down, across, self.conv.out_channels)
         shape = (height, width, x.shape[1], down, across, self.conv.out_channels)
-        window = (side, stride, padding, torch.get_num_threads())
+        window, taps = (side, stride, padding, torch.get_num_threads()), self.taps()
         for picture, result in zip(pictures, out, strict=True):
-            pointers = (at(v) for v in (picture, self.taps, self.bias, result))
+            pointers = (at(v) for v in (picture, taps, self.bias, result))
             _multiply(_Multiplication(*pointers, *shape, *window), self.workspace)
         return out.permute(0, 3, 1, 2)
 
@@ -131,7 +129,7 @@ class HalfWinograd(WinogradConv):
         inputs, outputs = self.direct.conv.in_channels, self.direct.conv.out_channels
         kernel = self.workspace.get("kernel", library().osdface_half_places() * inputs * outputs // 2)
         counts = sizes(inputs, outputs, torch.get_num_threads())
-        library().osdface_half_kernel(at(self.direct.taps), at(kernel), *counts)
+        library().osdface_half_kernel(at(self.direct.taps()), at(kernel), *counts)
         return kernel
 
     def _run(self, convolution: Convolution) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,22 @@ from torch import Tensor, nn
 from .convolution import WinogradConv
 from .library import Workspace
 from .packed import PackedConv
+from .weights import in_float32
 
-Kind = TypeVar("Kind", bound=nn.Module)
+
+class HalfStoredLinear(nn.Module):
+    """Stands in for a Linear on half-precision weights, which become float32 at every call."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = (
+            layer.weight.detach()
+        )  # no parameter: diffusers asks those which precision to compute in
+        self.bias = None if layer.bias is None else layer.bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, K) to (…, N), float32."""
+        return nn.functional.linear(x, self.weight.float(), self.bias)
 
 
 class Layers:
@@ -22,29 +36,12 @@ class Layers:
 
     def conv(self, conv: nn.Conv2d) -> nn.Module:
         """Return the stand-in for a layer that `PackedConv.suits`."""
-        packed = PackedConv(in_float32(conv))
+        packed = PackedConv(conv)
         return WinogradConv(packed, self.workspace) if WinogradConv.suits(conv) else packed
 
     def linear(self, layer: nn.Linear) -> nn.Module:
         """Return the stand-in for a linear layer."""
-        return in_float32(layer)
+        return in_float32(layer) if layer.weight.dtype == torch.float32 else HalfStoredLinear(layer)
 
     def attention(self, attention: Any) -> None:
         """Change how a copy of diffusers' Attention computes, in place; here it stays as it is."""
-
-
-def in_float32(module: Kind) -> Kind:
-    """Return a copy with the same submodules and its own weights in float32, shared where they are so."""
-    copied = module.__new__(type(module))
-    copied.__dict__.update(vars(module))
-    copied._modules = dict(module._modules)
-    copied._buffers = {k: _float32(v) for k, v in module._buffers.items()}
-    copied._parameters = {
-        k: v if v is None or v.dtype == torch.float32 else nn.Parameter(v.detach().float(), False)
-        for k, v in module._parameters.items()
-    }
-    return copied
-
-
-def _float32(buffer: Tensor | None) -> Tensor | None:
-    return buffer.float() if buffer is not None and buffer.is_floating_point() else buffer

@@ -9,9 +9,10 @@ from torch import nn
 
 from .blocks import FusedResnet, FusedTinyBlock, FusedUpsample
 from .half import HalfLayers
-from .layers import Layers, in_float32
+from .layers import Layers
 from .library import check, halves
 from .packed import PackedConv
+from .weights import in_float32
 
 Kind = TypeVar("Kind", bound=nn.Module)
 LIVE = ("lora_A", "lora_B")  # of a live LoRA: peft looks at their weights
@@ -20,15 +21,23 @@ LIVE = ("lora_A", "lora_B")  # of a live LoRA: peft looks at their weights
 def prepare(module: Kind) -> Kind:
     """Return a copy of `module` that computes the same, without gradient, through compiled layers.
 
-    The module stays as it is and shares its float32 weights with the copy. Results are float32, to rounding
-    those of float32 arithmetic; half-precision weights are multiplied as such where `halves()`.
+    The two hold the weights once (Winograd's kernels in float32 come on top). At its first pass the copy
+    takes those that its kernels need in another layout and leaves the module's parameters empty; `give_back`
+    returns them bit by bit. Until then only the copy may compute, and nobody may save, change or move the
+    module.
+
+    Results are float32, to rounding those of float32 arithmetic; half-precision weights are multiplied as
+    such where `halves()`.
 
     Args:
         module: on the CPU; diffusers' blocks and plain layers below it are replaced, others are copied.
     Raises:
         OSError: the compiled kernels are missing.
+        RuntimeError: another copy has the weights.
     """
     check()
+    if any(p.shape == (0,) for p in module.parameters()):
+        raise RuntimeError("another copy of this model has its weights: give_back(that copy) first")
     half = halves() and any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters())
     return _copied(module, HalfLayers() if half else Layers(), chain=False)
 

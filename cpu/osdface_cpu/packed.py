@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from .weights import LentWeight, in_float32
+
 WORTHWHILE = 1 << 18  # weights from which on the reordering is felt
 
 
@@ -22,12 +24,17 @@ def available() -> bool:
 
 
 class PackedConv(nn.Module):
-    """Stands in for a Conv2d, without gradient; it is that very layer where the operators are missing."""
+    """Stands in for a Conv2d, in float32 and without gradient.
+
+    Half-precision weights stay as they are and become float32 at every call, which takes half the memory.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.conv = conv
-        self.packed: Tensor | None = None
+        self.half = conv.weight.dtype != torch.float32
+        self.conv = in_float32(conv, weightless=self.half)
+        self.weight = LentWeight(conv.weight, Tensor.to_dense)
+        self.packs = available() and not self.half and conv.weight.numel() >= WORTHWHILE
 
     @staticmethod
     def suits(conv: nn.Module) -> bool:
@@ -36,20 +43,13 @@ class PackedConv(nn.Module):
             return False
         return conv.padding_mode == "zeros" and conv.groups == 1
 
-    def weight(self) -> Tensor:
-        """Return the weights (O, C, kh, kw)."""
-        return self.conv.weight.detach()
-
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, O, H', W'), channels-last."""
         conv = self.conv
-        if not available() or conv.weight.numel() < WORTHWHILE:
-            return conv(x)
+        if not self.packs:
+            return conv._conv_forward(x, self.weight.plain().float(), conv.bias)
         shape = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         x = x.contiguous(memory_format=torch.channels_last)
-        packed = self.packed
-        if packed is None:  # two threads may both make it: to the same numbers
-            ops = torch.ops.mkldnn
-            packed = ops._reorder_convolution_weight(conv.weight.detach(), *shape, list(x.shape))
-            self.packed = packed
+        reorder = torch.ops.mkldnn._reorder_convolution_weight
+        packed = self.weight.packed(lambda own: reorder(own, *shape, list(x.shape)))
         return torch.ops.mkldnn._convolution_pointwise(x, packed, conv.bias, *shape, "none", [], "")

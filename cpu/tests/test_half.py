@@ -8,11 +8,12 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
-from osdface_cpu import halves, prepare
+from osdface_cpu import give_back, halves, prepare
 from osdface_cpu.attention import HalfAttention, attend
 from osdface_cpu.blocks import FusedResnet
 from osdface_cpu.convolution import Before
 from osdface_cpu.half import HalfConv, HalfLayers, HalfLinear, HalfWinograd, in_range, pack, unpack
+from osdface_cpu.layers import HalfStoredLinear
 from osdface_cpu.library import Workspace
 from osdface_cpu.packed import PackedConv
 from torch import Tensor, nn
@@ -140,12 +141,18 @@ def test_other_attention_stays_as_it_is() -> None:
     assert not isinstance(module.processor, HalfAttention)
 
 
-def test_a_copy_leaves_the_weights() -> None:
-    network = nn.Sequential(nn.Linear(64, 64), nn.Conv2d(64, 64, 3)).bfloat16()
-    kept = [(id(p), p.clone()) for p in network.parameters()]
-    first, second = prepare(network)
-    assert isinstance(first, HalfLinear) and isinstance(second, HalfConv)
-    assert all(id(p) == i and p.equal(old) for p, (i, old) in zip(network.parameters(), kept, strict=True))
+def test_a_copy_gives_bfloat16_weights_back_although_float16_cannot_hold_them_all() -> None:
+    network = nn.Sequential(nn.Linear(64, 64), nn.Conv2d(64, 64, 3, padding=1)).bfloat16()
+    network.to(memory_format=torch.channels_last)
+    network[0].weight[3, :5] = network[1].weight[2, 4, :, 1] = torch.tensor(1.2345e-6)
+    kept = [(id(p), p.stride(), p.clone()) for p in network.parameters()]
+    copied = prepare(network)
+    assert isinstance(copied[0], HalfLinear) and isinstance(copied[1], HalfWinograd)
+    copied[1](copied[0](torch.randn(1, 64, 64, 64)))
+    assert [len(p) for p in network.parameters()] == [0, 64, 0, 64]
+    give_back(copied)
+    for parameter, (own, stride, old) in zip(network.parameters(), kept, strict=True):
+        assert id(parameter) == own and parameter.stride() == stride and parameter.equal(old)
 
 
 def test_what_float16_cannot_hold_stays_as_it_is() -> None:
@@ -155,8 +162,12 @@ def test_what_float16_cannot_hold_stays_as_it_is() -> None:
     linear.weight[0, 0] = conv.weight[0, 0, 0, 0] = 1e6
     for layer in (linear, odd):
         plain = layers.linear(layer)
-        assert type(plain) is nn.Linear and plain.weight.dtype == torch.float32
+        assert (
+            isinstance(plain, HalfStoredLinear)
+            and plain(torch.ones(layer.in_features)).dtype == torch.float32
+        )
     assert type(layers.conv(conv)) is PackedConv
+    assert not in_range(linear.weight.float())  # float32 beside half precision stays exact
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,12 +13,13 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from diffusers.models.upsampling import Upsample2D
-from osdface_cpu import library, prepare
+from osdface_cpu import give_back, library, prepare
 from osdface_cpu.blocks import FusedResnet, FusedTinyBlock, FusedUpsample, normalising
 from osdface_cpu.convolution import Before, WinogradConv
 from osdface_cpu.library import Workspace
 from osdface_cpu.packed import WORTHWHILE, PackedConv
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 CLOSE = {"atol": 2e-4, "rtol": 0.0}
 
@@ -204,10 +206,64 @@ def test_blocks_of_another_kind_are_left_alone() -> None:
 def test_packed_weights_give_the_same(stride: int) -> None:
     layer = nn.Conv2d(192, 192, 3, stride=stride, padding=1).to(memory_format=torch.channels_last)
     assert layer.weight.numel() > WORTHWHILE
-    packed = PackedConv(layer)
+    packed, exact = PackedConv(layer), copy.deepcopy(layer)
     for size in ((12, 8), (6, 6)):  # another size with the same packed weights
         x = picture(192, *size)
-        assert torch.allclose(packed(x), layer(x), atol=1e-5)
+        assert torch.allclose(packed(x), exact(x), atol=1e-5)
+    assert packed.weight.plain().equal(exact.weight)
+
+
+def test_packed_weights_are_held_once_and_given_back() -> None:
+    layer, x = conv(192, 192), picture(192, 8, 8)
+    kept, own = layer.weight.clone(), layer.weight
+    memory = StorageWeakRef(layer.weight.untyped_storage())
+    copied = prepare(layer)
+    copied(x)
+    assert layer.weight is own and own.shape == (0,) and memory.expired()
+    with pytest.raises(RuntimeError):
+        layer(x)
+    with pytest.raises(RuntimeError, match="another copy"):
+        prepare(layer)(x)
+    give_back(copied)
+    assert layer.weight is own and own.equal(kept) and own.stride() == kept.stride()
+    with pytest.raises(RuntimeError, match="given back"):
+        copied(x)
+    assert prepare(layer)(x).equal(prepare_of(kept, layer)(x))
+
+
+def prepare_of(weight: Tensor, like: nn.Conv2d) -> nn.Module:
+    """Prepare a layer of its own with these weights."""
+    other = copy.deepcopy(like)
+    other.weight = nn.Parameter(weight.clone())
+    return prepare(other)
+
+
+def test_one_thread_packs_while_others_wait() -> None:
+    layer, x = conv(192, 192), picture(192, 8, 8)
+    wanted, copied = prepare(copy.deepcopy(layer))(x), prepare(layer)
+    together = threading.Barrier(8)
+
+    def check(_: int) -> bool:
+        with torch.inference_mode():
+            together.wait()
+            return copied(x).equal(wanted)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(check, range(8)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_shared(dtype: torch.dtype, monkeypatch: Any) -> None:
+    monkeypatch.setattr("osdface_cpu.network.halves", lambda: False)
+    network = nn.Sequential(conv(64, 64), nn.Linear(64, 64)).to(dtype)
+    copied, x = prepare(network), picture(64, 40, 64)
+    first, second = network[0].weight.float(), network[1].weight.float()
+    h = copied[0](x)
+    assert torch.allclose(h, nn.functional.conv2d(x, first, network[0].bias.float(), padding=1), **CLOSE)
+    wanted = nn.functional.linear(h, second, network[1].bias.float())
+    assert copied[1](h).equal(wanted) and wanted.dtype == torch.float32
+    assert copied[0].direct.weight.plain().data_ptr() == network[0].weight.data_ptr()
+    assert copied[1].weight.data_ptr() == network[1].weight.data_ptr() and copied[0]._kernel is None
 
 
 def test_every_block_of_a_network_is_replaced_once() -> None:

@@ -33,7 +33,7 @@ def choose_engine(name: EngineName, device: torch.device) -> Engine:
     if name == "auto":
         name = _quickest(device)
     if name == "native":
-        return Engine(name, True, _native(device))
+        return _native(device)
     if name == "graphs":
         from . import graphs
 
@@ -66,7 +66,7 @@ def _osdface_cpu() -> ModuleType | None:
     return osdface_cpu
 
 
-def _native(device: torch.device) -> Any:
+def _native(device: torch.device) -> Engine:
     package = _osdface_cpu()
     if device.type != "cpu":
         raise ConfigError(f"`engine` native is for the CPU, not {device}; use `engine` eager")
@@ -82,7 +82,12 @@ def _native(device: torch.device) -> Any:
         own = predicts and dtype_of(part) == torch.bfloat16 and cpu_multiplies_bf16()
         return part if own else package.prepare(part)
 
-    return lambda backbone: Backbone(faster(backbone.codec), faster(backbone.predictor, predicts=True))
+    return Engine(
+        "native",
+        True,
+        lambda backbone: Backbone(faster(backbone.codec), faster(backbone.predictor, predicts=True)),
+        lambda prepared: package.give_back(prepared.codec, prepared.predictor),
+    )
 
 
 def _compiled(backbone: Backbone) -> Backbone:

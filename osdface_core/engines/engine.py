@@ -1,4 +1,4 @@
-"""What an engine is: a name and a way to make a backbone faster."""
+"""What an engine is: a name, a way to make a backbone faster, and the way back."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ class Engine:
     Attributes:
         name: as in the table of options.
         overlaps: whether reading, detecting and pasting other photos beside it saves time.
-        prepare: returns a backbone that computes the same by other means. The one it was given stays as it is
-            (modules, classes, attributes, weights), so whoever wants the engine undone uses that one again.
+        prepare: returns a backbone that computes the same by other means. The one it was given keeps all but
+            weights that it may lend: until `undo` only the new one may compute.
+        undo: gives lent weights back bit by bit; what `prepare` returned may not be used any more.
     """
 
     name: EngineName
     overlaps: bool
     prepare: Callable[[Backbone], Backbone]
+    undo: Callable[[Backbone], None] = lambda prepared: None
 
 
 @dataclass(frozen=True)
