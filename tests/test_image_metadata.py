@@ -481,7 +481,7 @@ def test_raw_profiles_of_imagemagick(tmp_path):
     lines = f"\nexif\n{len(body):8d}\n{body.hex()}\n".encode()
     chunk = (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(lines))
     photo = read_photo(png_with(tmp_path / "a.png", chunk))
-    assert photo.pixels.shape == (64, 40, 3) and exif.orientation(photo.exif) == 1 and photo.text == {}
+    assert photo.pixels.shape == (64, 40, 3) and exif.find_orientation(photo.exif) == 1 and photo.text == {}
 
 
 def test_resolution_is_turned_too(tmp_path):

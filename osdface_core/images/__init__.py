@@ -3,11 +3,10 @@
 from .find import FoundPhotos, find_photos, is_photo, unread_photos
 from .formats import SUFFIXES, is_unwritable, readable, written_suffix
 from .photo import Photo, from_unit, to_unit
-from .read import LARGEST, read_photo
+from .read import read_photo
 from .write import check_alpha, write_photo
 
 __all__ = [
-    "LARGEST",
     "SUFFIXES",
     "FoundPhotos",
     "Photo",

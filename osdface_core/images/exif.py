@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from PIL import ExifTags
 
@@ -30,18 +31,31 @@ Reader = Callable[[int, int], bytes]
 
 @dataclass(frozen=True)
 class Entry:
-    """One field: tag, type, number of values, its bytes, or the fields of the directory it points to."""
+    """One field: tag, type, number of values, its bytes, or the fields of the directory it points to.
+
+    Attributes:
+        row: where the field was read, counted from the header.
+    """
 
     tag: int
     kind: int
     count: int
     data: bytes
     children: tuple[Entry, ...] = ()
+    row: int = 0
 
     def numbers(self, order: str) -> tuple[int, ...]:
         """Read the field's whole numbers; none for other types."""
         sign = WHOLE.get(self.kind)
         return struct.unpack(f"{order}{self.count}{sign}", self.data) if sign else ()
+
+
+class Directory(NamedTuple):
+    """Fields of a directory, where its link to the next one stands, and where that leads (0: nowhere)."""
+
+    entries: tuple[Entry, ...] = ()
+    link: int = 0
+    next: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,47 +95,53 @@ def header(head: bytes) -> Header | None:
     return None
 
 
-def parse(read: Reader, offset: int, order: str, depth: int = 0, *, big: bool = False) -> tuple[Entry, ...]:
-    """Read the fields of the directory at `offset`; leave out damaged ones.
+def parse(read: Reader, offset: int, form: Header, depth: int = 0) -> Directory:
+    """Read the directory at `offset`; leave out damaged fields.
 
     Args:
         read: (place, number of bytes) -> bytes, shorter at the end.
-        order: "<" or ">".
     """
-    kind_of = Header(order, offset, big)
-    inline = kind_of.place.size
-    head = read(offset, kind_of.counter.size)
-    if len(head) < kind_of.counter.size or depth > 3:
-        return ()
+    head = read(offset, form.counter.size)
+    if len(head) < form.counter.size or depth > 3:
+        return Directory()
+    start, count = offset + len(head), form.counter.unpack(head)[0]
     entries = []
-    for number in range(kind_of.counter.unpack(head)[0]):
-        raw = read(offset + kind_of.counter.size + kind_of.width * number, kind_of.width)
-        if len(raw) < kind_of.width:
-            break
-        tag, kind = struct.unpack(order + "HH", raw[:4])
-        count = kind_of.place.unpack(raw[4 : 4 + inline])[0]
-        size = SIZES.get(kind, 0) * count
-        if not 0 < size <= LIMIT:
-            continue
-        value = raw[4 + inline :]
-        place = kind_of.place.unpack(value)[0]
-        if tag in POINTERS:
-            children = parse(read, place, order, depth + 1, big=big)
-            entries += [Entry(tag, 4, 1, b"", children)] if children else []
-            continue
-        data = value[:size] if size <= inline else read(place, size)
-        if len(data) == size:
-            entries.append(Entry(tag, kind, count, data))
-    return tuple(entries)
+    for row in range(start, start + form.width * count, form.width):
+        raw = read(row, form.width)
+        if len(raw) < form.width:
+            return Directory(tuple(entries))
+        entries += _entry(read, row, raw, form, depth)
+    link = start + form.width * count
+    raw = read(link, form.place.size)
+    return Directory(tuple(entries), link, form.place.unpack(raw)[0] if len(raw) == form.place.size else 0)
 
 
-def fields(block: bytes) -> tuple[Entry, ...]:
+def _entry(read: Reader, row: int, raw: bytes, form: Header, depth: int) -> list[Entry]:
+    inline = form.place.size
+    tag, kind = struct.unpack(form.order + "HH", raw[:4])
+    count, place = form.place.unpack(raw[4:-inline])[0], form.place.unpack(raw[-inline:])[0]
+    size = SIZES.get(kind, 0) * count
+    if not 0 < size <= LIMIT:
+        return []
+    if tag in POINTERS:
+        children = parse(read, place, form, depth + 1).entries
+        return [Entry(tag, 4, 1, b"", children)] if children else []
+    data = raw[-inline:][:size] if size <= inline else read(place, size)
+    return [Entry(tag, kind, count, data, row=row)] if len(data) == size else []
+
+
+def _directory(block: bytes | None) -> tuple[Header | None, Directory]:
+    """Header and first directory of an EXIF block or of a whole TIFF in memory; nothing if damaged."""
+    body = (block or b"").removeprefix(PREFIX)
+    form = header(body[:16])
+    if form is None:
+        return None, Directory()
+    return form, parse(lambda place, size: body[place : place + size], form.first, form)
+
+
+def fields(block: bytes | None) -> tuple[Entry, ...]:
     """Read the first directory of an EXIF block or of a whole TIFF in memory; none if it is damaged."""
-    block = block.removeprefix(PREFIX)
-    found = header(block[:16])
-    if found is None:
-        return ()
-    return parse(lambda place, size: block[place : place + size], found.first, found.order, big=found.big)
+    return _directory(block)[1].entries
 
 
 def pack(entries: Iterable[Entry], order: str) -> bytes:
@@ -132,7 +152,8 @@ def pack(entries: Iterable[Entry], order: str) -> bytes:
 
 def serialise(entries: Iterable[Entry], order: str, base: int) -> bytes:
     """Pack a directory that will lie at `base`, with its values and child directories behind it."""
-    entries = sorted((entry for entry in entries if entry.kind < 16), key=lambda entry: entry.tag)
+    kept = (entry for entry in entries if entry.kind < 16 and (entry.data or entry.children))
+    entries = sorted(kept, key=lambda entry: entry.tag)
     table = struct.pack(order + "H", len(entries))
     extra = b""
     start = base + 2 + 12 * len(entries) + 4
@@ -150,6 +171,11 @@ def serialise(entries: Iterable[Entry], order: str, base: int) -> bytes:
     return table + b"\x00\x00\x00\x00" + extra
 
 
+def whole(order: str, tag: int, kind: int, *numbers: int) -> Entry:
+    """Make a field of whole numbers."""
+    return Entry(tag, kind, len(numbers), struct.pack(f"{order}{len(numbers)}{WHOLE[kind]}", *numbers))
+
+
 def byte_order(block: bytes | None) -> str:
     """Read the byte order of an EXIF block or TIFF; "<" if there is none."""
     found = header((block or b"").removeprefix(PREFIX)[:16])
@@ -163,103 +189,59 @@ def is_readable(block: bytes) -> bool:
     return found is not None and 8 <= found.first <= len(body) - found.counter.size
 
 
-def _places(block: bytes) -> Iterator[tuple[int, int, str]]:
-    """Tag, place and format of the single whole numbers in the first directory and the EXIF one."""
-    start = len(PREFIX) if block.startswith(PREFIX) else 0
-    found = header(block[start : start + 16])
-    directories = [found.first] if found else []
-    for directory in directories:
-        table = start + directory + found.counter.size if found else 0
-        if found is None or directory < 8 or table > len(block):
-            return
-        for number in range(found.counter.unpack_from(block, start + directory)[0]):
-            place = table + found.width * number
-            if place + found.width > len(block):
-                break
-            tag, kind = struct.unpack_from(found.order + "HH", block, place)
-            value = place + 4 + found.place.size
-            if kind not in WHOLE or SIZES[kind] > found.place.size:
-                continue
-            if tag == EXIF and len(directories) == 1:
-                directories.append(struct.unpack_from(found.order + WHOLE[kind], block, value)[0])
-            yield tag, value, found.order + WHOLE[kind]
-
-
-def _orientation_place(block: bytes) -> tuple[int, str] | None:
-    """Where the orientation value stands in an EXIF block or TIFF, and how."""
-    return next(((place, sign) for tag, place, sign in _places(block) if tag == ORIENTATION), None)
+def _replaced(block: bytes, values: dict[int, int]) -> bytes:
+    """Put other numbers into the fields that hold one, by tag; no other byte changes."""
+    form, first = _directory(block)
+    result, start = bytearray(block), len(PREFIX) if block.startswith(PREFIX) else 0
+    for entry in _leaves(first.entries):
+        value = values.get(entry.tag, 0)
+        inline = form is not None and len(entry.data) <= form.place.size
+        if form and inline and entry.kind in WHOLE and 0 < value < 256 ** SIZES[entry.kind]:
+            place = start + entry.row + form.width - form.place.size
+            struct.pack_into(form.order + WHOLE[entry.kind], result, place, value)
+    return bytes(result)
 
 
 def with_size(block: bytes | None, width: int, height: int) -> bytes | None:
     """Make the block name the size of the written picture, where it names one; other bytes stay."""
-    if block is None:
-        return None
-    result = bytearray(block)
-    for tag, place, sign in _places(block):
-        size = {40962: width, 40963: height, 256: width, 257: height}.get(tag)
-        if size and size < 256 ** struct.calcsize(sign):
-            struct.pack_into(sign, result, place, size)
-    return bytes(result)
+    return _replaced(block, {40962: width, 40963: height, 256: width, 257: height}) if block else block
 
 
 def find_orientation(block: bytes | None) -> int:
     """Find the orientation of an EXIF block or TIFF: 1 to 8; 1 if it is nonsense, 0 if it is missing."""
-    found = _orientation_place(block) if block else None
-    if not found or not block:
-        return 0
-    value = struct.unpack_from(found[1], block, found[0])[0]
-    return value if 1 <= value <= 8 else 1
-
-
-def orientation(block: bytes | None) -> int:
-    """Read the orientation, 1 to 8; 1 (upright) where it is missing or damaged."""
-    return find_orientation(block) or 1
+    numbers = (entry.numbers(byte_order(block)) for entry in fields(block) if entry.tag == ORIENTATION)
+    values = [found[0] for found in numbers if found]
+    return 0 if not values else values[0] if 1 <= values[0] <= 8 else 1
 
 
 def reset_orientation(block: bytes | None) -> bytes | None:
     """Make the block say upright; no other byte changes."""
-    found = _orientation_place(block) if block else None
-    if not found or not block:
-        return block
-    value = struct.pack(found[1], 1)
-    return block[: found[0]] + value + block[found[0] + len(value) :]
+    return _replaced(block, {ORIENTATION: 1}) if block else block
 
 
 def swap_resolution(block: bytes | None) -> bytes | None:
     """Exchange the resolutions across and down, for a picture that is turned by a right angle."""
-    body = (block or b"").removeprefix(PREFIX)
-    found = header(body[:16])
-    if block is None or found is None or found.first + 2 > len(body):
+    form, first = _directory(block)
+    rows = {entry.tag: entry.row for entry in first.entries if entry.tag in (282, 283)}
+    if block is None or form is None or len(rows) < 2:
         return block
-    start = len(block) - len(body)
+    start = len(PREFIX) if block.startswith(PREFIX) else 0
+    across, down = (slice(start + row + 2, start + row + form.width) for row in (rows[282], rows[283]))
     result = bytearray(block)
-    places = {}
-    for number in range(found.counter.unpack_from(body, found.first)[0]):
-        place = start + found.first + found.counter.size + found.width * number
-        if place + found.width <= len(block):
-            places[struct.unpack_from(found.order + "H", block, place)[0]] = place
-    if {282, 283} <= places.keys():
-        across, down = (slice(places[tag] + 2, places[tag] + found.width) for tag in (282, 283))
-        result[across], result[down] = result[down], result[across]
+    result[across], result[down] = result[down], result[across]
     return bytes(result)
 
 
 def without_thumbnail(block: bytes | None) -> bytes | None:
     """Unlink the second directory, which holds the thumbnail, and blank that; all else keeps its place."""
     body = (block or b"").removeprefix(PREFIX)
-    found = header(body[:16])
-    if block is None or found is None or found.big or found.first + 2 > len(body):
+    form, first = _directory(body)
+    if block is None or form is None or not first.next:
         return block
-    link = found.first + 2 + 12 * found.counter.unpack_from(body, found.first)[0]
-    if link + 4 > len(body):
-        return block
-    second = found.place.unpack_from(body, link)[0]
-    if not 8 <= second < len(body):
-        return block
-    entries = parse(lambda place, size: body[place : place + size], second, found.order)
-    known = {entry.tag: next(iter(entry.numbers(found.order)), 0) for entry in entries}
+    second = parse(lambda place, size: body[place : place + size], first.next, form).entries
+    known = {entry.tag: next(iter(entry.numbers(form.order)), 0) for entry in second}
     rest = bytearray(body)
-    rest[link : link + 4] = bytes(4)
+    rest[first.link : first.link + form.place.size] = bytes(form.place.size)
     start = known.get(THUMBNAIL, 0)
     end = start + known.get(THUMBNAIL_SIZE, 0)
     if 8 <= start < end <= len(rest):
@@ -278,14 +260,14 @@ def fitted(block: bytes, limit: int) -> tuple[bytes | None, str]:
     shorter = without_thumbnail(block) or block
     if len(shorter) <= limit:
         return shorter, "thumbnail"
-    order, entries, gone = byte_order(block), fields(block), []
-    for entry in [e for e in _leaves(entries) if e.tag == MAKER_NOTE]:
-        entries, gone = _without(entries, entry), [*gone, "MakerNote"]
-    while entries and len(shorter := pack(entries, order)) > limit:
-        largest = max(_leaves(entries), key=lambda entry: len(entry.data))
-        entries = _without(entries, largest)
-        gone.append(ExifTags.TAGS.get(largest.tag, str(largest.tag)))
-    return (shorter, ", ".join(gone)) if entries else (None, "all of it")
+    entries, gone = fields(block), []
+    for one in sorted(_leaves(entries), key=lambda entry: (entry.tag != MAKER_NOTE, -len(entry.data))):
+        entries = _without(entries, one)
+        gone.append(ExifTags.TAGS.get(one.tag, str(one.tag)))
+        shorter = pack(entries, byte_order(block))
+        if len(shorter) <= limit:
+            return shorter, ", ".join(gone)
+    return None, "all of it"
 
 
 def _leaves(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -294,9 +276,5 @@ def _leaves(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def _without(entries: Iterable[Entry], gone: Entry) -> tuple[Entry, ...]:
-    kept = [
-        replace(entry, children=_without(entry.children, gone)) if entry.children else entry
-        for entry in entries
-        if entry is not gone
-    ]
-    return tuple(entry for entry in kept if entry.children or entry.data)
+    kept = (entry for entry in entries if entry is not gone)
+    return tuple(replace(one, children=_without(one.children, gone)) if one.children else one for one in kept)

@@ -11,6 +11,8 @@ from PIL import Image, ImageCms
 from ..errors import ImageError
 from .metadata import Metadata
 
+LARGEST = 178_956_970
+"""Most pixels of a photo: Pillow's limit against decompression bombs; 12,000 x 9,000 is well inside."""
 STRIP = 1 << 22
 """Pixels that are turned into an array at once."""
 
@@ -28,6 +30,22 @@ class Plane:
     samples: np.ndarray
     alpha: np.ndarray | None
     premultiplied: bool = False
+
+    def joined(self) -> np.ndarray:
+        """Return samples and alpha as one (H, W, 1 to 4) array."""
+        return self.samples if self.alpha is None else np.dstack((self.samples, self.alpha))
+
+
+def split_alpha(data: np.ndarray, *, premultiplied: bool = False) -> Plane:
+    """Take (H, W, 1 to 4) samples apart: two and four channels have alpha as their last."""
+    color = data.shape[2] - (data.shape[2] + 1) % 2
+    return Plane(data[..., :color], data[..., color] if data.shape[2] > color else None, premultiplied)
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse pictures of more than LARGEST pixels."""
+    if width * height > LARGEST:
+        raise ImageError(f"has {width}x{height} px: at most {LARGEST} in all; split or shrink it first")
 
 
 def from_pillow(image: Image.Image, about: Metadata) -> Plane:
@@ -49,11 +67,9 @@ def from_pillow(image: Image.Image, about: Metadata) -> Plane:
             about.notes.append(f"its {image.mode} colours are converted to sRGB")
         return Plane(samples, None)
     if image.mode in ("LA", "La", "L"):
-        data = _samples(image, "LA")
-        return Plane(data[..., :1], data[..., 1])
+        return split_alpha(_samples(image, "LA"))
     if image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
-        data = _samples(image, "RGBA")
-        return Plane(data[..., :3], data[..., 3])
+        return split_alpha(_samples(image, "RGBA"))
     return Plane(_samples(image, "RGB"), None)
 
 
@@ -71,7 +87,7 @@ def _samples(image: Image.Image, mode: str) -> np.ndarray:
 def _sixteen(image: Image.Image) -> np.ndarray:
     data = np.array(image)
     if data.min() < 0 or data.max() > 65535:
-        raise ImageError("32-bit samples: expected 8 or 16 bits or float; convert the picture")
+        raise ImageError("has 32-bit samples: expected 8 or 16 bits or float; convert the picture")
     return data.astype(np.uint16)
 
 

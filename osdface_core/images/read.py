@@ -16,10 +16,8 @@ from ..errors import ImageError
 from . import exif, formats, jpeg, png, tiff, xmp
 from .metadata import Metadata
 from .photo import Photo
-from .plane import Plane, from_pillow
+from .plane import Plane, check_size, from_pillow, split_alpha
 
-LARGEST = 178_956_970
-"""Most pixels of a photo: Pillow's limit against decompression bombs; 12,000 x 9,000 is well inside."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 LOSSY = ("JPEG", "AVIF", "HEIF", "JPEG2000")
 
@@ -41,12 +39,18 @@ def read_photo(path: str | Path) -> Photo:
         warnings.simplefilter("ignore")  # large but allowed sizes, odd metadata
         try:
             return _read(path, head)
-        except ImageError:
-            raise
+        except ImageError as error:
+            raise ImageError(f"{path} {error}") from error
         except Image.DecompressionBombError as error:
-            raise ImageError(f"{path} has more than {LARGEST} pixels: split or shrink it first") from error
+            raise ImageError(f"{path} has too many pixels: split or shrink it first") from error
         except Image.UnidentifiedImageError as error:
-            raise ImageError(_unidentified(path)) from error
+            reason = formats.unread_reason(path.suffix)
+            said = (
+                f": {path.suffix} {reason}"
+                if reason
+                else " is no picture: expected PNG, JPEG, WebP, TIFF or BMP"
+            )
+            raise ImageError(f"{path}{said}") from error
         except MemoryError as error:
             raise ImageError(f"{path} does not fit into memory: shrink it first") from error
         except Exception as error:  # each decoder raises its own kinds for damaged files
@@ -70,18 +74,11 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _unidentified(path: Path) -> str:
-    reason = formats.unread_reason(path.suffix)
-    if reason:
-        return f"{path}: {path.suffix} {reason}"
-    return f"{path} is no picture: expected PNG, JPEG, WebP, TIFF or BMP"
-
-
 def _read(path: Path, head: bytes) -> Photo:
     if head.startswith(png.MAGIC):
-        return _assemble(*png.read(path.read_bytes(), path, LARGEST), "PNG")
+        return _assemble(*png.read(path.read_bytes()), "PNG")
     if head[:4] in tiff.MAGIC:
-        return _assemble(*tiff.read(path, LARGEST), "TIFF")
+        return _assemble(*tiff.read(path), "TIFF")
     if head[:3] == b"\xff\xd8\xff":
         return _assemble(*_read_jpeg(path), "JPEG", lossless=False)
     if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head:
@@ -92,27 +89,26 @@ def _read(path: Path, head: bytes) -> Photo:
 def _read_jpeg(path: Path) -> tuple[Plane, Metadata]:
     stream, about = jpeg.read(path.read_bytes())
     with Image.open(io.BytesIO(stream), formats=["JPEG"]) as image:
-        _load(image, path)
+        _load(image)
         about.dpi = _dpi(image.info.get("dpi")) or _exif_dpi(about.exif)
         return from_pillow(image, about), about
 
 
 def _exif_dpi(block: bytes | None) -> tuple[float, float] | None:
-    return tiff.dpi({entry.tag: entry for entry in exif.fields(block or b"")}, exif.byte_order(block))
+    return tiff.dpi({entry.tag: entry for entry in exif.fields(block)}, exif.byte_order(block))
 
 
-def _load(image: Image.Image, path: Path) -> None:
-    if image.width * image.height > LARGEST:
-        raise Image.DecompressionBombError
+def _load(image: Image.Image) -> None:
+    check_size(image.width, image.height)
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        raise ImageError(f"{path} holds {frames} frames: export the one to restore as its own file")
+        raise ImageError(f"holds {frames} frames: export the one to restore as its own file")
     image.load()
 
 
 def _read_pillow(path: Path) -> Photo:
     with Image.open(path) as image:
-        _load(image, path)
+        _load(image)
         info, kind = image.info, image.format or ""
         packet, comment = info.get("xmp"), info.get("comment")
         about = Metadata(
@@ -160,19 +156,15 @@ def _read_heic(path: Path) -> tuple[Plane, Metadata]:
     try:
         pillow_heif = importlib.import_module("pillow_heif")
     except ImportError as error:
-        raise ImageError(f"{path}: HEIC {formats.HEIC_MISSING}") from error
+        raise ImageError(formats.HEIC_MISSING) from error
     file = pillow_heif.open_heif(path, convert_hdr_to_8bit=False, bgr_mode=False)
     image: Any = file[file.primary_index]
-    width, height = image.size
-    if width * height > LARGEST:
-        raise Image.DecompressionBombError
+    check_size(*image.size)
     data = np.asarray(image)
     if data.dtype == np.uint16:  # the decoder shifts samples up to 16 bits
         bits = image.info.get("bit_depth", 16)
         top = 2**bits - 1
         data = ((data >> (16 - bits)).astype(np.uint32) * 65535 // top).astype(np.uint16)
-    data = data[..., None] if data.ndim == 2 else data
-    color = 3 if data.shape[2] >= 3 else 1
     block = exif.reset_orientation(_prefixed(image.info.get("exif")))
     colors = image.info.get("nclx_profile") or {}
     about = Metadata(
@@ -182,24 +174,22 @@ def _read_heic(path: Path) -> tuple[Plane, Metadata]:
         chunks=_cicp(colors.get("color_primaries", 2), colors.get("transfer_characteristics", 2)),
         notes=[f"its other {len(file) - 1} pictures are left out"] if len(file) > 1 else [],
     )
-    return Plane(data[..., :color], data[..., color] if data.shape[2] > color else None), about
+    return split_alpha(data[..., None] if data.ndim == 2 else data), about
 
 
 def _assemble(plane: Plane, about: Metadata, kind: str, *, lossless: bool = True) -> Photo:
     """Turn samples upright, make three channels of one, and reset the orientation in the metadata."""
     turn = about.make_upright()
-    samples, alpha = plane.samples, plane.alpha
-    if samples.dtype.kind == "f":
-        samples = samples.astype(np.float32)
-        alpha = None if alpha is None else alpha.astype(np.float32)
-    grey = samples.shape[2] == 1
-    if samples.dtype.byteorder not in ("=", "|"):
-        samples = samples.astype(samples.dtype.newbyteorder("="))
-        alpha = None if alpha is None else alpha.astype(samples.dtype)
-    pixels = np.repeat(samples, 3, axis=2) if grey else samples
+    grey = plane.samples.shape[2] == 1
+    pixels = np.repeat(plane.samples, 3, axis=2) if grey else plane.samples
+    kept = np.dtype(np.float32) if pixels.dtype.kind == "f" else pixels.dtype.newbyteorder("=")
+
+    def finished(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(upright(array, turn), kept)
+
     return Photo(
-        pixels=np.ascontiguousarray(upright(pixels, turn)),
-        alpha=None if alpha is None else np.ascontiguousarray(upright(alpha, turn)),
+        pixels=finished(pixels),
+        alpha=None if plane.alpha is None else finished(plane.alpha),
         grey=grey,
         format=kind,
         lossless=lossless,

@@ -23,7 +23,7 @@ from ..errors import ImageError
 from . import exif, photoshop
 from .exif import Entry
 from .metadata import Metadata
-from .plane import Plane, from_pillow
+from .plane import Plane, check_size, from_pillow, split_alpha
 
 MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 SUBFILE, WIDTH, HEIGHT, BITS, FORMAT = 254, 256, 257, 258, 339
@@ -45,73 +45,65 @@ STRIP = 1 << 20
 """Bytes that are compressed at once."""
 LARGEST_FILE = 2**32 - 2**20
 
+Fields = dict[int, Entry]
 
-def read(path: Path, largest: int) -> tuple[Plane, Metadata]:
+
+def read(path: Path) -> tuple[Plane, Metadata]:
     """Decode the samples and metadata of a TIFF with one page.
 
-    Args:
-        largest: most pixels that are allowed.
     Raises:
-        ImageError: damaged, several pages, too large, or samples that no installed package decodes.
+        ImageError: several pages, too large, or samples that no installed package decodes.
+        ValueError: a damaged directory; decoders raise kinds of their own for damaged pixels.
     """
     with path.open("rb") as file:
-        head, pages = _pages(file)
-    if head is None or not pages:
-        raise ImageError(f"{path} cannot be read (no directory): the file is damaged or incomplete")
-    first = {entry.tag: entry for entry in pages[0]}
-    _refuse_several(path, head.order, pages)
-    if _number(first, WIDTH, head.order) * _number(first, HEIGHT, head.order) > largest:
-        width, height = (_number(first, tag, head.order) for tag in (WIDTH, HEIGHT))
-        raise ImageError(f"{path} has {width}x{height} px: at most {largest} in all")
-    about = _metadata(first, head.order)
+        order, pages = _pages(file)
+    if not pages:
+        raise ValueError("no directory")
+    first = pages[0]
+    _refuse_several(order, pages)
+    check_size(_number(first, WIDTH, order), _number(first, HEIGHT, order))
+    about = _metadata(first, order)
     if len(pages) > 1 or SUB_IFDS in first:
         about.notes.append("its reduced pictures (thumbnail or pyramid) are left out")
-    bits = max((*first[BITS].numbers(head.order), 0)) if BITS in first else 1
-    if _has_tifffile():
-        plane = _by_tifffile(path)
-    elif bits > 8:
-        raise ImageError(f'{path} is a TIFF of {bits} bits, which needs: pip install "osdface[tiff]"')
-    else:
-        plane = None
-    return plane or _by_pillow(path, largest, about), about
+    bits = max((*first[BITS].numbers(order), 0)) if BITS in first else 1
+    plane = _by_tifffile(path) if _has_tifffile() else None
+    if plane is None and bits > 8:
+        raise ImageError(f'is a TIFF of {bits} bits, which needs: pip install "osdface[tiff]"')
+    return plane or _by_pillow(path, about), about
 
 
-def _pages(file: BinaryIO) -> tuple[exif.Header | None, list[tuple[Entry, ...]]]:
-    """The directories of a TIFF, in order; a chain that turns back on itself ends."""
+def _pages(file: BinaryIO) -> tuple[str, list[Fields]]:
+    """Byte order and directories of a TIFF; a chain that turns back on itself ends."""
 
     def read_at(place: int, size: int) -> bytes:
         file.seek(place)
         return file.read(size)
 
     head = exif.header(read_at(0, 16))
-    pages, seen = [], set()
+    pages, seen = [], {0}
     place = head.first if head else 0
-    while head and place and place not in seen and len(pages) < 1000:
+    while head and place not in seen and len(pages) < 1000:
         seen.add(place)
-        entries = exif.parse(read_at, place, head.order, big=head.big)
-        if not entries:
-            break
-        pages.append(entries)
-        count = head.counter.unpack(read_at(place, head.counter.size))[0]
-        link = read_at(place + head.counter.size + head.width * count, head.place.size)
-        place = head.place.unpack(link)[0] if len(link) == head.place.size else 0
-    return head, pages
+        found = exif.parse(read_at, place, head)
+        pages += [{entry.tag: entry for entry in found.entries}] if found.entries else []
+        place = found.next
+    return head.order if head else "<", pages
 
 
-def _number(fields: dict[int, Entry], tag: int, order: str, default: int = 0) -> int:
+def _number(fields: Fields, tag: int, order: str, default: int = 0) -> int:
     return next(iter(fields[tag].numbers(order)), default) if tag in fields else default
 
 
-def _refuse_several(path: Path, order: str, pages: list[tuple[Entry, ...]]) -> None:
-    kinds = [_number({entry.tag: entry for entry in page}, SUBFILE, order) for page in pages]
-    if any(entry.tag == DNG for entry in pages[0]) or kinds[0] & REDUCED:
-        raise ImageError(f"{path} is a camera's raw file with a preview: develop it to TIFF or PNG first")
+def _refuse_several(order: str, pages: list[Fields]) -> None:
+    kinds = [_number(page, SUBFILE, order) for page in pages]
+    if DNG in pages[0] or kinds[0] & REDUCED:
+        raise ImageError("is a camera's raw file with a preview: develop it to TIFF or PNG first")
     full = sum(not kind & REDUCED for kind in kinds)
     if full > 1:
-        raise ImageError(f"{path} holds {full} pages: export the page to restore as its own file")
+        raise ImageError(f"holds {full} pages: export the page to restore as its own file")
 
 
-def _metadata(first: dict[int, Entry], order: str) -> Metadata:
+def _metadata(first: Fields, order: str) -> Metadata:
     kept = [entry for tag, entry in first.items() if tag in DESCRIPTIVE or tag == exif.ORIENTATION]
     resources = first[PHOTOSHOP].data if PHOTOSHOP in first else b""
     resources = photoshop.from_block(resources) or b""
@@ -126,7 +118,7 @@ def _metadata(first: dict[int, Entry], order: str) -> Metadata:
     )
 
 
-def dpi(fields: dict[int, Entry], order: str) -> tuple[float, float] | None:
+def dpi(fields: Fields, order: str) -> tuple[float, float] | None:
     """Read the resolution of a directory (tags 282, 283, 296) per inch, or None."""
     scale = {2: 1.0, 3: 2.54}.get(_number(fields, 296, order, 2))
     values = [
@@ -152,55 +144,38 @@ def _by_tifffile(path: Path) -> Plane | None:
     log = logging.getLogger("tifffile")
     if not log.handlers:  # what it says of damaged tags would go to stderr, beside our one line
         log.addHandler(logging.NullHandler())
-    try:
-        with tifffile.TiffFile(path) as file:
-            page: Any = file.pages[0]
-            if int(page.photometric) not in (0, 1, 2) or page.imagedepth != 1:
-                _refuse_deep(page, path)
-                return None
-            if page.dtype is None or str(page.dtype) not in SAMPLES:
-                if str(page.dtype) == "bool":
-                    return None
-                raise ImageError(
-                    f"{path} holds {page.dtype} samples: expected 8 or 16 bits or float; convert it"
-                )
-            return _plane(page, page.asarray(), path)
-    except ImageError:
-        raise
-    except Exception as error:  # tifffile and its codecs raise many kinds for damaged files
-        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
-        raise ImageError(f"{path} cannot be read ({reason}): the file is damaged or incomplete") from error
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.pages[0]
+        kind = str(page.dtype)
+        if int(page.photometric) not in (0, 1, 2) or page.imagedepth != 1:
+            if page.dtype is not None and kind != "uint8":
+                raise ImageError(f"is a {kind} TIFF in {page.photometric.name}: convert it to RGB or grey")
+            return None
+        if kind == "bool":
+            return None
+        if kind not in SAMPLES:
+            raise ImageError(f"holds {kind} samples: expected 8 or 16 bits or float; convert it")
+        return _plane(page, page.asarray())
 
 
-def _refuse_deep(page: Any, path: Path) -> None:
-    if page.dtype is not None and str(page.dtype) != "uint8":
-        raise ImageError(
-            f"{path} is a {page.dtype} TIFF in {page.photometric.name}: convert it to RGB or grey"
-        )
-
-
-def _plane(page: Any, data: np.ndarray, path: Path) -> Plane:
+def _plane(page: Any, data: np.ndarray) -> Plane:
     if page.samplesperpixel == 1:
         data = data[..., None]
     elif int(page.planarconfig) == 2:
         data = np.moveaxis(data, 0, -1)
     color = 3 if int(page.photometric) == 2 else 1
-    extra = [int(kind) for kind in page.extrasamples]
     if data.ndim != 3 or data.shape[2] - color not in (0, 1):
-        raise ImageError(
-            f"{path} has {page.samplesperpixel} channels: expected grey or RGB, with or without alpha"
-        )
-    samples, alpha = data[..., :color], data[..., color] if data.shape[2] > color else None
-    if int(page.photometric) == 0:  # white is zero
-        samples = 1 - samples if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max - samples
-    return Plane(samples, alpha, premultiplied=bool(extra) and extra[0] == PREMULTIPLIED)
+        raise ImageError(f"has {page.samplesperpixel} channels: expected grey or RGB, with or without alpha")
+    if int(page.photometric) == 0:  # white is zero; alpha is not turned
+        full = 1 if data.dtype.kind == "f" else np.iinfo(data.dtype).max
+        data = np.concatenate((full - data[..., :1], data[..., 1:]), axis=2)
+    return split_alpha(data, premultiplied=tuple(map(int, page.extrasamples))[:1] == (PREMULTIPLIED,))
 
 
-def _by_pillow(path: Path, largest: int, about: Metadata) -> Plane:
+def _by_pillow(path: Path, about: Metadata) -> Plane:
     # Pillow turns TIFFs itself, and wrongly where they are not RGB: it gets the file saying upright.
     with Image.open(io.BytesIO(exif.reset_orientation(path.read_bytes()) or b"")) as image:
-        if image.width * image.height > largest:
-            raise Image.DecompressionBombError
+        check_size(image.width, image.height)
         image.load()
         return from_pillow(image, about)
 
@@ -211,10 +186,7 @@ def write(path: Path, plane: Plane, about: Metadata) -> None:
     Raises:
         ValueError: more than the 4 GB that a classic TIFF holds.
     """
-    samples = plane.samples
-    if plane.alpha is not None:
-        samples = np.concatenate((samples, plane.alpha[..., None]), axis=2)
-    order = exif.byte_order(about.exif)
+    samples, order = plane.joined(), exif.byte_order(about.exif)
     rows = max(1, STRIP // samples[0].nbytes)
     places, sizes = [], []
     with path.open("wb") as file:
@@ -250,30 +222,28 @@ def _structure(
 ) -> list[Entry]:
     height, width, channels = samples.shape
     real = samples.dtype.kind == "f"
-    tags: dict[int, tuple[int, ...]] = {
-        WIDTH: (width,),
-        HEIGHT: (height,),
-        273: tuple(places),
-        278: (rows,),
-        279: tuple(sizes),
-    }
-    small = {
-        BITS: (8 * samples.itemsize,) * channels,
-        259: (8,),  # deflate
-        262: (2 if plane.samples.shape[2] == 3 else 1,),
-        277: (channels,),
-        284: (1,),
-        317: (3 if real else 2,),
-        FORMAT: (3 if real else 1,) * channels,
-    }
+    short, long = 3, 4
+    tags = [
+        (WIDTH, long, width),
+        (HEIGHT, long, height),
+        (BITS, short, *[8 * samples.itemsize] * channels),
+        (259, short, 8),  # deflate
+        (262, short, 2 if plane.samples.shape[2] == 3 else 1),
+        (273, long, *places),
+        (277, short, channels),
+        (278, long, rows),
+        (279, long, *sizes),
+        (284, short, 1),
+        (317, short, 3 if real else 2),
+        (FORMAT, short, *[3 if real else 1] * channels),
+    ]
     if plane.alpha is not None:
-        small[338] = (PREMULTIPLIED if plane.premultiplied else STRAIGHT,)
-    long = [Entry(tag, 4, len(v), struct.pack(f"{order}{len(v)}I", *v)) for tag, v in tags.items()]
-    return long + [Entry(tag, 3, len(v), struct.pack(f"{order}{len(v)}H", *v)) for tag, v in small.items()]
+        tags.append((338, short, PREMULTIPLIED if plane.premultiplied else STRAIGHT))
+    return [exif.whole(order, *tag) for tag in tags]
 
 
 def _described(about: Metadata, order: str) -> list[Entry]:
-    entries = [entry for entry in exif.fields(about.exif or b"") if entry.tag in DESCRIPTIVE]
+    entries = [entry for entry in exif.fields(about.exif) if entry.tag in DESCRIPTIVE]
     record = photoshop.iptc(about.photoshop)
     blocks = ((XMP, 1, about.xmp), (IPTC, 7, record), (PHOTOSHOP, 1, about.photoshop), (ICC, 7, about.icc))
     entries += [Entry(tag, kind, len(data), data) for tag, kind, data in blocks if data]
@@ -281,5 +251,5 @@ def _described(about: Metadata, order: str) -> list[Entry]:
         for tag, value in zip((282, 283), about.dpi, strict=True):
             ratio = Fraction(value).limit_denominator(10000)
             entries.append(Entry(tag, 5, 1, struct.pack(order + "II", ratio.numerator, ratio.denominator)))
-        entries.append(Entry(296, 3, 1, struct.pack(order + "H", 2)))
+        entries.append(exif.whole(order, 296, 3, 2))
     return entries

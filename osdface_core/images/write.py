@@ -168,9 +168,7 @@ def _write(path: Path, plane: Plane, about: Metadata, kind: str, quality: int, *
     if kind == "TIFF":
         tiff.write(path, plane, about)
         return
-    samples = plane.samples
-    if plane.alpha is not None:
-        samples = np.concatenate((samples, plane.alpha[..., None]), axis=2)
+    samples = plane.joined()
     if samples.dtype == np.uint16:
         path.write_bytes(png.encode(samples, png.metadata_chunks(about)))
         return
