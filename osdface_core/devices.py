@@ -32,12 +32,22 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
             raise ConfigError(
                 f"no device {name} here ({torch.cuda.device_count()} CUDA devices); use `device` cpu"
             )
+        if device.type not in ("cpu", "cuda"):
+            _try(device)
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def _try(device: torch.device) -> None:
+    """Refuse a device that PyTorch knows by name and this machine lacks, or that computes nothing (meta)."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ConfigError(f"no device {device} here; use `device` cpu") from error
 
 
 def pick_dtype(name: Dtype | torch.dtype, device: torch.device) -> torch.dtype:

@@ -456,6 +456,7 @@ def test_crops_do_not_replace_inputs(run: Run, faces: Path, capsys: pytest.Captu
         (["a.png", "-o", "notes.txt"], "notes.txt is a file of another kind"),
         (["in/a.png", "a.png", "-o", "out"], "would both be written to"),
         (["a.png", "-o", "o.png", "--aligned", "--upscale", "2"], "leave --upscale out"),
+        (["a.png", "-o", "o.png", "--aligned", "--upscale-model", "x.pth"], "leave --upscale-model out"),
     ],
 )
 def test_paths_that_do_not_fit(
@@ -539,11 +540,12 @@ def test_the_model_is_loaded_as_asked(
 
 
 def test_aligned_squares_are_resized_to_512(
-    run: Run, portraits: np.ndarray, tiny_pipeline: OSDFacePipeline
+    run: Run, portraits: np.ndarray, tiny_pipeline: OSDFacePipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     crop = Image.fromarray(portraits[:, 300:]).resize((200, 200))
     crop.save("face.png")
     assert run("face.png", "-o", "out.png", "--aligned", "--compare") == 0
+    assert "  1 face  " in capsys.readouterr().out
     face = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None] / 255
     face = torch.nn.functional.interpolate(face, (512, 512), mode="bilinear", align_corners=True)
     expected = (tiny_pipeline.restore(face)[0].permute(1, 2, 0) * 255).round().byte().numpy()

@@ -189,7 +189,11 @@ def test_wrong_color_fix(tiny_pipeline: OSDFacePipeline) -> None:
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("toaster", "`device` is 'toaster', expected auto, cpu"), ("cuda:99", "no device cuda:99 here")],
+    [
+        ("toaster", "`device` is 'toaster', expected auto, cpu"),
+        ("cuda:99", "no device cuda:99 here"),
+        ("meta", "no device meta here"),
+    ],
 )
 def test_wrong_device(tiny_checkpoint: Path, device: str, message: str) -> None:
     with pytest.raises(OSDFaceError, match=message):

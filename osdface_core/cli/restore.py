@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     from .report import save_json
 
     if args.aligned and (args.upscale != 1.0 or args.upscale_model):
-        raise ConfigError("--aligned gives 512x512 faces; leave `upscale` out")
+        name = "upscale_model" if args.upscale == 1.0 else "upscale"
+        raise ConfigError(f"--aligned gives 512x512 faces; leave `{name}` out")
     jobs, missing = plan(args.inputs, args.out.expanduser())
     guard = Guard(job.source for job in jobs)
     _refuse_overwriting(jobs, args, guard)
@@ -128,7 +129,7 @@ def _restore_all(
                 result = {"input": str(job.source), "error": _reason(result)}
                 complain(f"{job.source}: {result['error']}")
             else:
-                say(_line(result))
+                say(_line(result, args.aligned))
                 for note in result["notes"]:
                     complain(f"{job.source}: {note}")
             records.append(result)
@@ -201,8 +202,8 @@ def _failure(item: Missing) -> dict[str, Any]:
     return {"input": item.source, "error": item.reason}
 
 
-def _line(record: dict[str, Any]) -> str:
-    count = len(record["faces"])
+def _line(record: dict[str, Any], aligned: bool) -> str:
+    count = 1 if aligned else len(record["faces"])
     return f"{record['output']}  {count} face{'' if count == 1 else 's'}  {record['seconds']:.1f} s"
 
 
