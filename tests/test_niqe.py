@@ -107,7 +107,7 @@ def test_score_equals_the_literal_version(parameters) -> None:
     gap = stored["mu_pris_param"][0] - features.mean(axis=0)
     pooled = (stored["cov_pris_param"] + np.cov(features.T)) / 2
     expected = np.sqrt(gap @ np.linalg.pinv(pooled) @ gap)
-    assert niqe.Niqe(parameters).features(as_images(grey)).item() == pytest.approx(expected, rel=1e-4)
+    assert niqe.Niqe(parameters)(as_images(grey)).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_blur_noise_and_blocking_raise_the_score(parameters, shared) -> None:
@@ -117,11 +117,11 @@ def test_blur_noise_and_blocking_raise_the_score(parameters, shared) -> None:
     file = shared / "faces" / "val" / "faker_0000.jpg"
     face = np.asarray(Image.open(file).convert("L"), dtype=np.float64)
     rng = np.random.default_rng(0)
-    clean = measure.features(as_images(face)).item()
+    clean = measure(as_images(face)).item()
     assert 2 < clean < 5  # sharp portraits score about 3 to 4
-    blurred = [measure.features(as_images(ndimage.gaussian_filter(face, s))).item() for s in (1, 2, 4)]
+    blurred = [measure(as_images(ndimage.gaussian_filter(face, s))).item() for s in (1, 2, 4)]
     noisy = [
-        measure.features(as_images(np.clip(face + s * rng.standard_normal(face.shape), 0, 255))).item()
+        measure(as_images(np.clip(face + s * rng.standard_normal(face.shape), 0, 255))).item()
         for s in (15, 40)
     ]
     assert clean < blurred[0] < blurred[1] < blurred[2]
@@ -131,15 +131,15 @@ def test_blur_noise_and_blocking_raise_the_score(parameters, shared) -> None:
 def test_a_batch_scores_like_its_images(parameters) -> None:
     measure = niqe.Niqe(parameters)
     images = torch.cat([as_images(scene()), as_images(ndimage.gaussian_filter(scene(), 1.5))])
-    alone = [measure.features(image[None]).item() for image in images]
-    assert measure.features(images).tolist() == pytest.approx(alone, rel=1e-9)
+    alone = [measure(image[None]).item() for image in images]
+    assert measure(images).tolist() == pytest.approx(alone, rel=1e-9)
 
 
 def test_too_small_images_have_no_score(parameters) -> None:
     measure = niqe.Niqe(parameters)
-    assert torch.isnan(measure.features(torch.rand(2, 3, 100, 180))).all()
-    assert torch.isnan(measure.features(torch.rand(1, 3, 60, 500))).all()
-    assert torch.isfinite(measure.features(torch.rand(1, 3, 100, 200))).all()
+    assert torch.isnan(measure(torch.rand(2, 3, 100, 180))).all()
+    assert torch.isnan(measure(torch.rand(1, 3, 60, 500))).all()
+    assert torch.isfinite(measure(torch.rand(1, 3, 100, 200))).all()
 
 
 def test_a_wrong_parameter_file_is_named(tmp_path) -> None:

@@ -4,6 +4,7 @@ here.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,36 +13,36 @@ from torch import Tensor
 
 from osdface_core.errors import ConfigError, OSDFaceError
 
-from .base import Column, Metric, SetMetric, WeightFinder
+from .base import Column, Metric, WeightFinder
 from .distribution import InceptionDistances
-from .fidelity import ColourShift, HighFrequencyEnergy, Psnr, Ssim
-from .identity import ArcFaceDegrees, FaceIdentity
-from .landmarks import AwingLandmarks, MtcnnLandmarks
-from .niqe import Niqe
+from .fidelity import COLOUR_SHIFT, DETAIL, PSNR, SSIM
+from .identity import arcface_degrees, face_identity
+from .landmarks import MTCNN, awing_landmarks
+from .niqe import load_niqe
 from .optional import NAMES as OPTIONAL
-from .optional import PyiqaScore
-from .perceptual import Dists, FeatureDistance
+from .optional import pyiqa_score
+from .perceptual import dists, feature_distance
 
-__all__ = ["METRICS", "Column", "MetricCollection", "WeightFinder", "check_names", "load_metrics"]
+__all__ = ["METRICS", "Column", "Metric", "MetricCollection", "WeightFinder", "check_names", "load_metrics"]
 
 Label = TypeVar("Label")
 Loader = Callable[[WeightFinder, torch.device], Metric]
 
 LOADERS: tuple[tuple[str, Loader], ...] = (
-    ("perceptual", FeatureDistance.squeezenet),
-    ("lpips_alex", FeatureDistance.lpips_alex),
-    ("lpips_vgg", FeatureDistance.lpips_vgg),
-    ("dists", Dists.load),
-    ("identity", FaceIdentity.load),
-    ("deg", ArcFaceDegrees.load),
-    ("lmd", AwingLandmarks.load),
-    ("lmd_mtcnn5", lambda finder, device: MtcnnLandmarks()),
-    ("psnr", lambda finder, device: Psnr()),
-    ("ssim", lambda finder, device: Ssim()),
-    ("hf_energy", lambda finder, device: HighFrequencyEnergy()),
-    ("colour_shift", lambda finder, device: ColourShift()),
-    ("niqe", lambda finder, device: Niqe.load(finder)),
-    *((name, lambda finder, device, name=name: PyiqaScore(name, device)) for name in OPTIONAL),
+    ("perceptual", partial(feature_distance, "perceptual", "squeezenet")),
+    ("lpips_alex", partial(feature_distance, "lpips_alex", "alexnet")),
+    ("lpips_vgg", partial(feature_distance, "lpips_vgg", "vgg16")),
+    ("dists", dists),
+    ("identity", face_identity),
+    ("deg", arcface_degrees),
+    ("lmd", awing_landmarks),
+    ("lmd_mtcnn5", lambda finder, device: MTCNN),
+    ("psnr", lambda finder, device: PSNR),
+    ("ssim", lambda finder, device: SSIM),
+    ("hf_energy", lambda finder, device: DETAIL),
+    ("colour_shift", lambda finder, device: COLOUR_SHIFT),
+    ("niqe", load_niqe),
+    *((name, partial(pyiqa_score, name)) for name in OPTIONAL),
 )
 METRICS = (*(name for name, _ in LOADERS), "fid")
 """Names that `--metrics` accepts; "identity" gives cosine and angle, "fid" gives FID and KID."""
@@ -52,7 +53,7 @@ class MetricCollection:
     """The metrics that run, and why the others do not (metric name -> one line)."""
 
     metrics: list[Metric] = field(default_factory=list)
-    sets: SetMetric | None = None
+    sets: InceptionDistances | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -78,8 +79,10 @@ class MetricCollection:
                 continue
             known = metric.features(reference) if metric.needs_reference and reference is not None else None
             for label, images in candidates.items():
-                values = metric.compare(metric.features(images), known)
-                scores[label].update({name: value.cpu().double().tolist() for name, value in values.items()})
+                values = torch.atleast_2d(metric.compare(metric.features(images), known)).cpu().double()
+                scores[label] |= {
+                    column.name: row.tolist() for column, row in zip(metric.columns, values, strict=True)
+                }
         return scores
 
 

@@ -3,24 +3,10 @@
 from torch import Tensor, nn
 
 
-class _SqueezeExcite(nn.Module):
-    """Channel gates from the global mean; only in weights that were trained with it."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        hidden = channels // 16
-        self.fc = nn.Sequential(
-            nn.Linear(channels, hidden), nn.PReLU(), nn.Linear(hidden, channels), nn.Sigmoid()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc(x.mean(dim=(2, 3)))[:, :, None, None]
-
-
 class _Block(nn.Module):
     """BN, conv, BN, PReLU, strided conv, BN, plus the (projected) input; one PReLU serves both places."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, squeeze_excite: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.bn0 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, inputs, 3, 1, 1, bias=False)
@@ -28,7 +14,6 @@ class _Block(nn.Module):
         self.prelu = nn.PReLU()
         self.conv2 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.se = _SqueezeExcite(outputs) if squeeze_excite else None
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(
@@ -37,7 +22,6 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(self.prelu(self.bn1(self.conv1(self.bn0(x))))))
-        out = out if self.se is None else self.se(out)
         return self.prelu(out + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -49,7 +33,7 @@ class ArcFaceResNet18(nn.Module):
     Source: ArcFace (arXiv 1801.07698) section 3.1, improved residual blocks.
     """
 
-    def __init__(self, squeeze_excite: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -58,8 +42,8 @@ class ArcFaceResNet18(nn.Module):
         widths = (64, 64, 128, 256, 512)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             nn.Sequential(
-                _Block(widths[i], widths[i + 1], 1 if i == 0 else 2, squeeze_excite),
-                _Block(widths[i + 1], widths[i + 1], 1, squeeze_excite),
+                _Block(widths[i], widths[i + 1], 1 if i == 0 else 2),
+                _Block(widths[i + 1], widths[i + 1], 1),
             )
             for i in range(4)
         )

@@ -1,9 +1,10 @@
 """What the metrics of `osdface evaluate` share: columns, two steps, and how weights are found."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,34 +31,25 @@ class Column:
     drop_below: float | None = None
 
 
-class Metric(Protocol):
-    """A per-image metric in two steps: a network sees every image once, however often it is compared."""
+def unchanged(images: Tensor) -> Tensor:
+    """Return the images: the features of metrics that compare pixels."""
+    return images
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A per-image metric in two steps: a network sees every image once, however often it is compared.
+
+    Attributes:
+        compare: features of images and of their references (None where `needs_reference` is False) ->
+            (B,), or (columns, B) of several columns; NaN where an image has none.
+        features: (B,3,H,W) float in [0,1] -> what is compared.
+    """
 
     columns: tuple[Column, ...]
-    needs_reference: bool
-
-    def features(self, images: Tensor) -> Any:
-        """Compute what is compared. images: (B,3,H,W) float in [0,1]."""
-        ...
-
-    def compare(self, image: Any, reference: Any) -> dict[str, Tensor]:
-        """Compute column name -> (B,) values; NaN where an image has none. `reference` may be None."""
-        ...
-
-
-class SetMetric(Protocol):
-    """A metric of two whole sets of images, such as FID."""
-
-    columns: tuple[Column, ...]
-    mode: str
-
-    def features(self, images: Tensor) -> Tensor:
-        """Extract (B,3,H,W) float in [0,1] -> (B,D) features, kept until all images are seen."""
-        ...
-
-    def compute(self, images: Tensor, references: Tensor | None) -> dict[str, float]:
-        """Compute column name -> value for (N,D) and (M,D) features; NaN when a set is too small."""
-        ...
+    compare: Callable[[Any, Any], Tensor]
+    features: Callable[[Tensor], Any] = unchanged
+    needs_reference: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """FID and KID: how far a set of images is from another set in the feature space of Inception-v3."""
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,37 +51,22 @@ def frechet(features: Tensor, mean: Tensor, covariance: Tensor) -> float:
     )
 
 
-class _Passthrough(nn.Module):
-    """Stands where torchmetrics expects a feature network: the features are already extracted."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.num_features = width
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
 def kernel_distance(images: Tensor, references: Tensor, seed: int = 0) -> float:
     """Compute KID: the squared MMD of (N,D) and (M,D) with the kernel (xᵀy/D + 1)³, mean of 100 subsets.
 
     Subsets hold 1,000 images, or half of the smaller set when that is less. NaN below four rows.
     Source: Bińkowski et al. 2018, section 3.
     """
-    from torchmetrics.image.kid import KernelInceptionDistance
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
     size = min(1000, min(len(images), len(references)) // 2)
     if size < 2:
         return math.nan
-    network = _Passthrough(images.shape[1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that features stay in memory: they do, and are small
-        metric = KernelInceptionDistance(feature=network, subsets=KID_SUBSETS, subset_size=size)
-    metric.update(references.double(), real=True)
-    metric.update(images.double(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return float(metric.compute()[0])
+    found = kid_features_to_metric(
+        images.double(), references.double(), kid_subsets=KID_SUBSETS, kid_subset_size=size, rng_seed=seed,
+        verbose=False,
+    )  # fmt: skip
+    return found[KEY_METRIC_KID_MEAN]
 
 
 def read_moments(path: Path) -> tuple[Tensor, Tensor]:
@@ -141,12 +125,10 @@ class InceptionDistances:
         self.columns = (
             Column("fid", "lower", f"Fréchet distance to the references; {MODE}", digits=2),
             Column("kid", "lower", "kernel distance to the references ×1000, same features", digits=2),
-            *(
-                [Column("fid_stats", "lower", "Fréchet distance to the given statistics", digits=2)]
-                if stored
-                else []
-            ),
         )
+        if stored:
+            about = "Fréchet distance to the given statistics"
+            self.columns += (Column("fid_stats", "lower", about, digits=2),)
 
     @classmethod
     def load(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .base import Column
+from .base import Column, Metric
 
 PSNR_CAP = 100.0
 """[dB] what identical images get, so that means and JSON stay finite."""
@@ -19,43 +19,25 @@ def luma(images: Tensor) -> Tensor:
     return (images * weights).sum(dim=1, keepdim=True)
 
 
-class Psnr:
-    """Peak signal-to-noise ratio over all pixels and channels of an image, RGB in [0,1], capped at 100 dB."""
+def psnr(images: Tensor, references: Tensor) -> Tensor:
+    """Compute the peak signal-to-noise ratio over all pixels and channels, capped at 100 dB."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    columns = (Column("psnr", "higher", "10·log10(1/MSE) over RGB in [0,1], capped at 100", "dB", 2),)
-    needs_reference = True
-
-    def features(self, images: Tensor) -> Tensor:
-        return images
-
-    def compare(self, image: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        from torchmetrics.functional.image import peak_signal_noise_ratio
-
-        value = peak_signal_noise_ratio(image, reference, data_range=1.0, reduction="none", dim=(1, 2, 3))
-        return {"psnr": value.clamp(max=PSNR_CAP)}
+    value = peak_signal_noise_ratio(images, references, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    return value.clamp(max=PSNR_CAP)
 
 
-class Ssim:
-    """Structural similarity (Wang et al. 2004): Gaussian 11×11 window σ 1.5, K = (0.01, 0.03), RGB mean.
+def ssim(images: Tensor, references: Tensor) -> Tensor:
+    """Compute structural similarity (Wang et al. 2004): Gaussian 11×11 window σ 1.5, K = (0.01, 0.03).
 
-    Only windows that lie inside the picture count, as in the original and in VQFR's script.
+    The mean of the RGB channels; only windows that lie inside the picture count, as in VQFR's script.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
 
-    columns = (
-        Column("ssim", "higher", "structural similarity, Gaussian window σ 1.5, mean of the RGB channels"),
+    _, whole = structural_similarity_index_measure(
+        images, references, data_range=1.0, reduction="none", return_full_image=True
     )
-    needs_reference = True
-
-    def features(self, images: Tensor) -> Tensor:
-        return images
-
-    def compare(self, image: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-
-        _, whole = structural_similarity_index_measure(
-            image, reference, data_range=1.0, reduction="none", return_full_image=True
-        )
-        return {"ssim": whole[..., WINDOW:-WINDOW, WINDOW:-WINDOW].mean(dim=(1, 2, 3))}
+    return whole[..., WINDOW:-WINDOW, WINDOW:-WINDOW].mean(dim=(1, 2, 3))
 
 
 def high_frequency_energy(images: Tensor) -> Tensor:
@@ -68,32 +50,29 @@ def high_frequency_energy(images: Tensor) -> Tensor:
     return (grey - low).square().mean(dim=(1, 2, 3))
 
 
-class HighFrequencyEnergy:
-    """Fine detail of an image over that of its reference: 1 is right, below is soft, above is noisy."""
-
-    columns = (Column("hf_energy", "one", "mean((Y − blur σ 2 px of Y)²) over that of the reference"),)
-    needs_reference = True
-
-    def features(self, images: Tensor) -> Tensor:
-        return high_frequency_energy(images)
-
-    def compare(self, image: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        ratio = image / reference
-        return {"hf_energy": torch.where(reference > 0, ratio, torch.full_like(ratio, torch.nan))}
+def _energy_ratio(energy: Tensor, reference: Tensor) -> Tensor:
+    ratio = energy / reference
+    return torch.where(reference > 0, ratio, torch.full_like(ratio, torch.nan))
 
 
-class ColourShift:
-    """Mean absolute difference of the channel means, in 8-bit levels: drift of the whole picture's colour."""
-
-    columns = (
+PSNR = Metric((Column("psnr", "higher", "10·log10(1/MSE) over RGB in [0,1], capped at 100", "dB", 2),), psnr)
+SSIM = Metric(
+    (Column("ssim", "higher", "structural similarity, Gaussian window σ 1.5, mean of the RGB channels"),),
+    ssim,
+)
+DETAIL = Metric(
+    (Column("hf_energy", "one", "mean((Y − blur σ 2 px of Y)²) over that of the reference"),),
+    _energy_ratio,
+    high_frequency_energy,
+)
+"""Fine detail of an image over that of its reference: 1 is right, below is soft, above is noisy."""
+COLOUR_SHIFT = Metric(
+    (
         Column(
             "colour_shift", "lower", "mean over R, G, B of |mean − mean of the reference|", "levels of 255", 2
         ),
-    )
-    needs_reference = True
-
-    def features(self, images: Tensor) -> Tensor:
-        return images.mean(dim=(2, 3))
-
-    def compare(self, image: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        return {"colour_shift": 255.0 * (image - reference).abs().mean(dim=1)}
+    ),
+    lambda means, reference: 255.0 * (means - reference).abs().mean(dim=1),
+    lambda images: images.mean(dim=(2, 3)),
+)
+"""Mean absolute difference of the channel means, in 8-bit levels: drift of the whole picture's colour."""

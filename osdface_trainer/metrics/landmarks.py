@@ -1,6 +1,6 @@
 """LMD: how far facial landmarks of the restored image lie from those of its reference, in pixels at 512."""
 
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from osdface_core.choices import Effort
 
-from .base import Column, WeightFile, WeightFinder, load_frozen
+from .base import Column, Metric, WeightFile, WeightFinder, load_frozen
 
 AWING = WeightFile(
     ("alignment_WFLW_4HG.pth",),
@@ -46,35 +46,25 @@ def heatmap_points(heatmaps: Tensor) -> Tensor:
     return torch.stack([x, y], dim=2) + 0.25 * shift + 0.5
 
 
-class AwingLandmarks:
-    """LMD of the papers: 98 WFLW landmarks of facexlib's 4-hourglass FAN, fed a 256 px copy of the picture.
+def awing_landmarks(finder: WeightFinder, device: torch.device) -> Metric:
+    """Load LMD of the papers: 98 WFLW landmarks of facexlib's 4-hourglass FAN.
 
     Source: VQFR's script; the points come in pixels of the given picture.
     """
+    path = finder.find(AWING)
+    from facexlib.alignment import FAN
 
-    columns = (Column("lmd", "lower", "mean distance of 98 WFLW landmarks (AWing FAN)", "px", 2),)
-    needs_reference = True
+    net: nn.Module = FAN(num_modules=4, num_landmarks=98, device=str(device))
+    column = Column("lmd", "lower", "mean distance of 98 WFLW landmarks (AWing FAN)", "px", 2)
+    return Metric((column,), mean_distance, partial(_awing_points, load_frozen(net, path, AWING).to(device)))
 
-    def __init__(self, net: Any) -> None:
-        self.net = net
 
-    @classmethod
-    def load(cls, finder: WeightFinder, device: torch.device) -> "AwingLandmarks":
-        path = finder.find(AWING)
-        from facexlib.alignment import FAN
-
-        net: nn.Module = FAN(num_modules=4, num_landmarks=98, device=str(device))
-        return cls(load_frozen(net, path, AWING).to(device))
-
-    def features(self, images: Tensor) -> Tensor:
-        """Find (B,98,2) landmarks."""
-        small = F.interpolate((images * 255.0).round(), (256, 256), mode="bilinear", align_corners=False)
-        heatmaps = self.net(small.round() / 255.0)[0][-1][:, :-1]  # the last channel is the face boundary
-        scale = torch.tensor([images.shape[3], images.shape[2]], device=images.device) / heatmaps.shape[-1]
-        return (heatmap_points(heatmaps) * scale).cpu()
-
-    def compare(self, image: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        return {"lmd": mean_distance(image, reference)}
+def _awing_points(net: nn.Module, images: Tensor) -> Tensor:
+    """Find (B,98,2) landmarks on a 256 px copy of the picture."""
+    small = F.interpolate((images * 255.0).round(), (256, 256), mode="bilinear", align_corners=False)
+    heatmaps = net(small.round() / 255.0)[0][-1][:, :-1]  # the last channel is the face boundary
+    scale = torch.tensor([images.shape[3], images.shape[2]], device=images.device) / heatmaps.shape[-1]
+    return (heatmap_points(heatmaps) * scale).cpu()
 
 
 def five_points(image: Tensor, effort: Effort = "auto") -> Tensor:
@@ -94,22 +84,13 @@ def five_points(image: Tensor, effort: Effort = "auto") -> Tensor:
     return min(points, key=lambda five: float((five.mean(dim=0) - middle).norm()), default=nothing)
 
 
-class MtcnnLandmarks:
-    """Five-point stand-in for LMD that works offline; not comparable with the papers' LMD.
-
-    Of several faces the one nearest to the middle of the picture counts; NaN where none is found.
-    """
-
-    columns = (
+MTCNN = Metric(
+    (
         Column(
             "lmd_mtcnn5", "lower", "mean distance of MTCNN's five landmarks (not the papers' LMD)", "px", 2
         ),
-    )
-    needs_reference = True
-
-    def features(self, images: Tensor) -> Tensor:
-        """Find (B,5,2) landmarks, NaN where no face is found."""
-        return torch.stack([five_points(image, "fast") for image in images])
-
-    def compare(self, image: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        return {"lmd_mtcnn5": mean_distance(image, reference)}
+    ),
+    mean_distance,
+    lambda images: torch.stack([five_points(image, "fast") for image in images]),
+)
+"""Five-point stand-in for LMD that works offline; NaN where no face is found."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from osdface_core.errors import CheckpointError
 
-from .base import Column, WeightFile, WeightFinder
+from .base import Column, Metric, WeightFile, WeightFinder
 
 PARAMETERS = WeightFile(
     ("niqe_pris_params.npz",),
@@ -138,9 +138,6 @@ def distance(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> 
 class Niqe:
     """No-reference quality of the Y channel; lower is more natural. NaN for images below two 96 px blocks."""
 
-    columns = (Column("niqe", "lower", "distance to natural-scene statistics, Y channel, 96 px blocks"),)
-    needs_reference = False
-
     def __init__(self, path: Path) -> None:
         try:
             with np.load(path, allow_pickle=False) as stored:
@@ -150,11 +147,7 @@ class Niqe:
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} is no NIQE parameter file ({error}); get it again") from error
 
-    @classmethod
-    def load(cls, finder: WeightFinder) -> "Niqe":
-        return cls(finder.find(PARAMETERS))
-
-    def features(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Compute (B,) scores."""
         grey = luma_matlab(images)
         h, w = (side // BLOCK * BLOCK for side in grey.shape[2:])
@@ -170,5 +163,8 @@ class Niqe:
             [distance(one, self.mean, self.covariance) for one in stacked], dtype=torch.float64
         )
 
-    def compare(self, image: Tensor, reference: object) -> dict[str, Tensor]:
-        return {"niqe": image}
+
+def load_niqe(finder: WeightFinder, _: torch.device) -> Metric:
+    """Load the metric from the pristine images' parameters."""
+    column = Column("niqe", "lower", "distance to natural-scene statistics, Y channel, 96 px blocks")
+    return Metric((column,), lambda scores, _: scores, Niqe(finder.find(PARAMETERS)), needs_reference=False)
