@@ -1,19 +1,18 @@
-"""Checkpoints of a run: complete or not there at all, pruned, in files of limited size.
+"""Checkpoints of a run: complete or not there at all, and pruned.
 
-One checkpoint is a folder `step_00001200/` with `state.json` (the tree of the state, and size and hash of
-every file) and `NN.safetensors`. It is written under another name and renamed, so a kill never leaves half
-of one; a file that was cut off later is found by its hash, and the checkpoint before it is used.
+One checkpoint is a folder `step_00001200/` with `state.json` (the tree of the state, and size and hash of the
+other file) and `00.safetensors`. It is written under another name and renamed, so a kill never leaves half of
+one; a file that was cut off later is found by its hash, and the checkpoint before it is used.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -24,16 +23,13 @@ FORMAT = 1
 _TENSOR, _PAIRS = "__tensor__", "__pairs__"
 
 
-def save_state(
-    folder: Path, step: int, state: Mapping[str, Any], *, shard_mb: int = 0, keep: int = 3
-) -> Path:
+def save_state(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 3) -> Path:
     """Write one checkpoint and remove the oldest beyond `keep`.
 
     Args:
         folder: holds the checkpoints of one stage of one run.
         step: optimiser steps done.
         state: nested dicts and lists of tensors, numbers, text and None.
-        shard_mb: largest file [MB]; 0 = no limit.
     Returns: the checkpoint's folder.
     Raises:
         CheckpointError: a tensor holds NaN or infinity, or the disk refuses; nothing is left behind.
@@ -46,7 +42,7 @@ def save_state(
     _refuse_non_finite(tensors, step)
     partial = folder / f".partial_{step:08d}"
     try:
-        _write(partial, {"format": FORMAT, "step": step, "state": tree}, tensors, shard_mb)
+        _write(partial, {"format": FORMAT, "step": step, "state": tree}, tensors)
         if final.exists():  # damaged, or problem_of would have said it is complete
             shutil.rmtree(final)
         partial.replace(final)
@@ -130,14 +126,12 @@ def _refuse_non_finite(tensors: Mapping[str, Tensor], step: int) -> None:
             )
 
 
-def _write(folder: Path, index: dict[str, Any], tensors: Mapping[str, Tensor], shard_mb: int) -> None:
+def _write(folder: Path, index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    index["files"] = {}
-    for number, shard in enumerate(_shards(tensors, shard_mb * 1_000_000)):
-        name, data = f"{number:02d}.safetensors", save(shard)
-        _write_file(folder / name, data)
-        index["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    name, data = "00.safetensors", save(tensors)
+    _write_file(folder / name, data)
+    index["files"] = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
     _write_file(folder / "state.json", json.dumps(index).encode())
 
 
@@ -146,31 +140,6 @@ def _write_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
-    """Group tensors below `limit` bytes; a larger one is cut into flat pieces `name#0`, `name#1`, …"""
-    # The header of a file needs some room beside the data.
-    room = max(limit - limit // 16, 1) if limit else 0
-    shard: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in tensors.items():
-        for key, piece in _pieces(name, tensor, room):
-            if shard and room and size + piece.nbytes + 256 > room:
-                yield shard
-                shard, size = {}, 0
-            shard[key] = piece
-            size += piece.nbytes + 256
-    yield shard
-
-
-def _pieces(name: str, tensor: Tensor, room: int) -> Iterator[tuple[str, Tensor]]:
-    if not room or tensor.nbytes <= room:
-        yield name, tensor
-        return
-    rows = max(1, room // tensor.element_size())
-    for number, piece in enumerate(tensor.flatten().split(rows)):
-        yield f"{name}#{number}", piece.clone()
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -196,16 +165,7 @@ def _decode(value: Any, pieces: Mapping[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if _TENSOR in value:
-        return _join(value[_TENSOR], pieces).reshape(value["shape"])
+        return pieces[value[_TENSOR]].reshape(value["shape"])
     if _PAIRS in value:
         return {k: _decode(v, pieces) for k, v in value[_PAIRS]}
     return {k: _decode(v, pieces) for k, v in value.items()}
-
-
-def _join(name: str, pieces: Mapping[str, Tensor]) -> Tensor:
-    if name in pieces:
-        return pieces[name]
-    parts = []
-    while (key := f"{name}#{len(parts)}") in pieces:
-        parts.append(pieces[key])
-    return torch.cat(parts)

@@ -33,7 +33,7 @@ def listed_faces(recipe: Recipe, split: Split) -> list[FaceFile]:
     """List the pictures of a split; of a limited training set only those that can be drawn."""
     data = recipe.data
     files = list_faces(data.train if split == "train" else data.val, split=split)
-    return files[: data.limit] if split == "train" and data.limit and not data.min_size else files
+    return files[: data.limit] if split == "train" and data.limit else files
 
 
 def checked_files(recipe: Recipe) -> Path:
@@ -74,23 +74,23 @@ class Loader:
             )
         train = _usable(recipe, "train", accelerator, progress)
         self.train = FaceDataset(
-            train, data.size, cache=data.cache, device=self.device, limit=data.limit,
-            min_size=data.min_size, small_weight=data.small_weight, workers=data.workers, progress=progress,
-        )  # fmt: skip
+            train, data.size, cache=data.cache, device=self.device, workers=data.workers, progress=progress
+        )
         val = _usable(recipe, "val", accelerator, progress) if data.val else None
         self.val = FaceDataset(val, data.size, workers=data.workers) if val else None
 
     def batches(self, start: int) -> Iterator[FaceBatch]:
         """Yield training batches without end from step `start` on."""
+        seed, variants = self.recipe.run.seed, self.recipe.data.variants
         faces = Batches(
             self.train,
             self.batch_size,
-            self.recipe.run.seed,
+            seed,
             start,
             self.rank,
             self.world,
             device=self.device,
-            variants=self.recipe.data.variants,
+            variants=variants,
         )
         return (self._pair(batch) for batch in faces)
 

@@ -240,14 +240,12 @@ class Loop:
         """Write checkpoint and export; steps not logged yet are looked at first, they may hold a NaN."""
         self._log()
         state = {**snapshot.collect(self.stage, self.accelerator), "progress": asdict(self.progress)}
-        step, cfg = self.progress.step, self.cfg
+        step = self.progress.step
         on_main(
             self.accelerator,
-            lambda: checkpointing.save_state(
-                self.folder.checkpoints, step, state, shard_mb=cfg.shard_mb, keep=cfg.keep
-            ),
+            lambda: checkpointing.save_state(self.folder.checkpoints, step, state, keep=self.cfg.keep),
         )
-        if not (cfg.stop_metric and self.progress.best is not None):
+        if not (self.cfg.stop_metric and self.progress.best is not None):
             self._export()
 
     def _export(self) -> None:

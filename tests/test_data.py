@@ -21,7 +21,7 @@ from osdface_core.errors import ConfigError, ImageError
 from osdface_trainer.data.augment import Augmentation, augment, flips
 from osdface_trainer.data.dataset import Batches, FaceDataset, epoch_order
 from osdface_trainer.data.preview import preview_grid
-from osdface_trainer.data.sources import data_hash, hold_out, list_faces, weigh_small
+from osdface_trainer.data.sources import data_hash, hold_out, list_faces
 
 
 def pixels(index: int, side: int = 32) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_folder_is_listed_in_name_order_and_decoded(folder):
         if number != 3:
             assert np.array_equal(dataset[index].permute(1, 2, 0).numpy(), pixels(number))
     assert FaceDataset(folder, 24)[3].shape == (3, 24, 24)
-    assert len(FaceDataset(folder, 32, limit=4)) == 4
+    assert len(FaceDataset(list_faces(folder)[:4], 32)) == 4
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.json"])
@@ -95,10 +95,7 @@ def test_manifest_carries_identity_split_and_hash(folder, name):
     assert len(list_faces(folder / name, split="val")) == 3
     assert len(list_faces(folder / name, split="train")) == 8
     assert items[0].size == 400
-    (folder / items[0].name).write_bytes((folder / items[1].name).read_bytes())
     assert FaceDataset(folder, 32)[0].shape == (3, 32, 32)
-    with pytest.raises(ImageError, match=r"differs from its manifest"):
-        FaceDataset(folder, 32, verify=True)[0]
 
 
 @pytest.mark.parametrize("form", ["faces-{000..001}.tar", "faces-*.tar", "file://"])
@@ -113,31 +110,33 @@ def test_shards_give_the_faces_of_the_folder(folder, tmp_path, form):
     assert torch.equal(shards.get(range(11)), plain.get(range(11)))
 
 
-def test_remote_shards_are_fetched_once(folder, tmp_path):
+def test_remote_shards_are_fetched_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     pytest.importorskip("webdataset")
     write_shards(folder, tmp_path / "shards")
     url = f"pipe:cat {tmp_path}/shards/faces-000.tar"
-    first = FaceDataset(url, 32, cache_dir=tmp_path / "cache")
+    first = FaceDataset(url, 32)
     (tmp_path / "shards" / "faces-000.tar").unlink()
-    again = FaceDataset(url, 32, cache_dir=tmp_path / "cache")
+    again = FaceDataset(url, 32)
     assert len(first) == len(again) == 6
-    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".tar"]
+    assert [file.suffix for file in (tmp_path / ".cache/osdface/shards").iterdir()] == [".tar"]
     with pytest.raises(ConfigError, match="cannot be fetched"):
-        list_faces(f"pipe:cat {tmp_path}/none.tar", cache_dir=tmp_path / "cache")
-    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".tar"]
+        list_faces(f"pipe:cat {tmp_path}/none.tar")
+    assert [file.suffix for file in (tmp_path / ".cache/osdface/shards").iterdir()] == [".tar"]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches http shards with curl")
-def test_shards_come_over_http(folder, tmp_path):
+def test_shards_come_over_http(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     pytest.importorskip("webdataset")
     write_shards(folder, tmp_path / "shards")
     handler = functools.partial(Quiet, directory=str(tmp_path / "shards"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_address[1]}"
-        far = FaceDataset(f"{base}/faces-{{000..001}}.tar", 32, cache_dir=tmp_path / "cache")
+        far = FaceDataset(f"{base}/faces-{{000..001}}.tar", 32)
         with pytest.raises(ConfigError, match=r"none\.tar cannot be fetched \(exit \d+\)") as caught:
-            list_faces(f"{base}/none.tar", cache_dir=tmp_path / "cache")
+            list_faces(f"{base}/none.tar")
         server.shutdown()
     assert "\n" not in str(caught.value)
     assert torch.equal(far.get(range(11)), FaceDataset(folder, 32).get(range(11)))
@@ -152,7 +151,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def test_cached_faces_equal_decoded_ones(folder):
     plain = FaceDataset(folder, 32)
-    for cache in ("cpu", "ram", "device"):
+    for cache in ("cpu", "device"):
         kept = FaceDataset(folder, 32, cache=cache, workers=3)
         assert kept.cached
         assert torch.equal(kept.get([4, 0, 10]), plain.get([4, 0, 10]))
@@ -170,14 +169,7 @@ def test_epoch_is_a_permutation_that_changes_with_seed_and_epoch():
 
 
 def test_order_is_pinned_across_versions():
-    assert epoch_order(8, 3, 42).tolist() == epoch_order(8, 3, 42, np.ones(8)).tolist()
     assert epoch_order(8, 3, 42).tolist() == [5, 7, 3, 0, 1, 2, 6, 4]
-
-
-def test_weights_set_how_often_a_face_is_drawn():
-    weights = np.array([1.0, 0.25, 2.0, 1.0, 0.75])
-    counts = sum(np.bincount(epoch_order(5, epoch, 1, weights), minlength=5) for epoch in range(400))
-    assert np.allclose(counts / 400, weights / weights.mean(), atol=0.1)
 
 
 def take(batches: Batches, count: int):
@@ -208,12 +200,6 @@ def test_processes_share_the_global_batch(folder, world):
         for name in ("hq", "seeds", "indices"):
             merged = torch.stack([getattr(part, name) for part in parts], 1).flatten(0, 1)
             assert torch.equal(merged, getattr(batch, name))
-    for rank in range(world):
-        shares = [dataset.order(epoch, 1, world, rank).tolist() for epoch in range(3)]
-        flat = [index for share in shares for index in share]
-        seen = torch.cat([batch.indices for batch in ranks[rank]]).tolist()
-        shared = min(len(flat), len(seen))
-        assert flat[:shared] == seen[:shared]
 
 
 def test_batches_do_not_depend_on_cache_or_workers(folder):
@@ -225,19 +211,6 @@ def test_batches_do_not_depend_on_cache_or_workers(folder):
         assert torch.equal(a.hq, c.hq)
         assert a.hq.dtype == torch.float32
         assert 0 <= a.hq.min() < a.hq.max() <= 1
-    raw = next(iter(Batches(FaceDataset(folder, 32), 3, seed=2, unit=False)))
-    assert raw.hq.dtype == torch.uint8
-    assert torch.equal(raw.hq.float() / 255, plain[0].hq)
-
-
-def test_small_faces_are_left_out_or_drawn_less(folder):
-    small = next(item for item in list_faces(folder) if item.name.endswith("03.png"))
-    assert small.name not in [item.name for item in FaceDataset(folder, 32, min_size=20).items]
-    lighter = FaceDataset(folder, 32, min_size=20, small_weight=0.5)
-    assert len(lighter) == 11
-    assert sorted(lighter.weights)[0] == 0.5
-    with pytest.raises(ConfigError, match="smaller than min_size"):
-        weigh_small(list_faces(folder), 999, 0)
 
 
 def test_hold_out_keeps_people_together(folder):
@@ -259,7 +232,7 @@ def test_fingerprint_follows_the_content(folder):
     write_manifest(folder)
     before = FaceDataset(folder, 32).fingerprint()
     assert before == data_hash(list_faces(folder))
-    assert before != FaceDataset(folder, 32, limit=10).fingerprint()
+    assert before != FaceDataset(list_faces(folder)[:10], 32).fingerprint()
 
 
 def test_bad_sources_say_what_to_do(folder, tmp_path):

@@ -4,10 +4,10 @@ The order is a pure function of (seed, sample counter): batch k is the same afte
 worker threads, and split over any number of processes.
 """
 
+import itertools
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,9 +19,9 @@ from osdface_core.errors import ConfigError
 
 from ..seeds import mix, spread
 from .prefetch import prefetch
-from .sources import FaceFile, data_hash, decode, list_faces, weigh_small
+from .sources import FaceFile, data_hash, decode, list_faces
 
-Cache = Literal["none", "cpu", "ram", "device"]
+Cache = Literal["none", "cpu", "device"]
 
 
 class Faces(NamedTuple):
@@ -39,14 +39,11 @@ class FaceDataset:
     Args:
         source: what `list_faces` takes, or the items themselves.
         resolution: side [px]; other sizes are resized with antialiasing.
-        cache: "none" decodes on demand; "cpu" (or "ram") and "device" decode everything once and keep it as
+        cache: "none" decodes on demand; "cpu" and "device" decode everything once and keep it as
             one uint8 tensor there (0.79 MB per 512² face), so that a step never waits for the disk.
         device: for cache="device".
         split: rows of a manifest to keep ("train", "val").
-        min_size, small_weight: faces smaller than `min_size` px by origin get this weight; 0 leaves them out.
-        limit: keep only the first so many; 0 = all.
         workers: decoding threads; 0 = one per core, at most 16.
-        verify: check the sha256 of a manifest while decoding.
         progress: show a bar while the cache is filled.
     """
 
@@ -58,26 +55,14 @@ class FaceDataset:
         cache: Cache = "none",
         device: torch.device | str = "cpu",
         split: str | None = None,
-        min_size: int = 0,
-        small_weight: float = 0.0,
-        limit: int = 0,
         workers: int = 0,
-        verify: bool = False,
         progress: bool = False,
-        cache_dir: str | Path | None = None,
     ) -> None:
-        if isinstance(source, str | Path):
-            items = list_faces(source, split=split, cache_dir=cache_dir)
-        else:
-            items = list(source)
-        if min_size > 0:
-            items = weigh_small(items, min_size, small_weight)
-        self.items = items[:limit] if limit else items
+        self.items = list_faces(source, split=split) if isinstance(source, str | Path) else list(source)
         if not self.items:
             raise ConfigError("the data set is empty")
-        self.resolution, self.verify = resolution, verify
+        self.resolution = resolution
         self.workers = workers or min(16, os.cpu_count() or 1)
-        self.weights = np.array([item.weight for item in self.items])
         self._cache: Tensor | None = None
         if cache != "none":
             self._cache = self._decode_all(torch.device(device if cache == "device" else "cpu"), progress)
@@ -89,7 +74,7 @@ class FaceDataset:
         """Return a face, (3, R, R) uint8, on the device of the cache or the CPU. Raises ImageError."""
         if self._cache is not None:
             return self._cache[index]
-        pixels = decode(self.items[index], self.resolution, self.verify)
+        pixels = decode(self.items[index], self.resolution)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def get(self, indices: Sequence[int] | Tensor) -> Tensor:
@@ -107,11 +92,6 @@ class FaceDataset:
     def fingerprint(self) -> str:
         """Hash what names these faces, for the provenance of a checkpoint."""
         return data_hash(self.items)
-
-    def order(self, epoch: int, seed: int, world_size: int = 1, rank: int = 0) -> np.ndarray:
-        """List the indices that this process sees in an epoch, in order. See `epoch_order`."""
-        whole = epoch_order(len(self), epoch, seed, self.weights)
-        return whole[(np.arange(len(self)) + epoch * len(self)) % world_size == rank]
 
     def _decode_all(self, device: torch.device, progress: bool) -> Tensor:
         from tqdm import tqdm
@@ -140,18 +120,9 @@ def _check_room(size: int, device: torch.device) -> None:
         )
 
 
-def epoch_order(size: int, epoch: int, seed: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """Shuffle `size` indices: a function of its arguments alone, on every machine and version.
-
-    Without weights every index occurs once. With weights an index occurs size·wᵢ/Σw times on average over the
-    epochs (systematic sampling: the count in one epoch is that number rounded down or up).
-    """
-    index = np.arange(size)
-    if weights is not None and not np.all(weights == weights[0]):
-        offset = mix(seed, epoch, 0x5E7) / 2**63
-        ticks = (index + offset) / size * weights.sum()
-        index = np.minimum(np.searchsorted(np.cumsum(weights), ticks, side="right"), size - 1)
-    return index[np.argsort(spread(mix(seed, epoch, 0x0DE), size), kind="stable")]
+def epoch_order(size: int, epoch: int, seed: int) -> np.ndarray:
+    """Shuffle `size` indices: a function of its arguments alone, on every machine and version."""
+    return np.argsort(spread(mix(seed, epoch, 0x0DE), size), kind="stable")
 
 
 class Batches:
@@ -166,7 +137,6 @@ class Batches:
         batch_size: images per step and process.
         seed: of the order and of the sample seeds.
         device: where `hq` goes; default: where the cache is, else the CPU.
-        unit: float32 in [0, 1]; False keeps uint8.
         prefetch: batches decoded ahead by threads when nothing is cached.
         variants: different sample seeds per face; 0 never repeats one.
     """
@@ -181,7 +151,6 @@ class Batches:
         world_size: int = 1,
         *,
         device: torch.device | str | None = None,
-        unit: bool = True,
         prefetch: int = 2,
         variants: int = 0,
     ) -> None:
@@ -190,7 +159,7 @@ class Batches:
                 f"batches: got batch_size {batch_size}, rank {rank} of {world_size}, step {start_step}"
             )
         self.dataset, self.batch_size, self.seed, self.start_step = dataset, batch_size, seed, start_step
-        self.rank, self.world_size, self.prefetch, self.unit = rank, world_size, prefetch, unit
+        self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
         self.device = torch.device(device) if device is not None else None
         self.variants = variants
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
@@ -204,45 +173,34 @@ class Batches:
         """Return the face that sample number `counter` shows."""
         epoch, position = divmod(counter, len(self.dataset))
         if epoch != self._epoch[0]:
-            self._epoch = (epoch, self.dataset.order(epoch, self.seed))
+            self._epoch = (epoch, epoch_order(len(self.dataset), epoch, self.seed))
         return int(self._epoch[1][position])
 
     def __iter__(self) -> Iterator[Faces]:
+        steps = itertools.count(self.start_step)
+        counters = (counter for step in steps for counter in self.counters(step))
+        indices = ((counter, self.index(counter)) for counter in counters)
         if self.dataset.cached:
-            step = self.start_step
-            while True:
-                counters = self.counters(step)
-                indices = [self.index(counter) for counter in counters]
-                yield self._batch(step, self.dataset.get(indices), counters, indices)
-                step += 1
-        yield from self._decoded()
-
-    def _decoded(self) -> Iterator[Faces]:
-        """Yield the same batches, decoded by threads a few batches ahead."""
-        waiting: deque[tuple[int, list[int], list[int], list[Future]]] = deque()
+            for step in itertools.count(self.start_step):
+                batch = list(itertools.islice(indices, self.batch_size))
+                yield self._batch(step, self.dataset.get([index for _, index in batch]), batch)
         pool = ThreadPoolExecutor(self.dataset.workers)
-        step = self.start_step
-        try:
-            while True:
-                while len(waiting) <= self.prefetch:
-                    counters = self.counters(step)
-                    indices = [self.index(counter) for counter in counters]
-                    faces = [pool.submit(self.dataset.__getitem__, index) for index in indices]
-                    waiting.append((step, counters, indices, faces))
-                    step += 1
-                number, counters, indices, faces = waiting.popleft()
-                yield self._batch(number, torch.stack([face.result() for face in faces]), counters, indices)
+        try:  # decoded by threads a few batches ahead
+            ahead = (self.prefetch + 1) * self.batch_size
+            faces = prefetch(pool, lambda drawn: self.dataset[drawn[1]], indices, ahead)
+            for step in itertools.count(self.start_step):
+                drawn, pictures = zip(*itertools.islice(faces, self.batch_size), strict=True)
+                yield self._batch(step, torch.stack(pictures), drawn)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _batch(self, step: int, hq: Tensor, counters: list[int], indices: list[int]) -> Faces:
+    def _batch(self, step: int, hq: Tensor, drawn: Sequence[tuple[int, int]]) -> Faces:
+        """Put faces on the device; `drawn` has the sample number and the face's index of each."""
         if self.device is not None and hq.device != self.device:
             pinned = self.device.type == "cuda" and not hq.is_cuda  # "cuda:0" differs from "cuda"
             hq = (hq.pin_memory() if pinned else hq).to(self.device, non_blocking=True)
-        if self.unit:
-            hq = hq.float().div_(255)
-        seeds = torch.tensor(list(map(self._sample_seed, counters, indices)))
-        return Faces(hq, seeds, torch.tensor(indices), step)
+        seeds = torch.tensor([self._sample_seed(counter, index) for counter, index in drawn])
+        return Faces(hq.float().div_(255), seeds, torch.tensor([index for _, index in drawn]), step)
 
     def _sample_seed(self, counter: int, index: int) -> int:
         """The seed of augmentation and degradation of one sample."""

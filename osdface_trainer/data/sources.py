@@ -9,7 +9,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,7 @@ MANIFEST_NAMES = ("manifest.csv", "manifest.json")
 class FaceFile:
     """One face on the disk: a file, or a member of a tar shard (`offset` >= 0, `length` bytes).
 
-    `size` is the side of the face crop before it was resampled [px], 0 when unknown; `weight` is how often
-    the face is drawn relative to others.
+    `size` is the side of the face crop before it was resampled [px], 0 when unknown.
     """
 
     name: str
@@ -41,34 +40,28 @@ class FaceFile:
     identity: str = ""
     split: str = ""
     size: int = 0
-    weight: float = 1.0
 
-    def read(self, verify: bool = False) -> bytes:
-        """Read the encoded image. Raises ImageError: unreadable or, with `verify`, not the listed one."""
+    def read(self) -> bytes:
+        """Read the encoded image. Raises ImageError: unreadable."""
         try:
             if self.offset < 0:
-                data = self.path.read_bytes()
-            else:
-                with self.path.open("rb") as shard:
-                    shard.seek(self.offset)
-                    data = shard.read(self.length)
+                return self.path.read_bytes()
+            with self.path.open("rb") as shard:
+                shard.seek(self.offset)
+                return shard.read(self.length)
         except OSError as error:
             raise ImageError(f"{self.path}: cannot be read ({error.strerror or error})") from error
-        if verify and self.sha256 and hashlib.sha256(data).hexdigest() != self.sha256:
-            raise ImageError(f"{self.path}: differs from its manifest: run `osdface prepare` again")
-        return data
 
 
-def list_faces(
-    source: str | Path, *, split: str | None = None, cache_dir: str | Path | None = None
-) -> list[FaceFile]:
+def list_faces(source: str | Path, *, split: str | None = None) -> list[FaceFile]:
     """List all faces of a source in a stable order (by name).
+
+    A remote shard is fetched once and kept in ~/.cache/osdface/shards.
 
     Args:
         source: a folder (its manifest.csv or manifest.json when it has one, else every image below it), a
             manifest file, or WebDataset shards: paths or URLs with braces or globs ("faces-{000..099}.tar").
         split: keep the rows of a manifest with this split; rows without a split always stay.
-        cache_dir: where remote shards are kept; each is fetched once. Default: ~/.cache/osdface/shards.
     Raises:
         ConfigError: nothing there, or a manifest without usable columns.
     """
@@ -77,7 +70,7 @@ def list_faces(
         raise ConfigError("no data source given: set data.train to a folder, a manifest or a shard pattern")
     path = Path(text).expanduser()
     if ".tar" in text or "://" in text or text.startswith("pipe:"):
-        items = _shards(text, cache_dir)
+        items = _shards(text)
     elif path.is_dir():
         manifest = next((path / name for name in MANIFEST_NAMES if (path / name).is_file()), None)
         items = read_manifest(manifest) if manifest else _folder(path)
@@ -102,7 +95,7 @@ def _folder(folder: Path) -> list[FaceFile]:
 
 
 def read_manifest(path: Path) -> list[FaceFile]:
-    """Read a manifest: `file` (or `path`) relative to it; optional sha256, identity, split, size, weight."""
+    """Read a manifest: `file` (or `path`) relative to it; optional sha256, identity, split, size."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text))) if path.suffix.lower() == ".csv" else json.loads(text)
@@ -120,20 +113,20 @@ def _row(manifest: Path, row: dict, number: int) -> FaceFile:
     if not name:
         raise ConfigError(f"manifest {manifest}, row {number}: no `file` column")
     try:
-        size, weight = float(row.get("size") or 0), float(row.get("weight") or 1)
+        size = int(float(row.get("size") or 0))
     except ValueError as error:
         raise ConfigError(f"manifest {manifest}, row {number}: {error}") from None
     sha256, identity, split = (str(row.get(key) or "") for key in ("sha256", "identity", "split"))
-    return FaceFile(str(name), manifest.parent / str(name), -1, 0, sha256, identity, split, int(size), weight)
+    return FaceFile(str(name), manifest.parent / str(name), -1, 0, sha256, identity, split, size)
 
 
-def _shards(pattern: str, cache_dir: str | Path | None) -> list[FaceFile]:
+def _shards(pattern: str) -> list[FaceFile]:
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
         raise ConfigError(f"shards {pattern!r} need the webdataset package: pip install webdataset") from None
     shards = [shard for url in expand_urls(pattern) for shard in _expand_glob(url)]
-    return [item for shard in shards for item in _index_shard(_local(shard, cache_dir))]
+    return [item for shard in shards for item in _index_shard(_local(shard))]
 
 
 def _expand_glob(url: str) -> list[str]:
@@ -144,13 +137,13 @@ def _expand_glob(url: str) -> list[str]:
     return sorted(str(match) for match in path.parent.glob(path.name))
 
 
-def _local(url: str, cache_dir: str | Path | None) -> Path:
+def _local(url: str) -> Path:
     """Return the shard as a local file; a remote one is streamed through webdataset once and kept."""
     if url.startswith("file://"):
         url = url.removeprefix("file://")
     if "://" not in url and not url.startswith("pipe:"):
         return Path(url).expanduser()
-    folder = Path(cache_dir or "~/.cache/osdface/shards").expanduser()
+    folder = Path("~/.cache/osdface/shards").expanduser()
     target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar"
     if not target.is_file():
         from webdataset.gopen import gopen
@@ -180,14 +173,14 @@ def _index_shard(shard: Path) -> list[FaceFile]:
     return [FaceFile(f"{shard.name}/{m.name}", shard, m.offset_data, m.size) for m in members]
 
 
-def decode(item: FaceFile, resolution: int, verify: bool = False) -> np.ndarray:
+def decode(item: FaceFile, resolution: int) -> np.ndarray:
     """Read one square face as (resolution, resolution, 3) uint8, resized with antialiasing when it differs.
 
     Raises:
         ImageError: unreadable, or not square, which means that it is no aligned face.
     """
     try:
-        with Image.open(io.BytesIO(item.read(verify))) as picture:
+        with Image.open(io.BytesIO(item.read())) as picture:
             if picture.mode.startswith("I;16"):  # Pillow clips 16-bit grey instead of scaling it
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             face = ImageOps.exif_transpose(picture).convert("RGB")
@@ -208,28 +201,6 @@ def refuse_oblong(name: str, size: tuple[int, int]) -> None:
             f"{name} is {size[0]}x{size[1]}, expected a square aligned face: "
             "run `osdface prepare` on photos first"
         )
-
-
-def weigh_small(items: Sequence[FaceFile], min_size: int, weight: float) -> list[FaceFile]:
-    """Down-weight faces whose own resolution is below `min_size` px; weight 0 leaves them out.
-
-    A face enlarged from 200 px teaches a restorer that blurry is clean. The size comes from the manifest,
-    else from the image header.
-    """
-    sized = [item if item.size else replace(item, size=_header_size(item)) for item in items]
-    scaled = [replace(i, weight=i.weight * weight) if i.size < min_size else i for i in sized]
-    kept = [item for item in scaled if item.weight > 0]
-    if not kept:
-        raise ConfigError(f"all {len(items)} faces are smaller than min_size = {min_size} px: lower it")
-    return kept
-
-
-def _header_size(item: FaceFile) -> int:
-    try:
-        with Image.open(io.BytesIO(item.read())) as picture:
-            return min(picture.size)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ImageError(f"{item.name}: no readable image ({error})") from error
 
 
 def hold_out(items: Sequence[FaceFile], share: float, seed: int = 0) -> tuple[list[FaceFile], list[FaceFile]]:

@@ -25,7 +25,7 @@ StageName = Literal["vre", "restorer"]
 # The faces may move to another folder: their fingerprint is compared instead.
 FREE_KEYS = {
     "run": ("dir", "device", "max_minutes", "log_every", "sample_every", "checkpoint_every", "samples",
-            "keep", "shard_mb", "tensorboard", "wandb", "report"),
+            "keep", "tensorboard", "wandb", "report"),
     "data": ("train", "val", "cache", "workers", "broken"),
 }  # fmt: skip
 # Keys that change what is measured, how memory is laid out, or rounding: a resumed run says it took them.
@@ -48,7 +48,6 @@ class DataConfig:
         limit: use only the first so many training images; 0 = all.
         variants: augmented and degraded versions per face; 0 makes a new one each time. A fixed number lets
             `restorer.keep_latents` keep what is computed from them.
-        min_size, small_weight: faces whose own size is below `min_size` px are drawn with this weight.
         workers: decoding threads; 0 = one per core, at most 16.
         broken: all pictures are checked before the first step (once: the outcome is kept in run.dir); what is
             truncated or not square stops the run, or is left out and counted (`skip`).
@@ -61,8 +60,6 @@ class DataConfig:
     cache: Literal["none", "cpu", "device"] = "none"
     limit: int = 0
     variants: int = 0
-    min_size: int = 0
-    small_weight: float = 0.0
     workers: int = 0
     broken: Broken = "stop"
     augment: Augmentation = field(default_factory=Augmentation)
@@ -84,7 +81,6 @@ class RunConfig:
         log_every, sample_every, validate_every, checkpoint_every: steps; 0 = never (checkpoint: at the end).
         samples: pairs in a sample grid.
         keep: checkpoints that stay on the disk.
-        shard_mb: largest file of a checkpoint [MB]; 0 = one file.
         tensorboard, wandb: trackers beside metrics.jsonl; W&B needs its package and login.
         report: draw curves.png and report.html at the end of every call.
         stop_metric, stop_mode, stop_patience: early stop once the hold-out score has not improved for
@@ -105,7 +101,6 @@ class RunConfig:
     checkpoint_every: int = 1000
     samples: int = 8
     keep: int = 3
-    shard_mb: int = 0
     tensorboard: bool = True
     wandb: bool = False
     report: bool = True
