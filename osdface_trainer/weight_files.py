@@ -57,6 +57,14 @@ def require_weights(recipe: Recipe, stage: StageName) -> None:
         raise kind(f"weights that this recipe needs are missing or cannot be used:\n{lines}")
 
 
+NO_BASE = (
+    "restorer.base is empty: give a Stable Diffusion 2.1-base, a diffusers folder or a single-file "
+    ".safetensors"
+)
+NO_CODEC = (
+    "restorer.codec_init is empty: give the folder of taesd_encoder.safetensors and "
+    f"taesd_decoder.safetensors from {TAESD_SOURCE}"
+)
 Find = Callable[[], list[Path]]
 Wanted = tuple[str, str, Find]
 
@@ -123,20 +131,21 @@ def _restorer(recipe: Recipe) -> Iterator[Wanted]:
 def _prompt(recipe: Recipe) -> Iterator[Wanted]:
     """The VRE's file: `restorer.vre`, else `init`'s, else this run's stage 1."""
     cfg = recipe.restorer
-    own = Path(recipe.run.dir).expanduser() / "vre" / "export.safetensors"
     if cfg.vre:
         yield "restorer.vre", cfg.vre, lambda: model_files(cfg.vre)
     elif cfg.prompt == "vre" and not cfg.init:
-        yield "restorer.vre", "", lambda: _own_vre(own)
+        yield "restorer.vre", "", lambda: model_files(str(own_vre(recipe)))
 
 
-def _own_vre(own: Path) -> list[Path]:
+def own_vre(recipe: Recipe) -> Path:
+    """Find what this run's stage 1 exported; ConfigError where it did not run."""
+    own = Path(recipe.run.dir).expanduser() / "vre" / "export.safetensors"
     if not own.is_file():
         raise ConfigError(
             f"no VRE: {own} does not exist. "
             "Run `osdface train vre` with this recipe first, or set restorer.vre"
         )
-    return model_files(str(own))
+    return own
 
 
 def model_files(source: str) -> list[Path]:
@@ -171,10 +180,7 @@ def _is_whole(source: str) -> bool:
 
 def _base(base: str) -> list[Path]:
     if not base:
-        raise ConfigError(
-            "restorer.base is empty: give a Stable Diffusion 2.1-base, "
-            "a diffusers folder or a single-file .safetensors"
-        )
+        raise ConfigError(NO_BASE)
     path = Path(base).expanduser()
     if path.is_dir():
         return [file for part in ("unet", "vae") for file in find_weight_files(path / part)]
@@ -185,10 +191,7 @@ def _base(base: str) -> list[Path]:
 
 def _taesd(folder: str) -> list[Path]:
     if not folder:
-        raise ConfigError(
-            "restorer.codec_init is empty: give the folder of taesd_encoder.safetensors and "
-            f"taesd_decoder.safetensors from {TAESD_SOURCE}"
-        )
+        raise ConfigError(NO_CODEC)
     names = ("taesd_encoder.safetensors", "taesd_decoder.safetensors")
     return [find_weights(folder, name, "TAESD", TAESD_SOURCE) for name in names]
 

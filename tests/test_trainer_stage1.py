@@ -13,13 +13,13 @@ from osdface_core.models.vre import VRE
 from osdface_trainer.losses.association import association_loss
 from osdface_trainer.parameters import describe
 from osdface_trainer.recipe.config import Recipe, RunConfig
+from osdface_trainer.recipe.restorer import PerceptualTerm
 from osdface_trainer.recipe.vre import (
     Association,
     Autoencoder,
     CodebookConfig,
     LowAutoencoder,
     PatchGAN,
-    Perceptual,
     VRETraining,
 )
 from osdface_trainer.stage import FaceBatch, position
@@ -36,7 +36,7 @@ TRAINING = VRETraining(
     hq=Autoencoder(steps=2, disc_start=0.5),
     lq=LowAutoencoder(steps=2, disc_start=0.5),
     assoc=Association(steps=2, disc_start=0.5, scope="image"),
-    perceptual=Perceptual(weight=0.0),
+    perceptual=PerceptualTerm(weight=0.0),
     gan=PatchGAN(channels=8, layers=1, norm="none", loss="softplus"),
 )
 

@@ -15,6 +15,7 @@ from osdface_core.config import OSDFaceConfig, ProjectionConfig, VREConfig
 from osdface_core.errors import ConfigError
 from osdface_core.models.codebook import Codebook, lookup, select_codes, select_tokens, squared_distances
 from osdface_core.models.vre import VRE, Projection, PromptEncoder
+from osdface_trainer.vre.autoencoder import Autoencoding
 from osdface_trainer.vre.network import VQAutoencoder
 
 
@@ -146,10 +147,10 @@ def test_straight_through() -> None:
 
 def test_the_autoencoder_keeps_the_size(tiny_config: OSDFaceConfig) -> None:
     model = VQAutoencoder(tiny_config.vre)
-    image, features, quantised = model.reconstruct(torch.rand(2, 3, 64, 64) * 2 - 1)
+    image, features, codes, indices = Autoencoding(model)(torch.rand(2, 3, 64, 64) * 2 - 1)
     assert image.shape == (2, 3, 64, 64)
     assert features.shape == (2, 16, 16, 16)
-    assert quantised.indices.shape == (2, 256)
+    assert codes.shape == features.shape and indices.shape == (2, 256)
     assert set(VRE(tiny_config.vre).state_dict()) < set(model.state_dict())
 
 

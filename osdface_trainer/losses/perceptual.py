@@ -96,15 +96,3 @@ def lpips_weights(backbone: str) -> list[Tensor] | None:
         return None
     state = torchmetrics_weights("lpips_models", name)
     return [state[f"lin{level}.model.1.weight"].float() for level in range(len(backbone_spec(backbone).taps))]
-
-
-@torch.no_grad()
-def perceptual_distance(net: PerceptualLoss, a: Tensor, b: Tensor) -> Tensor:
-    """Compute the perceptual distance per image for evaluation, without gradient.
-
-    Args:
-        a, b: (B, 3, H, W) signed.
-    Returns:
-        (B,) float32, 0 for equal images.
-    """
-    return net.per_image(a, b)

@@ -15,11 +15,6 @@ def l1(restored: Tensor, target: Tensor) -> Tensor:
     return (restored.float() - target.float()).abs().mean()
 
 
-def charbonnier(restored: Tensor, target: Tensor, epsilon: float = 1e-3) -> Tensor:
-    """Average √(difference² + ε²), an L1 that is smooth around zero (Charbonnier 1994); 0-d float32."""
-    return ((restored.float() - target.float()).square() + epsilon**2).sqrt().mean()
-
-
 def blur(images: Tensor, sigma: float) -> Tensor:
     """Blur with a Gaussian and reflected edges, in float32.
 

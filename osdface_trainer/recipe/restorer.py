@@ -20,29 +20,22 @@ class PixelTerm:
 
     Attributes:
         mse, l1: weights.
-        eps: turns the L1 into Charbonnier's sqrt(d² + eps²) when above 0.
     """
 
     mse: float = 1.0
     l1: float = 0.0
-    eps: float = 0.0
 
 
 @dataclass(frozen=True)
 class LatentTerm:
-    """Differences of the scaled latents (`[restorer.latent]`); not in the paper.
-
-    Attributes:
-        mse, l1: weights.
-    """
+    """Weight of the scaled latents' mean squared difference (`[restorer.latent]`); not in the paper."""
 
     mse: float = 0.0
-    l1: float = 0.0
 
 
 @dataclass(frozen=True)
 class PerceptualTerm:
-    """ImageNet feature distance (`[restorer.perceptual]`); not in the paper, which has EA-DISTS.
+    """ImageNet feature distance (`[vre.perceptual]`; `[restorer.perceptual]`, where the paper has none).
 
     Attributes:
         file: torchvision's weight file or its folder; empty looks in torch's download cache.

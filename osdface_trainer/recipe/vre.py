@@ -6,6 +6,8 @@ from typing import Literal
 from osdface_core.config import VREConfig
 from osdface_core.errors import ConfigError
 
+from .restorer import PerceptualTerm
+
 
 @dataclass(frozen=True)
 class Autoencoder:
@@ -81,25 +83,6 @@ class CodebookConfig:
 
 
 @dataclass(frozen=True)
-class Perceptual:
-    """The perceptual term (`[vre.perceptual]`), see `losses.perceptual`.
-
-    The paper says VGG19; its lineage uses LPIPS on VGG16.
-
-    Attributes:
-        net: the ImageNet network.
-        file: torchvision's weight file or its folder; empty looks in torch's cache.
-        distance: `lpips`, or `l1`/`mse` of plain features.
-        weight: 0 trains without it.
-    """
-
-    net: Literal["squeezenet", "squeezenet1_1", "vgg16", "vgg19"] = "vgg16"
-    file: str = ""
-    distance: Literal["lpips", "l1", "mse"] = "lpips"
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
 class PatchGAN:
     """The patch discriminator (`[vre.gan]`).
 
@@ -149,7 +132,8 @@ class VRETraining:
     lq: LowAutoencoder = field(default_factory=LowAutoencoder)
     assoc: Association = field(default_factory=Association)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
-    perceptual: Perceptual = field(default_factory=Perceptual)
+    # The paper says VGG19; its lineage uses LPIPS on VGG16.
+    perceptual: PerceptualTerm = field(default_factory=lambda: PerceptualTerm(1.0, "vgg16"))
     gan: PatchGAN = field(default_factory=PatchGAN)
 
     def __post_init__(self) -> None:

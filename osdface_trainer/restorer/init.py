@@ -16,12 +16,13 @@ from osdface_core.models.backbone import Backbone, UNetPredictor
 from osdface_core.models.full import build_full
 from osdface_core.models.lora import attach_lora, parse_lora
 from osdface_core.models.sd21 import load_base
-from osdface_core.models.tiny_codec import TAESD_SOURCE, load_taesd
+from osdface_core.models.tiny_codec import load_taesd
 from osdface_core.models.vre import VRE, Projection, PromptEncoder
 
 from ..losses.diffusion_discriminator import trunk
 from ..recipe.config import Recipe
 from ..recipe.restorer import RestorerTraining
+from ..weight_files import NO_BASE, NO_CODEC, own_vre
 from .generator import Generator
 
 UNUSED_VRE = VREConfig(
@@ -55,10 +56,7 @@ def build_initial(recipe: Recipe) -> Initial:
     if cfg.mode == "full":
         return assemble(cfg, config, vre, start, _full_backbone(cfg, config, start))
     if not cfg.base:
-        raise ConfigError(
-            "restorer.base is empty: give a Stable Diffusion 2.1-base, "
-            "a diffusers folder or a single-file .safetensors"
-        )
+        raise ConfigError(NO_BASE)
     backbone = load_base(cfg.base)
     if recipe.run.precision == "bf16":
         halve(backbone)
@@ -119,22 +117,22 @@ def known_config(cfg: RestorerTraining) -> OSDFaceConfig | None:
 def _vre(recipe: Recipe, start: Checkpoint | None) -> VRE:
     """The frozen VRE: `restorer.vre`, else `init`'s, else this run's stage 1."""
     cfg = recipe.restorer
-    own = Path(recipe.run.dir).expanduser() / "vre" / "export.safetensors"
-    if cfg.vre:
-        source = read_model(cfg.vre)
-    elif start is not None and start.part("vre"):
+    place = cfg.vre or cfg.init
+    if start is not None and not cfg.vre and start.part("vre"):
         source = start
-    elif own.is_file():
-        source = read_model(own)
-    elif cfg.prompt == "vre":
-        raise ConfigError(
-            f"no VRE: {own} does not exist. "
-            "Run `osdface train vre` with this recipe first, or set restorer.vre"
-        )
-    else:  # the format has a VRE even where the prompt does not come from it
-        return VRE(UNUSED_VRE).requires_grad_(False).eval()
+    elif cfg.vre:
+        source = read_model(cfg.vre)
+    else:
+        try:
+            place = str(own_vre(recipe))
+        except ConfigError:
+            if cfg.prompt == "vre":
+                raise
+            # The format has a VRE even where the prompt does not come from it.
+            return VRE(UNUSED_VRE).requires_grad_(False).eval()
+        source = read_model(place)
     vre = VRE(source.config.vre)
-    load_strict(vre, source.part("vre"), f"{cfg.vre or cfg.init or own}: vre")
+    load_strict(vre, source.part("vre"), f"{place}: vre")
     return vre.requires_grad_(False).eval()
 
 
@@ -151,10 +149,7 @@ def _full_backbone(cfg: RestorerTraining, config: OSDFaceConfig, start: Checkpoi
     if cfg.codec_init and cfg.codec_init != "random":
         load_taesd(backbone.codec, cfg.codec_init)
     elif not cfg.codec_init and (start is None or start.missing_parts):
-        raise ConfigError(
-            f"restorer.codec_init is empty: give the folder of taesd_encoder.safetensors and "
-            f"taesd_decoder.safetensors from {TAESD_SOURCE}"
-        )
+        raise ConfigError(NO_CODEC)
     return backbone
 
 

@@ -74,7 +74,7 @@ class Objectives:
     @property
     def needs_latent(self) -> bool:
         """Tell whether a term compares with the clean latent."""
-        return "latent_mse" in self.weights or "latent_l1" in self.weights
+        return "latent_mse" in self.weights
 
     def terms(
         self, restored: Restored, hq: Tensor, clean: Tensor | None, windows: Windows | None = None
@@ -92,11 +92,9 @@ class Objectives:
         if has("mse"):
             terms["mse"] = reconstruction.mse(image, target)
         if has("l1"):
-            terms["l1"] = self._l1(image, target)
+            terms["l1"] = reconstruction.l1(image, target)
         if has("latent_mse") and clean is not None:
             terms["latent_mse"] = reconstruction.mse(restored.latent, clean)
-        if has("latent_l1") and clean is not None:
-            terms["latent_l1"] = reconstruction.l1(restored.latent, clean)
         if self._perceptual is not None and has("perceptual"):
             terms["perceptual"] = self._perceptual(image, target)
         if self._ea_dists is not None:
@@ -123,10 +121,6 @@ class Objectives:
             terms["preview_identity"] = self._identity(picture, target)
         return terms
 
-    def _l1(self, image: Tensor, target: Tensor) -> Tensor:
-        eps = self.cfg.pixel.eps
-        return reconstruction.charbonnier(image, target, eps) if eps > 0 else reconstruction.l1(image, target)
-
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Sum the weighted terms, 0-d."""
         return torch.stack(list(self.weighted(terms).values())).sum()
@@ -141,7 +135,6 @@ def _weights(cfg: RestorerTraining) -> dict[str, float]:
         "mse": cfg.pixel.mse,
         "l1": cfg.pixel.l1,
         "latent_mse": cfg.latent.mse,
-        "latent_l1": cfg.latent.l1,
         "perceptual": cfg.perceptual.weight,
         "ea_dists": cfg.ea_dists.weight,
         "identity": cfg.identity.weight,

@@ -8,7 +8,6 @@ from torch import Tensor
 from osdface_core.models.identity import similarity
 
 from ..data.degrade import degrade
-from ..losses.perceptual import perceptual_distance
 from ..recipe.restorer import RestorerTraining
 from ..seeds import mix
 from ..stage import FaceBatch, to_signed, to_unit
@@ -58,8 +57,7 @@ class Validation:
             error = (unit - hq).square().mean((1, 2, 3)).clamp(min=1e-10)
             scores["psnr"] = (-10 * error.log10()).mean()
         if self._perceptual is not None:
-            distance = perceptual_distance(self._perceptual, to_signed(unit), to_signed(hq))
-            scores["perceptual"] = distance.mean()
+            scores["perceptual"] = self._perceptual(to_signed(unit), to_signed(hq))
         if self._identity is not None:
             scores["identity"] = similarity(self._identity, unit, hq).mean()
         return scores

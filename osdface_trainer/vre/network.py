@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdface_core.config import VREConfig
-from osdface_core.models.codebook import Quantised
 from osdface_core.models.vq_encoder import AttentionBlock, MiddleBlock, ResBlock, group_norm
 from osdface_core.models.vre import VRE
 
@@ -81,13 +80,3 @@ class VQAutoencoder(VRE):
         super().__init__(cfg)
         self.post_quant_conv = nn.Conv2d(cfg.z_channels, cfg.z_channels, 1)
         self.decoder = Decoder(cfg)
-
-    def reconstruct(self, signed: Tensor) -> tuple[Tensor, Tensor, Quantised]:
-        """Reconstruct an image through the dictionary.
-
-        Returns:
-            (B, 3, R, R) in about [-1, 1]; the features before quantisation (B, D, h, w); the quantised codes.
-        """
-        features = self.features(signed)
-        quantised = self.quantize(features)
-        return self.decoder(self.post_quant_conv(quantised.codes)), features, quantised
