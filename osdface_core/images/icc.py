@@ -19,13 +19,12 @@ PRIMARIES = {
     1: (*D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),  # BT.709, sRGB
     5: (*D65, 0.640, 0.330, 0.290, 0.600, 0.150, 0.060),  # BT.601, 625 lines
     6: (*D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),  # BT.601, 525 lines
-    7: (*D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),  # SMPTE 240M
     9: (*D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),  # BT.2020
     11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # DCI-P3
     12: (*D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
 """H.273 colour primaries: x and y of white, red, green, blue, in the order of PNG's cHRM."""
-SRGB = (1, 13)
+SRGB = (1, 13, 0, 1)
 D50 = np.array((0.9642, 1.0, 0.8249))
 BRADFORD = np.array(((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296)))
 STEPS = 1024
@@ -56,7 +55,8 @@ def from_chunks(about: Metadata, *, grey: bool) -> tuple[bytes | None, str]:
 
 def _from_code(code: bytes, grey: bool) -> tuple[bytes | None, str]:
     primaries, transfer, matrix, full = code
-    if (primaries, transfer, matrix, full) == (*SRGB, 0, 1):
+    primaries = 6 if primaries == 7 else primaries  # SMPTE 240M has those of BT.601
+    if (primaries, transfer, matrix, full) == SRGB:
         return None, ""
     curve = _curve(transfer)
     if primaries not in PRIMARIES or curve is None or matrix or not full:
@@ -103,13 +103,18 @@ def profile(primaries: Numbers, curve: float | np.ndarray, *, grey: bool = False
     cone = BRADFORD @ white
     adapted = np.linalg.inv(BRADFORD) @ np.diag(BRADFORD @ D50 / cone) @ BRADFORD @ columns
     response = _curve_tag(curve)
-    tags = {b"desc": _description(b"made from the colour description of the source"), b"wtpt": _xyz_tag(D50)}
-    tags[b"cprt"] = b"text\0\0\0\0no copyright\0"
+    text = b"made from the colour description of the source"
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(text) + 1) + text + bytes(1 + 8 + 3 + 67),
+        b"cprt": b"text\0\0\0\0no copyright\0",
+        b"wtpt": b"XYZ \0\0\0\0" + _fixed(D50),
+    }
+    response = _curve_tag(curve)
     if grey:
         tags[b"kTRC"] = response
-    else:
-        tags |= {name + b"XYZ": _xyz_tag(adapted[:, n]) for n, name in enumerate((b"r", b"g", b"b"))}
-        tags |= {name + b"TRC": response for name in (b"r", b"g", b"b")}
+    for number, name in enumerate(() if grey else (b"r", b"g", b"b")):
+        tags[name + b"XYZ"] = b"XYZ \0\0\0\0" + _fixed(adapted[:, number])
+        tags[name + b"TRC"] = response
     return _packed(tags, b"GRAY" if grey else b"RGB ")
 
 
@@ -117,19 +122,11 @@ def _fixed(values: Numbers) -> bytes:
     return struct.pack(f">{len(values)}i", *(round(float(value) * 65536) for value in values))
 
 
-def _xyz_tag(values: np.ndarray) -> bytes:
-    return b"XYZ \0\0\0\0" + _fixed(values)
-
-
 def _curve_tag(curve: float | np.ndarray) -> bytes:
     if isinstance(curve, np.ndarray):
         table = np.rint(curve * 65535).astype(">u2")
         return b"curv\0\0\0\0" + struct.pack(">I", len(table)) + table.tobytes()
     return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(curve * 256))
-
-
-def _description(text: bytes) -> bytes:
-    return b"desc\0\0\0\0" + struct.pack(">I", len(text) + 1) + text + bytes(1 + 8 + 3 + 67)
 
 
 def _packed(tags: dict[bytes, bytes], space: bytes) -> bytes:

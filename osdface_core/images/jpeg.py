@@ -106,9 +106,8 @@ def _joined(parts: list[bytes]) -> bytes | None:
 
 def _second_picture(index: bytes) -> bool:
     """Whether a multi-picture index names more than previews (thumbnail types begin with 1)."""
-    entries = {entry.tag: entry.data for entry in exif.fields(index)}
-    order = "<" if index.startswith(b"II") else ">"
-    rows = entries.get(MPF_ENTRIES, b"")
+    rows = next((entry.data for entry in exif.fields(index) if entry.tag == MPF_ENTRIES), b"")
+    order = exif.byte_order(index)
     kinds = [struct.unpack_from(order + "I", rows, start)[0] for start in range(0, len(rows) - 15, 16)]
     return any(kind & 0xFF0000 != 0x10000 for kind in kinds[1:])
 

@@ -86,7 +86,7 @@ def check_alpha(path: Path, photo: Photo) -> None:
     """
     kind = file_format(path, photo)
     alpha = photo.alpha
-    if alpha is not None and kind not in WITH_ALPHA and not bool((alpha == full_alpha(alpha)).all()):
+    if alpha is not None and kind not in WITH_ALPHA and (alpha != FULL_SCALE[str(alpha.dtype)]).any():
         raise ImageError(f"{path}: {kind} cannot hold the photo's transparency; write a .png, .tif or .webp")
 
 
@@ -96,8 +96,7 @@ def file_format(path: Path, photo: Photo) -> str:
         return photo.format if photo.format in SUFFIXES.values() else "PNG"
     kind = SUFFIXES.get(path.suffix.lower())
     if kind is None:
-        known = ", ".join(dict.fromkeys(suffix for suffix in SUFFIXES))
-        raise ImageError(f"{path}: cannot write {path.suffix}; use one of {known}")
+        raise ImageError(f"{path}: cannot write {path.suffix}; use one of {', '.join(SUFFIXES)}")
     return kind
 
 
@@ -128,17 +127,6 @@ def convert(array: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
     return np.clip(np.rint(scaled), 0, FULL_SCALE[str(target)]).astype(target)
 
 
-def full_alpha(alpha: np.ndarray) -> np.ndarray:
-    """Return the value that means opaque, in alpha's type."""
-    return np.array(FULL_SCALE[str(alpha.dtype)], dtype=alpha.dtype)
-
-
-def fitting_icc(icc: bytes | None, channels: int) -> bytes | None:
-    """Return the profile if it is one for this number of colour channels (ICC.1, header bytes 16 to 19)."""
-    space = (icc or b"")[16:20]
-    return icc if space == (b"GRAY" if channels == 1 else b"RGB ") else None
-
-
 def _fitting(photo: Photo, kind: str, plane: Plane) -> Metadata:
     """The photo's metadata as far as a format holds it; its notes name the rest."""
     about = Metadata(**{one.name: getattr(photo, one.name) for one in fields(Metadata)})
@@ -148,7 +136,8 @@ def _fitting(photo: Photo, kind: str, plane: Plane) -> Metadata:
         about.icc, note = icc.from_chunks(about, grey=channels == 1)
         about.notes += [note] if note else []
         about.chunks = tuple(chunk for chunk in about.chunks if chunk[0] not in png.COLOR)
-    if about.icc and not fitting_icc(about.icc, channels):
+    space = b"GRAY" if channels == 1 else b"RGB "
+    if about.icc and about.icc[16:20] != space:  # ICC.1, header
         about.notes.append("its colour profile does not fit its channels and is left out")
         about.icc = None
     names = NAMES | {"text": f"text ({', '.join(about.text)})"}

@@ -150,50 +150,40 @@ def split(packet: bytes, limit: int) -> tuple[bytes, bytes] | None:
     """
     try:
         document, extension = _parse(packet), _parse(packet)
-        for part in list(_rdf(extension).childNodes):
-            _rdf(extension).removeChild(part)
+        pairs = zip(_properties(document), _properties(extension), strict=True)
         total = len(_serialise(document)) + 200  # the pointer
-        for size, top, one in sorted(_properties(document), key=lambda found: -found[0]):
-            if total <= limit:
-                break
-            _move(top, one, extension)
-            total -= size
+        for here, there in sorted(pairs, key=lambda pair: -len(pair[0].toxml())):
+            gone = here if total > limit else there
+            total -= len(here.toxml().encode()) if gone is here else 0
+            gone.parentNode.removeChild(gone)
+        _remove_empty(extension)
         second = _serialise(extension)
         first = _tops(document)[0]
         first.setAttributeNS(XMLNS, "xmlns:xmpNote", NOTE)
         first.setAttributeNS(NOTE, "xmpNote:HasExtendedXMP", checksum(second).decode())
+        _remove_empty(document)
     except (*UNREADABLE, IndexError):
         return None
     main = _serialise(document)
     return (main, second) if len(main) <= limit else None
 
 
-def _properties(document: minidom.Document) -> list[tuple[int, Any, Any]]:
-    """Size in bytes, description and node of each property that stands in a packet."""
-    found = []
+def _properties(document: Any) -> list[Any]:
+    """The properties of a packet as elements; those that are attributes become such."""
     for top in _tops(document):
-        elements = [one for one in top.childNodes if isinstance(one, minidom.Element)]
-        found += [(len(one.toxml().encode()), top, one) for one in elements]
-        found += [
-            (len((one.nodeValue or "").encode()), top, one) for one in _attributes(top) if _is_property(one)
-        ]
-    return found
+        for attribute in filter(_is_property, _attributes(top)):
+            element = document.createElementNS(attribute.namespaceURI, attribute.name)
+            element.appendChild(document.createTextNode(attribute.value))
+            top.removeAttributeNode(attribute)
+            top.appendChild(element)
+    return [one for top in _tops(document) for one in _elements(top)]
 
 
-def _move(top: Any, one: Any, extension: Any) -> None:
-    """Move a property into a description of its own in another packet; an emptied description goes."""
-    clone = _rdf(extension).appendChild(extension.importNode(top, False))
-    for attribute in filter(_is_property, _attributes(clone)):
-        clone.removeAttributeNode(attribute)
-    if isinstance(one, minidom.Attr):
-        clone.setAttributeNS(one.namespaceURI, one.name, one.value)
-        top.removeAttributeNode(one)
-    else:
-        clone.appendChild(extension.importNode(one, True))
-        top.removeChild(one)
-    empty = not any(isinstance(node, minidom.Element) for node in top.childNodes)
-    if empty and not any(map(_is_property, _attributes(top))) and len(_tops(top.ownerDocument)) > 1:
-        top.parentNode.removeChild(top)
+def _remove_empty(document: minidom.Document) -> None:
+    """Remove descriptions without a property."""
+    for top in _tops(document):
+        if not _elements(top) and not any(map(_is_property, _attributes(top))):
+            top.parentNode.removeChild(top)
 
 
 def _is_property(attribute: Any) -> bool:
@@ -214,7 +204,11 @@ def _attributes(element: minidom.Element) -> list[Any]:
 
 
 def _tops(document: minidom.Document) -> list[Any]:
-    return [part for part in _rdf(document).childNodes if isinstance(part, minidom.Element)]
+    return _elements(_rdf(document))
+
+
+def _elements(parent: Any) -> list[Any]:
+    return [part for part in parent.childNodes if isinstance(part, minidom.Element)]
 
 
 def _rdf(document: minidom.Document) -> Any:
