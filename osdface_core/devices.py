@@ -26,28 +26,20 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     if str(name) != "auto":
         try:
             device = torch.device(name)
-        except RuntimeError as error:
-            raise OptionError("device", str(name), "auto, cpu, cuda, cuda:1 or mps") from error
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(
-                f"no device {name} here ({torch.cuda.device_count()} CUDA devices); use `device` cpu"
-            )
-        if device.type not in ("cpu", "cuda"):
-            _try(device)
+            if device.type not in ("cpu", "cuda"):
+                torch.zeros(1, device=device).item()  # fails where the machine has none, and for meta
+        except (RuntimeError, AssertionError, ImportError) as error:
+            known = "auto, cpu, cuda, cuda:1 or mps, as far as this machine has it"
+            raise OptionError("device", str(name), known) from error
+        found = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= found:
+            raise ConfigError(f"no device {name} here ({found} CUDA devices); use `device` cpu")
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
-
-
-def _try(device: torch.device) -> None:
-    """Refuse a device that PyTorch knows by name and this machine lacks, or that computes nothing (meta)."""
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ConfigError(f"no device {device} here; use `device` cpu") from error
 
 
 def pick_dtype(name: Dtype | torch.dtype, device: torch.device) -> torch.dtype:

@@ -192,7 +192,7 @@ def test_wrong_color_fix(tiny_pipeline: OSDFacePipeline) -> None:
     [
         ("toaster", "`device` is 'toaster', expected auto, cpu"),
         ("cuda:99", "no device cuda:99 here"),
-        ("meta", "no device meta here"),
+        ("meta", "`device` is 'meta', expected auto"),
     ],
 )
 def test_wrong_device(tiny_checkpoint: Path, device: str, message: str) -> None:
