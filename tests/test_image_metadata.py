@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -218,6 +219,17 @@ def test_sixteen_bit_encoder_agrees_with_another_decoder():
 
     samples = picture("uint16", 301, 97)
     assert np.array_equal(imagecodecs.png_decode(png.encode(samples, ())), samples)
+
+
+def test_sixteen_bit_encoder_is_small_and_fast():
+    ramp = np.add.outer(np.arange(1000) * 40, np.arange(1000) * 20)[..., None]
+    samples = (ramp + np.random.default_rng(0).integers(0, 300, (1000, 1000, 3))).astype(np.uint16)
+    started = time.process_time()
+    encoded = png.encode(samples, ())
+    between = time.process_time()
+    plain = zlib.compress(samples.tobytes())
+    assert len(encoded) < 0.8 * len(plain)
+    assert between - started < 1.3 * (time.process_time() - between)
 
 
 def test_one_transparent_colour_in_sixteen_bits(tmp_path):

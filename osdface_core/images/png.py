@@ -47,7 +47,7 @@ def read(data: bytes) -> tuple[Plane, Metadata]:
     for kind, body, raw, whole in _walk(data):
         if kind in PIXELS:
             if not whole and (kind != b"IDAT" or len(raw) == len(body) + 12):  # the last one may be cut short
-                raise ValueError(f"wrong checksum of {_name(kind)}")
+                raise ValueError(f"wrong checksum of its {_name(kind)} chunk")
             stream += raw
         elif not whole:
             about.notes.append(f"its {_name(kind)} chunk is damaged and left out")
