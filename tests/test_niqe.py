@@ -74,11 +74,12 @@ def test_a_flat_block_has_no_features() -> None:
 
 
 def test_halving_keeps_constants_ramps_and_mirrors_borders() -> None:
-    matrix = niqe.half_size_matrix(24)
-    assert torch.allclose(matrix.sum(dim=1), torch.ones(12, dtype=torch.float64))
-    ramp = matrix @ torch.arange(24, dtype=torch.float64)
-    assert torch.allclose(ramp[3:-3], 2 * torch.arange(12, dtype=torch.float64)[3:-3] + 0.5)
-    assert torch.allclose(matrix.flip(0, 1), matrix)
+    ramp = torch.arange(24, dtype=torch.float64).expand(1, 1, 20, 24)
+    half = niqe.half_size(ramp)
+    assert half.shape == (1, 1, 10, 12) and torch.equal(half, half[:, :, :1].expand_as(half))
+    assert torch.allclose(half[0, 0, 0, 3:-3], 2 * torch.arange(12, dtype=torch.float64)[3:-3] + 0.5)
+    assert torch.allclose(half.flip(3), 23 - half)
+    assert torch.allclose(niqe.half_size(torch.full((1, 1, 20, 24), 7.0)), torch.tensor(7.0))
 
 
 def test_halving_equals_antialiased_bicubic_away_from_the_border() -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from osdface_core.cli.demo import ASTRONAUT, HOPPER
+from osdface_core.cli.demo import portraits
 from osdface_core.cli.main import main as osdface
 from osdface_core.faces import align, detect
 from osdface_core.images import from_unit, write_photo
@@ -27,24 +27,6 @@ from osdface_trainer.data.degrade import degrade
 LEVELS = ("mild", "medium", "severe")
 CELL = 200  # side of a face in the picture [px]
 PORTRAIT = 600  # side of a portrait before its face is cut out [px]
-
-
-def portraits() -> Tensor:
-    """Cut the demo's two faces out of the photos that scikit-image and matplotlib ship.
-
-    Returns:
-        (2, 3, 512, 512) in [0, 1].
-    """
-    from matplotlib.cbook import get_sample_data
-    from skimage.data import astronaut
-
-    hopper = Image.open(str(get_sample_data("grace_hopper.jpg", asfileobj=False))).convert("RGB")
-    photos = [Image.fromarray(astronaut()).crop(ASTRONAUT), hopper.crop(HOPPER)]
-    crops = []
-    for photo in photos:
-        pixels = np.asarray(photo.resize((PORTRAIT, PORTRAIT), Image.Resampling.LANCZOS))
-        crops.append(align(pixels, detect(pixels, "mtcnn")[:1]))
-    return torch.cat(crops)
 
 
 def save(faces: Tensor, folder: Path, level: str) -> list[Path]:
@@ -75,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         bad, good, clean = (Path(temporary) / name for name in ("input", "restored", "original"))
-        original = portraits()
+        photos = portraits(PORTRAIT)
+        original = torch.cat([align(photo, detect(photo, "mtcnn")[:1]) for photo in photos])
         faces = save(original, clean, "clean")
         rows = []
         for level in LEVELS:

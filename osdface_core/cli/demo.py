@@ -62,12 +62,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demo_photo() -> np.ndarray:
-    """Compose two faces side by side: scikit-image's astronaut (NASA), matplotlib's Grace Hopper (US Navy).
+    """Compose two faces side by side, (300, 600, 3) uint8; see `portraits`."""
+    return np.concatenate(portraits(SIDE), axis=1)
+
+
+def portraits(side: int) -> list[np.ndarray]:
+    """Cut out scikit-image's astronaut (NASA) and matplotlib's Grace Hopper (US Navy), (side, side, 3) uint8.
 
     Both portraits are in the public domain and lie in the installed packages; nothing is fetched.
 
-    Returns:
-        (300, 600, 3) uint8.
     Raises:
         OSDFaceError: a package is missing.
     """
@@ -76,14 +79,13 @@ def demo_photo() -> np.ndarray:
         from skimage.data import astronaut
 
         hopper = str(get_sample_data("grace_hopper.jpg", asfileobj=False))
-        portraits = [
+        photos = [
             Image.fromarray(astronaut()).crop(ASTRONAUT),
             Image.open(hopper).convert("RGB").crop(HOPPER),
         ]
     except (ImportError, OSError) as error:
         raise OSDFaceError(f'the demo photo is missing ({error}): pip install "osdface[demo]"') from error
-    resized = [portrait.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for portrait in portraits]
-    return np.concatenate([np.asarray(portrait) for portrait in resized], axis=1)
+    return [np.asarray(photo.resize((side, side), Image.Resampling.LANCZOS)) for photo in photos]
 
 
 def degrade(photo: np.ndarray, seed: int = 0) -> np.ndarray:

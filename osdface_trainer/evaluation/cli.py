@@ -97,10 +97,10 @@ def run(args: argparse.Namespace) -> int:
     _check_sort(report, args.sort)
     text = table.to_text(report)
     say(text.removesuffix("\n"))
-    if outputs["json"]:
-        write_text(outputs["json"], to_json(report))
     if outputs["text"]:
         write_text(outputs["text"], text)
+    if outputs["json"]:
+        write_text(outputs["json"], to_json(report))
     if outputs["html"]:
         write_text(outputs["html"], gallery.render(report, heading=_heading(args), sort=args.sort))
     return 1 if report.failed else 0
@@ -108,13 +108,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _outputs(args: argparse.Namespace) -> dict[str, Path | None]:
     """Say where each report goes; folders are made before the work, so that a bad path is found early."""
-    names = {"json": "report.json", "text": "report.txt", "html": "gallery.html"}
-    given = {"json": args.json, "text": None, "html": args.html}
-    paths = {kind: path or (args.out / names[kind] if args.out else None) for kind, path in given.items()}
-    for path in paths.values():
+    out: Path | None = args.out
+    paths: dict[str, Path | None] = {
+        "json": args.json or (out and out / "report.json"),
+        "text": out and out / "report.txt",
+        "html": args.html or (out and out / "gallery.html"),
+    }
+    for path in filter(None, paths.values()):
         try:
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot write {path} ({error.strerror}): choose another place") from error
     return paths

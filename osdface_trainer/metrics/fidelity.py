@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from osdface_core.color import LUMA
+
 from .base import Column, Metric
 
 PSNR_CAP = 100.0
@@ -15,7 +17,7 @@ HIGH_PASS_SIGMA = 2.0
 
 def luma(images: Tensor) -> Tensor:
     """Compute (B,3,H,W) RGB -> (B,1,H,W): BT.601 weights, in the range of the input."""
-    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
     return (images * weights).sum(dim=1, keepdim=True)
 
 

@@ -34,32 +34,13 @@ def luma_matlab(images: Tensor) -> Tensor:
     return ((images.cpu().double() * weights.view(1, 3, 1, 1)).sum(dim=1, keepdim=True) + 16.0).round()
 
 
-def _cubic(x: Tensor) -> Tensor:
-    """Evaluate Keys' bicubic kernel with a = −½."""
-    x = x.abs()
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    return torch.where(x <= 1, near, torch.where(x <= 2, far, torch.zeros_like(x)))
-
-
-def half_size_matrix(length: int) -> Tensor:
-    """Build (length/2, length) float64: bicubic halving with the kernel widened twofold and mirrored borders,
-    as `imresize`.
-    """
-    out = torch.arange(length // 2, dtype=torch.float64)
-    centre = 2.0 * out + 0.5
-    taps = torch.floor(centre).long()[:, None] + torch.arange(-4, 6)
-    weights = _cubic((centre[:, None] - taps) / 2.0)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    mirrored = taps % (2 * length)
-    mirrored = torch.where(mirrored >= length, 2 * length - 1 - mirrored, mirrored)
-    return torch.zeros(length // 2, length, dtype=torch.float64).scatter_add_(1, mirrored, weights)
-
-
 def half_size(images: Tensor) -> Tensor:
-    """Halve (B,1,H,W) -> (B,1,H/2,W/2), float64; H and W even."""
-    rows, columns = (half_size_matrix(side) for side in images.shape[2:])
-    return rows @ images @ columns.T
+    """Halve (B,1,H,W) -> (B,1,H/2,W/2) as MATLAB's `imresize`: bicubic, antialiased, mirrored borders.
+
+    float64; H and W even.
+    """
+    mirrored = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (8, 8), (8, 8)), "symmetric"))
+    return F.interpolate(mirrored, scale_factor=0.5, mode="bicubic", antialias=True)[..., 4:-4, 4:-4]
 
 
 def normalise(images: Tensor, window: Tensor) -> Tensor:
