@@ -6,7 +6,6 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from ..osdface_core.choices import DetectorName, Effort, Order
 from ..osdface_core.options import WORDS, DetectOptions, options_of
 from . import host
 from .frames import FrameKind, choose, cut, find_faces, which_faces
@@ -68,34 +67,13 @@ class OSDFaceDetectFaces:
 
     @named
     def detect(
-        self,
-        image: Tensor,
-        detector: DetectorName,
-        selection: str,
-        indices: str,
-        order: Order,
-        min_face: int,
-        max_face: int,
-        max_faces: int,
-        frames: FrameKind = "auto",
-        threshold: float = 0.9,
-        effort: Effort = "auto",
+        self, image: Tensor, selection: str, indices: str, frames: FrameKind = "auto", **options: Any
     ) -> tuple[FaceSet, Tensor, int, Tensor, str]:
         pixels = host.from_image(image)
         progress = host.Progress(len(pixels))
-        options = chosen(
-            DetectOptions,
-            detector=detector,
-            threshold=threshold,
-            effort=effort,
-            faces=which_faces(selection, indices),
-            order=order,
-            min_face=min_face,
-            max_face=max_face,
-            max_faces=max_faces,
-        )
-        found = find_faces(pixels, options, frames, progress.step)
-        faces, _ = choose(found, options)
+        looking = chosen(DetectOptions, options | {"selection": which_faces(selection, indices)})
+        found = find_faces(pixels, looking, frames, progress.step)
+        faces, _ = choose(found, looking)
         crops, preview = cut(pixels, faces), preview_faces(pixels, found, chosen=faces)
         return faces, host.to_image(crops), len(faces), host.to_image(preview), faces.to_json()
 
@@ -127,27 +105,12 @@ class OSDFaceSelectFaces:
 
     @named
     def select(
-        self,
-        faces: FaceSet,
-        crops: Tensor,
-        selection: str,
-        indices: str,
-        order: Order,
-        min_face: int,
-        max_face: int,
-        max_faces: int,
+        self, faces: FaceSet, crops: Tensor, selection: str, indices: str, **options: Any
     ) -> tuple[FaceSet, Tensor, int]:
         if len(crops) != len(faces):
             raise ValueError(
                 f"{len(crops)} crops for {len(faces)} faces: connect both from the same Detect Faces"
             )
-        options = chosen(
-            DetectOptions,
-            faces=which_faces(selection, indices),
-            order=order,
-            min_face=min_face,
-            max_face=max_face,
-            max_faces=max_faces,
-        )
-        kept, places = choose(faces, options)
+        looking = chosen(DetectOptions, options | {"selection": which_faces(selection, indices)})
+        kept, places = choose(faces, looking)
         return kept, crops[places].clone(), len(kept)

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from ..osdface_core.choices import ColorFix, DetectorName, Dtype, Order, PasteMode
+from ..osdface_core.choices import Dtype
 from ..osdface_core.options import DetectOptions, LoadOptions, PasteOptions, RestoreOptions
 from ..osdface_core.photo_array import PhotoArray
 from ..osdface_core.upscale import enlarge
@@ -115,54 +115,28 @@ class OSDFaceRestorePhoto:
         image: Tensor,
         checkpoint: str,
         base: str,
-        detector: DetectorName,
         selection: str,
-        min_face: int,
-        strength: float,
-        color_fix: ColorFix,
         indices: str = "",
-        order: Order = "size",
-        max_faces: int = 0,
-        feather: float = 0.2,
-        paste_mode: PasteMode = "residual",
-        upscale: float = 1.0,
-        timestep: int = -1,
-        lora_strength: float = 1.0,
         identity_guard: float = 0.0,
         frames: FrameKind = "auto",
-        dtype: Dtype = "auto",
-        batch_size: int = 0,
-        fidelity: float = 1.0,
+        **options: Any,
     ) -> tuple[Tensor, Tensor, str, Tensor, list[float], int]:
         pixels = host.from_image(image)
-        looking = chosen(
-            DetectOptions,
-            detector=detector,
-            faces=which_faces(selection, indices),
-            order=order,
-            min_face=min_face,
-            max_faces=max_faces,
-        )
-        how = chosen(
-            RestoreOptions,
-            strength=strength,
-            fidelity=fidelity,
-            timestep=timestep,
-            color_fix=color_fix,
-            batch_size=batch_size,
-        )
+        looking = chosen(DetectOptions, options | {"selection": which_faces(selection, indices)})
+        how, pasting = chosen(RestoreOptions, options), chosen(PasteOptions, options)
         finding = host.Progress(len(pixels))
         faces, _ = choose(find_faces(pixels, looking, frames, finding.step), looking)
-        photo = enlarged(pixels, upscale)
+        photo = enlarged(pixels, pasting.upscale)
         crops = cut(pixels, faces)
         restored, identity = crops, [0.0]
         if len(faces):  # else no model is loaded for nothing
             files = host.checkpoint_path(checkpoint), host.base_path(base)
-            self._models = models = Models.load(*files, lora_strength, dtype)
+            loading = chosen(LoadOptions, options)
+            self._models = models = Models.load(*files, loading.lora_scale, loading.dtype)
             restored = models.run(crops, how)
             restored, faces, identity = check_identity(crops, restored, faces, identity_guard)
         pasted, mask = paste_back(
-            photo, faces, restored, feather, paste_mode, lambda count: host.check_interrupt()
+            photo, faces, restored, pasting.feather, pasting.paste_mode, lambda count: host.check_interrupt()
         )
         result = with_upscaled_alpha(pasted, image), host.to_mask(mask)
         return *result, faces.to_json(), host.to_image(restored), identity, len(faces)

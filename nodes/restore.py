@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..osdface_core.choices import ColorFix
 from ..osdface_core.options import RestoreOptions
 from . import host
 from .identity import guard, load_scorer, scores
@@ -80,30 +79,14 @@ class OSDFaceRestore:
 
     @named
     def restore(
-        self,
-        backbone: Restorer,
-        conditioning: Conditioning,
-        crops: Tensor,
-        strength: float,
-        timestep: int,
-        color_fix: ColorFix,
-        batch_size: int,
-        fidelity: float = 1.0,
+        self, backbone: Restorer, conditioning: Conditioning, crops: Tensor, **options: Any
     ) -> tuple[Tensor]:
-        options = chosen(
-            RestoreOptions,
-            strength=strength,
-            fidelity=fidelity,
-            timestep=timestep,
-            color_fix=color_fix,
-            batch_size=batch_size,
-        )
         pixels = host.from_image(crops)
         progress = host.Progress(len(pixels))
         restored = backbone.restore(
             pixels,
             prompts_of(conditioning),
-            options,
+            chosen(RestoreOptions, options),
             tick=lambda count, batch: progress.step(count, batch[-1]),
         )
         return (host.to_image(restored),)

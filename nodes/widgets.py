@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from ..osdface_core.errors import OSDFaceError
@@ -37,15 +37,18 @@ def widget(option: Option, more: str = "") -> Entry:
     return decimal(default, low or 0.0, high, tip, option.step or 0.01)
 
 
-def chosen(options: type[Chosen], **values: Any) -> Chosen:
-    """Build options from the values of their widgets, by the core's names.
+def chosen(options: type[Chosen], values: Mapping[str, Any]) -> Chosen:
+    """Build options from those of a node's values that belong to them, by ComfyUI's names.
 
     Raises:
         OptionError: a value that the table does not allow.
     """
-    table = options_of(options)
-    unset = {name for name, value in values.items() if table[name].optional and value == table[name].unset}
-    return options(**{name: None if name in unset else value for name, value in values.items()})
+    table = {option.called("comfyui"): option for option in options_of(options).values()}
+    return options(**{table[k].name: _value(table[k], v) for k, v in values.items() if k in table})
+
+
+def _value(option: Option, value: Any) -> Any:
+    return None if option.optional and value == option.unset else value
 
 
 def named(run: Callable[P, R]) -> Callable[P, R]:

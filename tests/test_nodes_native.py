@@ -134,7 +134,9 @@ def test_restore_through_sockets_is_equation_two():
     model = Model()
     (backbone,) = NODES["OSDFaceBackboneFromModel"]().wrap(model, Vae())
     crops, prompts = torch.rand(3, 64, 64, 3), torch.randn(3, 77, 1024)
-    (out,) = NODES["OSDFaceRestore"]().restore(backbone, [[prompts, {}]], crops, 1.0, 399, "none", 2)
+    (out,) = NODES["OSDFaceRestore"]().restore(
+        backbone, [[prompts, {}]], crops, strength=1.0, timestep=399, color_fix="none", batch_size=2
+    )
     codec = native.SocketCodec(Vae(), model)
     latent = codec.encode(crops.permute(0, 3, 1, 2) * 2 - 1)
     eps = noise(latent, torch.full((3,), 399.0), prompts)

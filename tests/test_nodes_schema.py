@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from osdface_core.options import SETS, options_of
 from tests.comfy_stub import ROOT, install, load_pack
 
 SOCKETS = {  # id: first outputs
@@ -28,6 +29,7 @@ INPUTS = {
     "OSDFacePasteBack": ["IMAGE", "OSDFACE_FACES", "IMAGE"],
 }
 NODES = load_pack().NODE_CLASS_MAPPINGS
+TABLE = {option.called("comfyui"): option for options in SETS for option in options_of(options).values()}
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +65,16 @@ def test_declaration_is_complete(name):
 def test_function_takes_the_declared_inputs(name):
     node = NODES[name]
     parameters = dict(list(inspect.signature(getattr(node, node.FUNCTION)).parameters.items())[1:])
-    assert list(parameters) == list(entries(node))
+    rest = parameters.pop("options", None)  # what the core's table knows is handed on as it comes
+    assert rest is None or rest.kind is inspect.Parameter.VAR_KEYWORD
+    named = [key for key in entries(node) if rest is None or key not in TABLE or key in parameters]
+    assert sorted(parameters) == sorted(named)
     for key, (_, options) in node.INPUT_TYPES().get("optional", {}).items():
-        assert parameters[key].default == options.get("default"), (
-            f"{name}.{key}: default differs from the widget's"
-        )
+        option = TABLE.get(key)
+        default = parameters[key].default if key in parameters else option.default
+        if default is None and key not in parameters:
+            default = option.unset
+        assert default == options.get("default"), f"{name}.{key}: default differs from the widget's"
 
 
 @pytest.mark.parametrize("name", NODES)
