@@ -33,8 +33,6 @@ FRAMES = choice(
 
 
 class OSDFaceDetectFaces:
-    """Faces of a photo or clip."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Finds faces and cuts them out, upright and 512 pixels wide. A batch of images is a clip: faces of "
@@ -79,8 +77,6 @@ class OSDFaceDetectFaces:
 
 
 class OSDFaceSelectFaces:
-    """Some of the faces."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Keeps some of the detected faces and their crops: by number, size, place or count. The rest stay as "

@@ -14,8 +14,6 @@ from .widgets import choice, decimal, integer, socket, switch, text
 
 
 class OSDFacePreviewFaces:
-    """Numbered boxes on the photo."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = "Draws each face's box and number on the photo: the numbers that Select Faces understands."
     RETURN_TYPES = ("IMAGE",)
@@ -44,8 +42,6 @@ class OSDFacePreviewFaces:
 
 
 class OSDFaceBlendByMask:
-    """Restored where the mask is white, original elsewhere."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Keeps the restoration only where a mask is white. Paint a mask to protect a person or a hand, or "
@@ -83,8 +79,6 @@ class OSDFaceBlendByMask:
 
 
 class OSDFaceBeforeAfter:
-    """Two pictures in one."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Puts the photo before and after restoration into one picture: side by side, stacked, or split."

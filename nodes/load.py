@@ -24,8 +24,6 @@ BASE_TIP = (
 
 
 class OSDFaceLoadVRE:
-    """The prompt side of a checkpoint."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Loads the visual representation embedder (VRE), which turns a face into the prompt of its "
@@ -50,8 +48,6 @@ class OSDFaceLoadVRE:
 
 
 class OSDFaceLoadRestorer:
-    """The diffusion side of a checkpoint."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Loads the one-step diffusion model: self-contained, or Stable Diffusion 2.1-base with an OSDFace "
@@ -85,8 +81,6 @@ class OSDFaceLoadRestorer:
 
 
 class OSDFaceBackboneFromModel:
-    """ComfyUI's Stable Diffusion as the backbone."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Restores with the Stable Diffusion 2.1-base that ComfyUI has loaded: fp8, offloading, LoRA chains "
@@ -114,8 +108,6 @@ class OSDFaceBackboneFromModel:
 
 
 class OSDFaceApplyLoRA:
-    """All layers of an OSDFace LoRA on a MODEL."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Puts an OSDFace LoRA on a MODEL, every layer of it. ComfyUI's own LoRA loaders skip the attention "

@@ -9,15 +9,13 @@ from torch import Tensor
 
 from ..osdface_core.choices import PasteMode
 from ..osdface_core.options import PasteOptions, options_of
-from . import host
+from . import draw, host
 from .frames import paste_back
 from .sockets import FACES, FaceSet
 from .widgets import named, socket, widget, widgets
 
 
 class OSDFacePasteBack:
-    """Crops into the photo."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Blends restored crops into the photo with a soft mask. Give it the photo, or the same photo "
@@ -50,11 +48,13 @@ class OSDFacePasteBack:
         pixels = host.from_image(image)
         progress = host.Progress(len(pixels))
         pasted, mask = paste_back(pixels, faces, host.from_image(crops), feather, mode, progress.step)
-        return with_alpha(host.to_image(pasted), image), host.to_mask(mask)
+        return with_alpha(pasted, image), host.to_mask(mask)
 
 
-def with_alpha(image: Tensor, source: Tensor) -> Tensor:
-    """Give `image` the channels beyond RGB that `source` has."""
+def with_alpha(pixels: Tensor, source: Tensor) -> Tensor:
+    """IMAGE from (B, 3, H, W) with the channels beyond RGB that `source` has, at the same size."""
+    image = host.to_image(pixels)
     if source.shape[-1] <= 3:
         return image
-    return torch.cat((image, source[..., 3:].to(image)), dim=-1)
+    extra = draw.resized(source[..., 3:].permute(0, 3, 1, 2).float(), *pixels.shape[-2:])
+    return torch.cat((image, extra.permute(0, 2, 3, 1).to(image)), dim=-1)

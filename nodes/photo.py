@@ -13,12 +13,13 @@ from ..osdface_core.choices import Dtype
 from ..osdface_core.options import DetectOptions, LoadOptions, PasteOptions, RestoreOptions
 from ..osdface_core.photo_array import PhotoArray
 from ..osdface_core.upscale import enlarge
-from . import draw, host
+from . import host
 from .detect import DETECTOR, FRAMES, INDICES, SELECTION
 from .frames import FrameKind, choose, cut, find_faces, paste_back, which_faces
 from .identity import guard, load_scorer, scores
 from .load import BASE_TIP, CHECKPOINT_TIP
 from .models import Embedder, Restorer, load_restorer
+from .paste import with_alpha
 from .restore import GUARD_TIP
 from .sockets import FaceSet
 from .widgets import choice, chosen, decimal, named, socket, widgets
@@ -56,8 +57,6 @@ _HELD: WeakValueDictionary[tuple[Any, ...], Models] = WeakValueDictionary()
 
 
 class OSDFaceRestorePhoto:
-    """The one-node way."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Restores the faces of a photo or clip: finds them, restores all of them in one diffusion step, and "
@@ -138,7 +137,7 @@ class OSDFaceRestorePhoto:
         pasted, mask = paste_back(
             photo, faces, restored, pasting.feather, pasting.paste_mode, lambda count: host.check_interrupt()
         )
-        result = with_upscaled_alpha(pasted, image), host.to_mask(mask)
+        result = with_alpha(pasted, image), host.to_mask(mask)
         return *result, faces.to_json(), host.to_image(restored), identity, len(faces)
 
 
@@ -161,12 +160,3 @@ def enlarged(frames: Tensor, factor: float) -> Tensor:
         return frames
     larger = [enlarge(PhotoArray.of(frame), factor, None, frame.device)[0].native() for frame in frames]
     return torch.stack(cast(list[Tensor], larger))
-
-
-def with_upscaled_alpha(pixels: Tensor, source: Tensor) -> Tensor:
-    """Build IMAGE from (B, 3, H, W) with the channels beyond RGB that `source` has, at the same size."""
-    image = host.to_image(pixels)
-    if source.shape[-1] <= 3:
-        return image
-    extra = draw.resized(source[..., 3:].permute(0, 3, 1, 2).float(), *pixels.shape[-2:])
-    return torch.cat((image, extra.permute(0, 2, 3, 1).to(image)), dim=-1)

@@ -23,8 +23,6 @@ Conditioning = list[list[Any]]
 
 
 class OSDFaceEncodePrompt:
-    """Faces to conditioning."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Turns each face crop into a prompt of 77 visual tokens. The result is an ordinary CONDITIONING with "
@@ -51,8 +49,6 @@ class OSDFaceEncodePrompt:
 
 
 class OSDFaceRestore:
-    """One diffusion step."""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Restores face crops in one diffusion step, all faces of all frames in batches. No seed: the same "
@@ -93,8 +89,6 @@ class OSDFaceRestore:
 
 
 class OSDFaceIdentityGuard:
-    """Is it still the same person?"""
-
     CATEGORY = "OSDFace"
     DESCRIPTION = (
         "Scores how much each restored face still is the person it was, and blends those that drifted back "

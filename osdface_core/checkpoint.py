@@ -19,6 +19,7 @@ from .config import OSDFaceConfig, from_dict
 from .errors import CheckpointError
 from .file_kinds import kind_of_file, kind_of_tensors
 from .files import replacing
+from .weights import misfits, shapes_of
 
 FORMAT = 1
 PARTS = ("vre", "projection", "lora", "unet", "codec")
@@ -147,18 +148,6 @@ def load_strict(module: Any, tensors: dict[str, Tensor], where: str) -> None:
     Raises:
         CheckpointError: names the first missing, extra or misshapen tensor.
     """
-    own = module.state_dict()
-    if missing := sorted(set(own) - set(tensors)):
-        raise CheckpointError(
-            f"{where}: {len(missing)} tensors missing, first {missing[0]}; the file is incomplete"
-        )
-    if extra := sorted(set(tensors) - set(own)):
-        raise CheckpointError(
-            f"{where}: {len(extra)} unexpected tensors, first {extra[0]}; the file is of another model"
-        )
-    for name, value in tensors.items():
-        if own[name].shape != value.shape:
-            raise CheckpointError(
-                f"{where}: {name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}"
-            )
+    if problems := misfits(shapes_of(module.state_dict()), shapes_of(tensors)):
+        raise CheckpointError(f"{where}: {problems[0]}; the file is incomplete or of another model")
     module.load_state_dict(tensors)

@@ -134,14 +134,6 @@ def check_diffusers() -> None:
         ) from error
 
 
-def load_vre(source: str | Path) -> VRE:
-    """Load the VRE alone, from a file of either stage or a released folder."""
-    checkpoint = read_model(source)
-    vre = VRE(checkpoint.config.vre)
-    load_strict(vre, checkpoint.part("vre"), f"{resolve(source).name}: vre")
-    return vre.requires_grad_(False).eval()
-
-
 def load_prompt_encoder(checkpoint: Checkpoint, name: str) -> PromptEncoder:
     """Build the prompt side of a complete checkpoint."""
     config = checkpoint.config

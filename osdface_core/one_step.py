@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,11 +49,17 @@ class OneStepRestorer:
         Returns:
             (B, 3, H, W) float32, about [-1, 1], not clamped; sides rounded down to multiples of 8.
         """
-        with _SideStream(signed.device) as side:
-            # The VRE and the codec's encoder do not depend on each other (supplement B: 14 % faster).
+        main = torch.cuda.current_stream(signed.device) if signed.is_cuda else None
+        side = torch.cuda.Stream(signed.device) if main else None
+        if main and side:
+            side.wait_stream(main)
+        # The VRE and the codec's encoder do not depend on each other (supplement B: 14 % faster).
+        with torch.cuda.stream(side) if side else nullcontext():
             prompt = prompt.to(signed.device) if isinstance(prompt, Tensor) else prompt(signed)
         latent = self.encode(signed, posterior, generator)
-        side.join(prompt)
+        if main and side:
+            main.wait_stream(side)
+            prompt.record_stream(main)
         return self.decode(self.denoise(latent, prompt, timestep), signed, fidelity)
 
     def encode(
@@ -104,28 +110,3 @@ def predict_x0(latent: Tensor, eps: Tensor, alpha_bar: float | Tensor) -> Tensor
     Source: OSDFace Eq. 2. The released code uses float64, which MPS lacks; float32 agrees to 1e-6.
     """
     return (latent.float() - (1.0 - alpha_bar) ** 0.5 * eps.float()) / alpha_bar**0.5
-
-
-class _SideStream:
-    """Run a block on a second CUDA stream; elsewhere do nothing."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def __enter__(self) -> _SideStream:
-        if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-            self._context = torch.cuda.stream(self.stream)
-            self._context.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self.stream is not None:
-            self._context.__exit__(*error)
-
-    def join(self, result: Tensor) -> None:
-        """Make the current stream wait for the block, and own its result."""
-        if self.stream is not None:
-            current = torch.cuda.current_stream(self.stream.device)
-            current.wait_stream(self.stream)
-            result.record_stream(current)

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,26 +20,6 @@ from .options import DetectOptions, PasteOptions, RestoreOptions
 from .photo_array import PhotoArray, Pixels
 from .pipeline import FacePipeline, Progress
 from .upscale import enlarge
-
-
-class FaceRestorer(Protocol):
-    """What a photo needs of a model; `OSDFacePipeline` is one."""
-
-    device: torch.device
-
-    def restore(
-        self,
-        faces: Tensor,
-        *,
-        strength: float,
-        fidelity: float,
-        timestep: int | None,
-        color_fix: ColorFix,
-        batch_size: int | None,
-        progress: Progress | None,
-    ) -> Tensor:
-        """See `OSDFacePipeline.restore`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +42,7 @@ class PhotoResult:
 
 
 def restore_photo(
-    restorer: FaceRestorer,
+    restorer: FacePipeline,
     photo: Pixels | str | Path,
     *,
     detector: DetectorName = "auto",
@@ -166,7 +145,7 @@ def detect_and_align(
 
 @torch.inference_mode()
 def restore_crops(
-    restorer: FaceRestorer, crops: Tensor, options: RestoreOptions, progress: Progress | None = None
+    restorer: FacePipeline, crops: Tensor, options: RestoreOptions, progress: Progress | None = None
 ) -> Tensor:
     """Restore aligned crops, grey ones to exactly grey: the second step of `restore_photo`."""
     restored = restorer.restore(crops, **vars(options), progress=progress)

@@ -71,24 +71,33 @@ def read_state_dict(path: Path, what: str, source: str) -> dict[str, Tensor]:
     }
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Return the shapes of tensors by their names."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def misfits(own: Shapes, given: Shapes) -> list[str]:
+    """Say in a line each which tensors of `own` are missing, which are too many, and whose shape differs."""
+    named = {
+        "tensors missing": [name for name in own if name not in given],
+        "unexpected tensors": [name for name in given if name not in own],
+    }
+    problems = [f"{len(names)} {kind}, first {names[0]}" for kind, names in named.items() if names]
+    wrong = [name for name in own if name in given and own[name] != given[name]]
+    return problems + [f"{name} is {given[name]}, expected {own[name]}" for name in wrong]
+
+
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str, source: str) -> None:
     """Load every tensor by name and shape, or say in one line what does not fit.
 
     Raises:
         CheckpointError: naming the first missing, unexpected or wrongly shaped tensors.
     """
-    own = module.state_dict()
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    named = (("missing", missing), ("unexpected", extra), ("wrong shape", shapes))
-    problems = [f"{len(keys)} {kind} (first: {keys[0]})" for kind, keys in named if keys]
-    if problems:
+    if problems := misfits(shapes_of(module.state_dict()), shapes_of(state)):
         raise CheckpointError(
-            f"{path} does not hold {what} weights: {', '.join(problems)}; get them from {source}"
+            f"{path} does not hold {what} weights: {', '.join(problems[:3])}; get them from {source}"
         )
     module.load_state_dict(dict(state))

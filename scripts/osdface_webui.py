@@ -203,28 +203,21 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
 def on_ui_settings() -> None:
     """Declare the face restorer's options, beside those of the built-in ones."""
     section = ("face-restoration", "Face restoration")
-    strength, color_fix = TABLE["strength"], TABLE["color_fix"]
-    for key, option, default, component, arguments in (
-        ("model", TABLE["source"], LoadOptions.source, gr.Dropdown, lambda: {"choices": model_names()}),
-        ("base", TABLE["base"], NO_BASE, gr.Dropdown, lambda: {"choices": base_names()}),
-        (
-            "strength",
-            strength,
-            strength.default,
+    strength = TABLE["strength"]
+    pickers: dict[str, tuple[Any, Any]] = {
+        "source": (gr.Dropdown, lambda: {"choices": model_names()}),
+        "base": (gr.Dropdown, lambda: {"choices": base_names()}),
+        "strength": (
             gr.Slider,
             {"minimum": strength.low, "maximum": strength.high, "step": strength.step},
         ),
-        (
-            "color_fix",
-            color_fix,
-            color_fix.default,
-            gr.Dropdown,
-            {"choices": list(color_fix.choices)},
-        ),
-    ):
-        label = f"OSDFace: {option.called('webui')}"
+        "color_fix": (gr.Dropdown, {"choices": list(TABLE["color_fix"].choices)}),
+    }
+    for name, (component, arguments) in pickers.items():
+        default = NO_BASE if name == "base" else TABLE[name].default
+        label = f"OSDFace: {TABLE[name].called('webui')}"
         info = shared.OptionInfo(default, label, component, arguments, section=section)
-        shared.opts.add_option(f"osdface_{key}", info)
+        shared.opts.add_option("osdface_model" if name == "source" else f"osdface_{name}", info)
 
 
 def register() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from osdface_core.faces import Face
-from osdface_core.faces.track import Smoothing, one_euro, scene_cuts, smooth
+from osdface_core.faces.track import CUTOFF, SPEED, SPEED_CUTOFF, STEP, one_euro, scene_cuts, smooth
 from tests.face_places import face_at
 
 COUNT = 30
@@ -116,21 +116,20 @@ def test_scene_cuts_in_pixels():
 
 def test_one_euro_is_the_published_filter():
     """Against a scalar transcription of the algorithm's definition."""
-    settings = Smoothing(fps=30, cutoff=1.2, speed=0.3, speed_cutoff=0.9)
     signal = np.random.default_rng(0).normal(size=(12, 1)).cumsum(axis=0)
 
     def alpha(cutoff: float) -> float:
         tau = 1 / (2 * np.pi * cutoff)
-        return 1 / (1 + tau * settings.fps)
+        return 1 / (1 + tau / STEP)
 
     value, slope, last = signal[0, 0], 0.0, signal[0, 0]
     expected = [value]
     for x in signal[1:, 0]:
-        slope = alpha(0.9) * (x - last) * 30 + (1 - alpha(0.9)) * slope
-        a = alpha(1.2 + 0.3 * abs(slope))
+        slope = alpha(SPEED_CUTOFF) * (x - last) / STEP + (1 - alpha(SPEED_CUTOFF)) * slope
+        a = alpha(CUTOFF + SPEED * abs(slope))
         value, last = a * x + (1 - a) * value, x
         expected.append(value)
-    assert np.allclose(one_euro(signal, settings)[:, 0], expected)
+    assert np.allclose(one_euro(signal)[:, 0], expected)
 
 
 def test_one_frame_and_none():

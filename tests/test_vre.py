@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from osdface_core.config import OSDFaceConfig, ProjectionConfig, VREConfig
 from osdface_core.errors import ConfigError
-from osdface_core.models.codebook import Codebook, lookup, select_codes, select_tokens, squared_distances
+from osdface_core.models.codebook import Codebook, lookup, select_tokens, squared_distances
 from osdface_core.models.vre import VRE, Projection, PromptEncoder
 from osdface_trainer.vre.autoencoder import Autoencoding
 from osdface_trainer.vre.network import VQAutoencoder
@@ -84,7 +84,7 @@ def test_indices_above_256_survive_half_precision() -> None:
 def test_missing_tokens_are_zero_rows() -> None:
     codebook = torch.randn(8, 4) + 3.0
     features = codebook[:2].repeat(8, 1).T.reshape(1, 4, 4, 4)
-    codes = select_codes(features, codebook, 5)
+    codes = lookup(select_tokens(features, codebook, 5).codes, codebook)
     assert codes.shape == (1, 5, 4)
     assert sorted(map(tuple, codes[0, :2].tolist())) == sorted(map(tuple, codebook[:2].tolist()))
     assert not codes[0, 2:].any()

@@ -59,7 +59,7 @@ def test_half_precision_and_wrappers_are_undone(tmp_path: Path) -> None:
 def test_strict_load_names_what_does_not_fit(tmp_path: Path) -> None:
     net, path = nn.Linear(3, 2), tmp_path / "net.pth"
     state = {"weight": torch.zeros(2, 4), "extra": torch.zeros(1)}
-    expected = r"1 missing \(first: bias\).*unexpected.*extra.*\(2, 4\) for \(2, 3\)"
+    expected = r"1 tensors missing, first bias.*unexpected.*extra.*\(2, 4\), expected \(2, 3\)"
     with pytest.raises(CheckpointError, match=expected):
         load_strictly(net, state, path, "Net", "somewhere")
     good = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}

@@ -24,9 +24,9 @@ from ..files import replacing
 from ..images import Photo, check_alpha, from_unit, read_photo, to_unit, write_photo
 from ..models.identity import load_identity, similarity
 from ..options import DetectOptions, PasteOptions, RestoreOptions
-from ..photo import FaceRestorer, detect_and_align, paste_back, restore_crops, with_identity
+from ..photo import detect_and_align, paste_back, restore_crops, with_identity
 from ..photo_array import FULL_SCALE
-from ..pipeline import Progress
+from ..pipeline import FacePipeline, Progress
 from ..upscale import resize_plane
 from .inputs import Guard, Job
 from .report import comparison, crop_pictures, save_picture
@@ -84,7 +84,7 @@ class FileRestorer:
     """
 
     def __init__(
-        self, pipeline: FaceRestorer, plan: Plan, guard: Guard, progress: Progress | None = None
+        self, pipeline: FacePipeline, plan: Plan, guard: Guard, progress: Progress | None = None
     ) -> None:
         self.pipeline = pipeline
         self.plan = plan

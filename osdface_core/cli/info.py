@@ -17,8 +17,7 @@ from ..config import OSDFaceConfig
 from ..console import say
 from ..errors import CheckpointError
 from ..loading import resolve
-
-Shapes = dict[str, tuple[int, ...]]
+from ..weights import Shapes, misfits, shapes_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,23 +67,20 @@ def describe(source: str | Path) -> dict[str, Any]:
     }
 
 
-def find_problems(config: OSDFaceConfig, shapes: Shapes) -> list[str]:
+def find_problems(config: OSDFaceConfig, found: Shapes) -> list[str]:
     """List what keeps a file of this header from restoring faces, one line each.
 
     The adapters' own names are left to the base model that they will meet.
     """
-    absent = missing_parts(config, shapes)
+    absent = missing_parts(config, found)
     problems = [f"no {part}" for part in absent]
     expected = _expected(config)
     for part in sorted({name.split(".", 1)[0] for name in expected} - set(absent)):
-        names = [name for name in expected if name.startswith(part + ".")]
-        if missing := [name for name in names if name not in shapes]:
-            problems.append(f"{part}: {len(missing)} of {len(names)} tensors missing, first {missing[0]}")
-        if wrong := [name for name in names if name in shapes and shapes[name] != expected[name]]:
-            first = wrong[0]
-            problems.append(f"{part}: {first} is {list(shapes[first])}, expected {list(expected[first])}")
-        if extra := [name for name in shapes if name.startswith(part + ".") and name not in expected]:
-            problems.append(f"{part}: {len(extra)} unexpected tensors, first {extra[0]}")
+        own, given = (
+            {name: shape for name, shape in shapes.items() if name.startswith(part + ".")}
+            for shapes in (expected, found)
+        )
+        problems += [f"{part}: {line}" for line in misfits(own, given)]
     return problems
 
 
@@ -127,7 +123,7 @@ def _released(path: Path) -> tuple[OSDFaceConfig, dict[str, Any], Shapes]:
     from ..released import read_released
 
     checkpoint = read_released(path)
-    return checkpoint.config, checkpoint.training, {k: tuple(v.shape) for k, v in checkpoint.tensors.items()}
+    return checkpoint.config, checkpoint.training, shapes_of(checkpoint.tensors)
 
 
 def _expected(config: OSDFaceConfig) -> Shapes:

@@ -80,16 +80,8 @@ class Face:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain lists and numbers, ready for `json.dumps`."""
-        return {
-            "box": list(self.box),
-            "landmarks": [list(point) for point in self.landmarks],
-            "score": self.score,
-            "affine": [list(row) for row in self.affine],
-            "sharpness": self.sharpness,
-            "identity_before_after": _list_or_none(self.identity_before_after),
-            "track": self.track,
-        }
+        """Convert to plain tuples and numbers, ready for `json.dumps`."""
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Face:
@@ -119,7 +111,3 @@ class Face:
 
 def _freeze(value: Any) -> Any:
     return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
-
-
-def _list_or_none(pair: tuple[float, float] | None) -> list[float] | None:
-    return None if pair is None else list(pair)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import DetectorError
 from .mtcnn_nets import Stage, output_net, proposal_net, refinement_net
+from .nms import overlaps, unlike_better
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "mtcnn.safetensors"
 """Made from the wheel of `mtcnn` 1.0.0 (MIT) by `tools/convert_mtcnn.py`."""
@@ -178,17 +179,10 @@ def drop_nested(index: Tensor, rows: Tensor, limit: float = 0.7) -> Tensor:
 
     The overlap is measured against the smaller box, which catches an eye-to-chin box within the right one.
     """
-    boxes = rows[:, :4]
-    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    inner = (high - low).clamp(min=0).prod(dim=-1)
-    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1)
-    nested = inner > limit * torch.minimum(area[:, None], area[None, :])
-    clash = (nested & (index[:, None] == index[None, :])).cpu().numpy()
-    kept: list[int] = []
-    for row in range(len(rows)):
-        if not clash[row, kept].any():
-            kept.append(row)
+    boxes, image = rows[:, :4].cpu().numpy(), index.cpu().numpy()
+    inner, area = overlaps(boxes)
+    nested = inner > limit * np.minimum(area[:, None], area[None, :])
+    kept = unlike_better(nested & (image[:, None] == image[None, :]))
     return torch.tensor(kept, dtype=torch.long, device=rows.device)
 
 

@@ -19,25 +19,33 @@ def nms(parts: Sequence[np.ndarray]) -> np.ndarray:
     rows = np.concatenate([np.zeros((0, WIDTH)), *parts])
     rows = rows[np.isfinite(rows).all(axis=1)]
     rows = rows[np.argsort(-rows[:, 4], kind="stable")]
-    if len(rows) < 2:
-        return rows
-    same = same_face(rows)
+    return rows[unlike_better(same_face(rows))]
+
+
+def unlike_better(alike: np.ndarray) -> list[int]:
+    """Which rows (best first) to keep, so that none is like a kept one before it; `alike` is (n, n) bool."""
     kept: list[int] = []
-    for number in range(len(rows)):
-        if not same[number, kept].any():
-            kept.append(number)
-    return rows[kept]
+    for row in range(len(alike)):
+        if not alike[row, kept].any():
+            kept.append(row)
+    return kept
+
+
+def overlaps(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Areas (n, n) that pairs of boxes (n, 4) share, and the boxes' own (n,) [px^2]."""
+    shared = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(
+        boxes[:, None, :2], boxes[None, :, :2]
+    )
+    own = boxes[:, 2:] - boxes[:, :2]
+    return np.prod(shared.clip(0), axis=-1), np.prod(own.clip(0), axis=-1)
 
 
 def same_face(rows: np.ndarray) -> np.ndarray:
-    """Compare boxes in pairs, (n, n) bool: over 40 % of their union shared, or landmarks in one place.
+    """(n, n) bool: boxes that share over 40 % of their union, or similar sizes with landmarks in one place.
 
     Real neighbours in a crowd overlap too, but by less, and their landmarks lie apart.
     """
-    low = np.maximum(rows[:, None, :2], rows[None, :, :2])
-    high = np.minimum(rows[:, None, 2:4], rows[None, :, 2:4])
-    inner = np.prod(np.clip(high - low, 0, None), axis=-1)
-    area = np.prod(np.clip(rows[:, 2:4] - rows[:, :2], 0, None), axis=-1)
+    inner, area = overlaps(rows[:, :4])
     union = area[:, None] + area[None, :] - inner
     side = np.sqrt(np.maximum(area, 1e-9))
     centre = rows[:, 5:].reshape(-1, 5, 2).mean(axis=1)
@@ -48,10 +56,7 @@ def same_face(rows: np.ndarray) -> np.ndarray:
 
 def drop_shadowed(rows: np.ndarray, sure: float) -> np.ndarray:
     """Drop doubtful rows that lie to a quarter inside a sure one: hair or a collar beside a face."""
-    low = np.maximum(rows[:, None, :2], rows[None, :, :2])
-    high = np.minimum(rows[:, None, 2:4], rows[None, :, 2:4])
-    inner = np.prod(np.clip(high - low, 0, None), axis=-1)
-    area = np.prod(np.clip(rows[:, 2:4] - rows[:, :2], 1e-3, None), axis=-1)
+    inner, area = overlaps(rows[:, :4])
     good = rows[:, 4] >= sure
-    shadowed = (inner > 0.25 * area[:, None]) & good[None, :] & ~good[:, None]
+    shadowed = (inner > 0.25 * area[:, None].clip(1e-6)) & good[None, :] & ~good[:, None]
     return rows[~shadowed.any(axis=1)]

@@ -91,8 +91,9 @@ def paste(
     ]
     image = photo.writable(in_place)
     mask = torch.zeros(1, *photo.shape, device=photo.device)
-    for tile in tiles_touched(patches, *photo.shape):
-        blend_tile(image, mask, patches, tile, feather, mode)
+    for top in range(0, photo.shape[0], TILE):
+        for left in range(0, photo.shape[1], TILE):
+            blend_tile(image, mask, patches, (left, top, left + TILE, top + TILE), feather, mode)
     return image.native(), image.native_mask(mask)
 
 
@@ -114,21 +115,6 @@ def make_patch(photo: PhotoArray, face: Face, restored: Tensor, crop: Tensor | N
     return Patch(values, to_template, to_values, bounds)
 
 
-def tiles_touched(patches: Sequence[Patch], height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """List the rectangles (left, top, right, bottom) of a fixed grid that some patch reaches."""
-    cells: set[tuple[int, int]] = set()
-    for left, top, right, bottom in (patch.bounds for patch in patches):
-        if right > left and bottom > top:
-            rows = range(top // TILE, (bottom - 1) // TILE + 1)
-            cells |= {
-                (row, column) for row in rows for column in range(left // TILE, (right - 1) // TILE + 1)
-            }
-    return [
-        (column * TILE, row * TILE, min((column + 1) * TILE, width), min((row + 1) * TILE, height))
-        for row, column in sorted(cells)
-    ]
-
-
 def blend_tile(
     image: PhotoArray,
     mask: Tensor,
@@ -138,27 +124,16 @@ def blend_tile(
     mode: str,
 ) -> None:
     """Blend every patch that reaches `tile` and write the result, in place, where the mask is above zero."""
-    left, top, right, bottom = tile
-    inside = [
-        p
-        for p in patches
-        if p.bounds[0] < right and p.bounds[2] > left and p.bounds[1] < bottom and p.bounds[3] > top
-    ]
-    if not inside:
+    cuts = [(patch, _overlap(patch.bounds, tile)) for patch in patches]
+    cuts = [(patch, cut) for patch, cut in cuts if cut[0] < cut[2] and cut[1] < cut[3]]
+    if not cuts:
         return
-    # Shrink to what the patches cover, so that a small face costs little.
-    left, top = max(left, min(p.bounds[0] for p in inside)), max(top, min(p.bounds[1] for p in inside))
-    right, bottom = (
-        min(right, max(p.bounds[2] for p in inside)),
-        min(bottom, max(p.bounds[3] for p in inside)),
-    )
-    size = (bottom - top, right - left)
-    device = inside[0].values.device
-    cover = torch.zeros(1, *size, device=device)
-    total = torch.zeros(1, *size, device=device)
-    change = torch.zeros(3, *size, device=device)
-    for patch in inside:
-        cut = _overlap(patch.bounds, (left, top, right, bottom))
+    # Only what the patches cover, so that a small face costs little.
+    corners = np.array([cut for _, cut in cuts])
+    (left, top), (right, bottom) = corners[:, :2].min(axis=0).tolist(), corners[:, 2:].max(axis=0).tolist()
+    device = cuts[0][0].values.device
+    cover, total, change = torch.zeros(5, bottom - top, right - left, device=device).split((1, 1, 3))
+    for patch, cut in cuts:
         view = (slice(None), slice(cut[1] - top, cut[3] - top), slice(cut[0] - left, cut[2] - left))
         weight, share = soft_mask(patch.to_template, cut, feather, device)
         origin = translation(cut[0], cut[1])

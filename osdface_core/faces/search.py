@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..photo_array import PhotoArray, TensorPhoto
 from .align import cut, fit_similarity
-from .geometry import homogeneous, translation
+from .geometry import translation
 from .nms import drop_shadowed, nms
 from .views import View, drop_cut, padded, rows_to_photo, tiles, turned, whole
 
@@ -181,7 +181,7 @@ def look_closer(
     step = max(1, BATCH // turns)
     for start in range(0, len(jobs), step):
         upright = [patch_view(photo, base, *job, device) for job in jobs[start : start + step]]
-        views = [turned_quarter(view, turn) for view in upright for turn in range(turns)]
+        views = [turned(view, 90 * turn) for view in upright for turn in range(turns)]
         results = net(torch.stack([view.image for view in views]), PATCH / CONTEXT / 2)
         rows = [central(*pair) for pair in zip(results, views, strict=True)]
         found += [rows[i : i + turns] for i in range(0, len(rows), turns)]
@@ -202,15 +202,6 @@ def patch_view(photo: PhotoArray, base: View, row: np.ndarray, roll: float, devi
     else:
         image = cut(photo, to_patch, PATCH, device, outside=0.5)
     return View(image.clamp(0, 1), np.linalg.inv(to_patch))
-
-
-def turned_quarter(view: View, turn: int) -> View:
-    """Turn a square view counter-clockwise by `turn` times 90 degrees, without resampling."""
-    centre = (PATCH - 1) / 2
-    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[turn]
-    quarter = homogeneous(np.array([[cos, -sin, 0], [sin, cos, 0]]))
-    back = translation(centre, centre) @ quarter @ translation(-centre, -centre)
-    return View(torch.rot90(view.image, turn, (1, 2)), view.to_photo @ back)
 
 
 def central(rows: np.ndarray, view: View) -> np.ndarray | None:

@@ -31,23 +31,14 @@ GROWTH = 1.6
 """A face may grow or shrink by this factor between frames."""
 MAX_GAP = 4
 """Frames for which a face may be missed and still be taken for the same one."""
-
-
-@dataclass(frozen=True)
-class Smoothing:
-    """How strongly landmarks are steadied.
-
-    Attributes:
-        fps: frames per second of the clip.
-        cutoff: cut-off of a face at rest [Hz]; lower is steadier.
-        speed: how much the cut-off rises with speed [Hz per (face sizes per second)]; higher follows faster.
-        speed_cutoff: cut-off of the speed estimate itself [Hz].
-    """
-
-    fps: float = 24.0
-    cutoff: float = 0.5
-    speed: float = 0.4
-    speed_cutoff: float = 1.0
+STEP = 1 / 24
+"""Time from frame to frame [s]; clips of 24 to 30 frames per second are meant."""
+CUTOFF = 0.5
+"""Cut-off of a face at rest [Hz]; lower is steadier."""
+SPEED = 0.4
+"""How much the cut-off rises with speed [Hz per (face sizes per second)]; higher follows faster."""
+SPEED_CUTOFF = 1.0
+"""Cut-off of the speed estimate itself [Hz]."""
 
 
 @dataclass
@@ -62,7 +53,6 @@ def smooth(
     pixels: Tensor | None = None,
     *,
     cuts: Sequence[bool] | None = None,
-    settings: Smoothing | None = None,
 ) -> list[list[Face]]:
     """Give every face a track number and steady landmarks, affine and box over time.
 
@@ -70,20 +60,18 @@ def smooth(
         frames: faces per frame, as `detect` found them.
         pixels: (B, 3, H, W) unit range, for finding scene cuts; or pass `cuts`, or neither (no cut).
         cuts: per frame, whether it starts a new scene.
-        settings: strength of the filter; the defaults suit 24 to 30 frames per second.
     Returns:
         Faces per frame in the same order, with `track` set. Where a face was missed for up to four frames, it
         is filled in between its neighbours in time (at the end of that frame's list), so that a restored face
         does not flash.
     """
-    settings = settings or Smoothing()
     if cuts is None:
         cuts = [False] * len(frames) if pixels is None else scene_cuts(pixels)
     result: list[list[Face]] = [[] for _ in frames]
     places = {id(face): (i, j) for i, faces in enumerate(frames) for j, face in enumerate(faces)}
     slots: list[dict[int, Face]] = [{} for _ in frames]
     for track in follow(frames, cuts):
-        for frame, original, face in steady(track, settings):
+        for frame, original, face in steady(track):
             where = places.get(id(original)) if original is not None else None
             slots[frame][where[1] if where else 10**6 + track.number] = face
     for number, slot in enumerate(slots):
@@ -162,7 +150,7 @@ def _predict(track: _Track, number: int) -> tuple[np.ndarray, float]:
     return last + step * (number - track.frames[-1]), track.faces[-1].size
 
 
-def steady(track: _Track, settings: Smoothing) -> list[tuple[int, Face | None, Face]]:
+def steady(track: _Track) -> list[tuple[int, Face | None, Face]]:
     """Filter one track.
 
     Returns:
@@ -176,7 +164,7 @@ def steady(track: _Track, settings: Smoothing) -> list[tuple[int, Face | None, F
         np.log(np.maximum(np.ptp(filled[:, 4:].reshape(-1, 5, 2), axis=1).max(axis=1), 1e-3)).mean()
     )
     scaled = extended(filled / sizes, SETTLE)
-    both = ((one_euro(scaled, settings) + one_euro(scaled[::-1], settings)[::-1]) / 2 * sizes)[SETTLE:-SETTLE]
+    both = ((one_euro(scaled) + one_euro(scaled[::-1])[::-1]) / 2 * sizes)[SETTLE:-SETTLE]
     nearest = [track.faces[int(np.argmin(np.abs(np.array(track.frames) - frame)))] for frame in span]
     return [
         (frame, known.get(frame), _rebuild(near, row, track.number))
@@ -200,26 +188,25 @@ def extended(signal: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate((before(signal[:near]), signal, before(signal[: -near - 1 : -1])[::-1]))
 
 
-def one_euro(signal: np.ndarray, settings: Smoothing) -> np.ndarray:
+def one_euro(signal: np.ndarray) -> np.ndarray:
     """Apply the causal 1-euro filter over (frames, channels); one cut-off per channel and frame.
 
     Source: Casiez et al. 2012, Algorithm 1: alpha = 1 / (1 + tau / dt), tau = 1 / (2 pi cut-off).
     """
-    dt = 1 / settings.fps
     out = np.empty_like(signal)
     value, speed = signal[0].copy(), np.zeros_like(signal[0])
     out[0] = value
     for number in range(1, len(signal)):
-        raw = (signal[number] - signal[number - 1]) / dt
-        speed += _alpha(settings.speed_cutoff, dt) * (raw - speed)
-        cutoff = settings.cutoff + settings.speed * np.abs(speed)
-        value = value + _alpha(cutoff, dt) * (signal[number] - value)
+        raw = (signal[number] - signal[number - 1]) / STEP
+        speed += _alpha(SPEED_CUTOFF) * (raw - speed)
+        cutoff = CUTOFF + SPEED * np.abs(speed)
+        value = value + _alpha(cutoff) * (signal[number] - value)
         out[number] = value
     return out
 
 
-def _alpha(cutoff: np.ndarray | float, dt: float) -> np.ndarray | float:
-    return 1 / (1 + 1 / (2 * math.pi * cutoff * dt))
+def _alpha(cutoff: np.ndarray | float) -> np.ndarray | float:
+    return 1 / (1 + 1 / (2 * math.pi * cutoff * STEP))
 
 
 def _numbers(face: Face) -> np.ndarray:

@@ -84,14 +84,6 @@ def lookup(tokens: Tensor, codebook: Tensor) -> Tensor:
     return rows * (tokens >= 0).unsqueeze(-1).to(rows.dtype)
 
 
-def select_codes(features: Tensor, codebook: Tensor, count: int) -> Tensor:
-    """Pick the `count` closest distinct codes of each image: (B, count, D), zero rows when fewer occur.
-
-    Same arguments and source as `select_tokens`.
-    """
-    return lookup(select_tokens(features, codebook, count).codes, codebook)
-
-
 class Codebook(nn.Module):
     """K codes of dimension D under the released name `embedding`, initialised U(-1/K, 1/K)."""
 

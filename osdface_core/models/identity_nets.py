@@ -35,23 +35,6 @@ class _GlobalDepthwise(nn.Module):
         return self.bn(self.depthwise(x))
 
 
-class _InvertedResidual(nn.Module):
-    """Expand 1×1, depthwise 3×3, project 1×1 (linear); a skip where the shape stays."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        hidden = inputs * expansion
-        self.skip = stride == 1 and inputs == outputs
-        self.conv = nn.Sequential(
-            nn.Sequential(*_conv_norm(inputs, hidden, 1), nn.ReLU6()),
-            nn.Sequential(*_conv_norm(hidden, hidden, 3, stride, hidden), nn.ReLU6()),
-            *_conv_norm(hidden, outputs, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.skip else self.conv(x)
-
-
 class MobileFaceNet(nn.Module):
     """(B, 3, 112, 112), RGB in ImageNet mean/std units → (B, 128), not normalised.
 
@@ -63,6 +46,8 @@ class MobileFaceNet(nn.Module):
     """(expansion, channels, repeats, stride of the first)."""
 
     def __init__(self) -> None:
+        from torchvision.models.mobilenetv2 import InvertedResidual  # late: a second of start-up
+
         super().__init__()
         self.conv1 = nn.Sequential(*_conv_norm(3, 64, 3, 2), nn.ReLU6())
         self.dw_conv = _DepthwiseSeparable(64)
@@ -70,7 +55,7 @@ class MobileFaceNet(nn.Module):
         inputs = 64
         for expansion, channels, repeats, stride in self.STAGES:
             for index in range(repeats):
-                blocks.append(_InvertedResidual(inputs, channels, stride if index == 0 else 1, expansion))
+                blocks.append(InvertedResidual(inputs, channels, stride if index == 0 else 1, expansion))
                 inputs = channels
         self.features = nn.Sequential(*blocks)
         self.conv2 = nn.Sequential(*_conv_norm(inputs, 512, 1), nn.ReLU6())
