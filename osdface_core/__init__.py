@@ -26,25 +26,15 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME = {
-    "CheckpointError": "errors",
-    "ConfigError": "errors",
-    "DetectorError": "errors",
-    "Face": "faces",
-    "ImageError": "errors",
-    "OSDFaceConfig": "config",
-    "OSDFaceError": "errors",
-    "OSDFacePipeline": "photo",
-    "OptionError": "errors",
-    "Photo": "images",
-    "PhotoResult": "photo",
-    "align": "faces",
-    "detect": "faces",
-    "load_config": "checkpoint",
-    "paste": "faces",
-    "read_photo": "images",
-    "select": "faces",
-    "write_photo": "images",
-}
+    "checkpoint": ("load_config",),
+    "config": ("OSDFaceConfig",),
+    "errors": (
+        "CheckpointError", "ConfigError", "DetectorError", "ImageError", "OSDFaceError", "OptionError",
+    ),
+    "faces": ("Face", "align", "detect", "paste", "select"),
+    "images": ("Photo", "read_photo", "write_photo"),
+    "photo": ("OSDFacePipeline", "PhotoResult"),
+}  # fmt: skip
 
 __all__ = [
     "CheckpointError",
@@ -71,9 +61,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    for home, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{home}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _version() -> str:

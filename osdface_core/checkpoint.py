@@ -18,7 +18,7 @@ from torch import Tensor
 from .config import OSDFaceConfig, from_dict
 from .errors import CheckpointError
 from .file_kinds import kind_of_file, kind_of_tensors
-from .files import replacing
+from .files import writing
 from .weights import misfits, shapes_of
 
 FORMAT = 1
@@ -75,11 +75,8 @@ def save_checkpoint(
         "modelspec.prediction_type": config.prediction_type,
     }
     cpu = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    try:
-        with replacing(path) as temporary:
-            save_file(cpu, temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {path}: {error}; nothing was replaced") from error
+    with writing(path, CheckpointError) as temporary:
+        save_file(cpu, temporary, metadata)
 
 
 def read_header(path: str | Path) -> tuple[OSDFaceConfig, dict[str, Any], list[str]]:

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from .errors import OSDFaceError
+
 
 def shorten(name: str, limit: int) -> str:
     """Cut a file name to `limit` bytes, between characters: disks count bytes (255 on most), not characters.
@@ -40,3 +44,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | Path, failure: type[OSDFaceError]) -> Iterator[Path]:
+    """Yield a temporary path as `replacing` does.
+
+    Raises:
+        OSDFaceError: of the kind `failure`, one line, where the file cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise failure(f"cannot write {path}: {error}; nothing was replaced") from error

@@ -35,7 +35,7 @@ class Option:
         low, high: range, ends included; None: no bound.
         step: by how much a dial turns.
         unit: "px" or nothing.
-        metavar: what `--help` shows for the value.
+        metavar: what `--help` shows for a text.
         flags: the command line's names, where they are not the field's.
         widget: ComfyUI's name, where it is not the field's.
         label: the web UI's name, where it is not the field's.
@@ -113,8 +113,6 @@ class Option:
     def _fits(self, value: Any) -> bool:
         if self.choices:
             return value in self.choices
-        if self.kind is bool:
-            return isinstance(value, bool)
         if self.kind not in (int, float):
             return True
         if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
@@ -123,7 +121,7 @@ class Option:
         return low <= float(value) <= (float("inf") if self.high is None else self.high)
 
     def _expected(self) -> str:
-        number = {int: "a whole number", float: "a number", bool: "true or false"}.get(self.kind, "")
+        number = {int: "a whole number", float: "a number"}.get(self.kind, "")
         return ("one of " if self.choices else "") + (self.span or number)
 
 
@@ -190,7 +188,6 @@ class LoadOptions(Options):
             low=-100.0,
             high=100.0,
             step=0.01,
-            metavar="F",
             widget="lora_strength",
             label="LoRA strength",
         ),
@@ -250,7 +247,6 @@ class DetectOptions(Options):
             low=0.0,
             high=1.0,
             step=0.05,
-            metavar="0..1",
         ),
     ] = 0.9
     effort: Annotated[
@@ -277,7 +273,6 @@ class DetectOptions(Options):
             low=0,
             step=1,
             unit="px",
-            metavar="PX",
             label="Leave faces below [px] alone",
         ),
     ] = 0
@@ -289,12 +284,11 @@ class DetectOptions(Options):
             low=0,
             step=1,
             unit="px",
-            metavar="PX",
         ),
     ] = None
     max_faces: Annotated[
         int | None,
-        Option("At most so many faces, the first in the chosen order.", none="no limit", low=1, metavar="N"),
+        Option("At most so many faces, the first in the chosen order.", none="no limit", low=1),
     ] = None
     order: Annotated[
         Order,
@@ -317,7 +311,6 @@ class RestoreOptions(Options):
             low=0.0,
             high=1.0,
             step=0.05,
-            metavar="0..1",
         ),
     ] = 1.0
     fidelity: Annotated[
@@ -329,7 +322,6 @@ class RestoreOptions(Options):
             low=0.0,
             high=1.0,
             step=0.05,
-            metavar="0..1",
         ),
     ] = 1.0
     timestep: Annotated[
@@ -340,7 +332,6 @@ class RestoreOptions(Options):
             none="as the checkpoint was trained, 399 for the released model and mini",
             low=0,
             high=999,
-            metavar="0..999",
             unset=-1,
         ),
     ] = None
@@ -358,7 +349,6 @@ class RestoreOptions(Options):
             "Faces at once; halved when memory runs out.",
             none="as many as free memory allows",
             low=1,
-            metavar="N",
         ),
     ] = None
 
@@ -374,7 +364,6 @@ class PasteOptions(Options):
             low=1.0,
             high=16.0,
             step=0.25,
-            metavar="F",
         ),
     ] = 1.0
     upscale_model: Annotated[
@@ -390,7 +379,6 @@ class PasteOptions(Options):
             low=0.001,
             high=1.0,
             step=0.01,
-            metavar="F",
         ),
     ] = 0.2
     paste_mode: Annotated[
@@ -424,7 +412,7 @@ def _complete(name: str, default: Any, hint: Any) -> Option:
         parts = typing.get_args(kind)
         optional, kind = type(None) in parts, parts[0]
     choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-    kind = kind if kind in (int, float, bool) else str
+    kind = kind if kind in (int, float) else str
     return dataclasses.replace(
         option, name=name, default=default, kind=kind, choices=choices, optional=optional
     )

@@ -7,7 +7,6 @@ and `pytorch_lora_weights.safetensors`.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import LoRAConfig, OSDFaceConfig
 from .errors import CheckpointError
 from .file_kinds import kind_of_file
-from .files import replacing
+from .files import writing
 from .models.lora import lora_config, parse_lora
 
 VRE_FILE = "associate_2.ckpt"
@@ -97,9 +96,12 @@ def convert_to_released(source: str | Path, folder: str | Path) -> None:
     folder = Path(folder)
     vre = {BRANCH + k: v for k, v in checkpoint.part("vre").items()}
     lora = {f"unet.{k}": v for k, v in checkpoint.part("lora").items()}
-    _write(folder / VRE_FILE, lambda p: torch.save({"state_dict": vre}, p))
-    _write(folder / PROJECTION_FILE, lambda p: torch.save(checkpoint.part("projection"), p))
-    _write(folder / LORA_FILE, lambda p: save_file(lora, p, {"format": "pt"}))
+    with writing(folder / VRE_FILE, CheckpointError) as path:
+        torch.save({"state_dict": vre}, path)
+    with writing(folder / PROJECTION_FILE, CheckpointError) as path:
+        torch.save(checkpoint.part("projection"), path)
+    with writing(folder / LORA_FILE, CheckpointError) as path:
+        save_file(lora, path, {"format": "pt"})
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -141,11 +143,3 @@ def _lq_branch(state: dict[str, Tensor]) -> dict[str, Tensor]:
             f"{VRE_FILE} has no {BRANCH}* tensors; this file is not the released OSDFace stage 1"
         )
     return branch
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    try:
-        with replacing(path) as temporary:
-            write(temporary)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {path}: {error}; nothing was replaced") from error

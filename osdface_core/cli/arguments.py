@@ -32,7 +32,11 @@ def _reader(option: Option) -> Callable[[str], Any]:
 
 
 def _metavar(option: Option) -> str | None:
-    return option.metavar or "{" + ",".join(option.choices) + "}"
+    if option.choices:
+        return "{" + ",".join(option.choices) + "}"
+    if option.kind is str:
+        return option.metavar
+    return (option.span if option.high is not None else "") or option.unit.upper() or "N"
 
 
 def _help(option: Option) -> str:

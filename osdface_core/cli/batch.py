@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..faces import Face
-from ..files import replacing
+from ..files import writing
 from ..images import Photo, check_alpha, from_unit, read_photo, to_unit, write_photo
 from ..models.identity import load_identity, similarity
 from ..options import DetectOptions, PasteOptions, RestoreOptions
@@ -125,7 +125,8 @@ class FileRestorer:
         pasted = time.perf_counter()
         notes: tuple[str, ...] = ()
         if _untouched(work, pixels, self.plan):
-            _copy(work.job)
+            with writing(work.job.target, ImageError) as temporary:
+                shutil.copyfile(work.job.source, temporary)
         else:
             notes = work.photo.notes + write_photo(work.job.target, _with_pixels(work.photo, pixels))
         self._write_extras(work, pixels)
@@ -183,14 +184,6 @@ def _untouched(work: Work, pixels: np.ndarray, plan: Plan) -> bool:
     """No face was found and nothing was resized: the file's own bytes are the best copy of it."""
     same_kind = work.job.source.suffix.lower() == work.job.target.suffix.lower()
     return same_kind and not plan.aligned and not work.faces and pixels.shape == work.photo.pixels.shape
-
-
-def _copy(job: Job) -> None:
-    try:
-        with replacing(job.target) as temporary:
-            shutil.copyfile(job.source, temporary)
-    except OSError as error:
-        raise ImageError(f"cannot write {job.target}: {error}; nothing was replaced") from error
 
 
 def _with_pixels(photo: Photo, pixels: np.ndarray) -> Photo:

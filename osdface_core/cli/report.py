@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ImageError
-from ..files import replacing
+from ..files import writing
 from ..images import from_unit
 
 GAP = 8  # [px] between before and after
@@ -56,11 +56,8 @@ def save_picture(image: Image.Image, path: Path) -> None:
     Raises:
         ImageError: the disk is full or the folder cannot be written.
     """
-    try:
-        with replacing(path) as temporary:
-            image.save(temporary)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"cannot write {path}: {error}; nothing was replaced") from error
+    with writing(path, ImageError) as temporary:
+        image.save(temporary)
 
 
 def crop_pictures(crops: Tensor, restored: Tensor, stem: Path) -> list[tuple[Path, Image.Image]]:
@@ -79,8 +76,5 @@ def save_json(content: dict[str, Any], path: Path) -> None:
     Raises:
         ImageError: the disk is full or the folder cannot be written.
     """
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ImageError(f"cannot write {path}: {error}; nothing was replaced") from error
+    with writing(path, ImageError) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -72,13 +72,9 @@ def align(
     device = torch.device(device or photo.device)
     crops = torch.empty(len(faces), 3, size, size, device=device)
     for number, face in enumerate(faces):
-        crops[number] = crop_face(photo, face, size, device)
+        to_crop = resizing(size / CROP_SIZE, size / CROP_SIZE) @ homogeneous(face.matrix)
+        crops[number] = cut(photo, to_crop, size, device)
     return crops.clamp_(0, 1)
-
-
-def crop_face(photo: PhotoArray, face: Face, size: int, device: torch.device) -> Tensor:
-    """Cut out one aligned crop (3, size, size), not yet clamped to the unit range; see `align`."""
-    return cut(photo, resizing(size / CROP_SIZE, size / CROP_SIZE) @ homogeneous(face.matrix), size, device)
 
 
 def cut(

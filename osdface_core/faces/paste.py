@@ -144,7 +144,13 @@ def blend_tile(
         total[view] += share
         change[view] += share * values
     change = cover * change / total.clamp(min=1e-30)
-    write_tile(image, mask, change, cover, (left, top, right, bottom), replace=mode == "replace")
+    area = (top, bottom, left, right)
+    before = image.region(area, device)
+    after = before * (1 - cover) + change if mode == "replace" else before + change
+    # Float photos may hold values beyond 0..1 (HDR): only what the blend itself pushes out is cut.
+    after = torch.maximum(torch.minimum(after, before.clamp(min=1)), before.clamp(max=0))
+    image.write(area, after, cover[0] > 0)
+    mask[:, top:bottom, left:right] = cover.to(mask)
 
 
 def soft_mask(
@@ -172,26 +178,6 @@ def soft_mask(
     weight.mul_(near).add_(10).mul_(near).mul_(near).mul_(near).clamp_(max=1)  # rounding may exceed 1
     share = inward.square_().square_().mul_(weight)
     return weight[None], share[None]
-
-
-def write_tile(
-    image: PhotoArray,
-    mask: Tensor,
-    change: Tensor,
-    cover: Tensor,
-    tile: tuple[int, int, int, int],
-    *,
-    replace: bool,
-) -> None:
-    """Add `change` to the tile of `image` (after fading the original out by `cover` if `replace`)."""
-    left, top, right, bottom = tile
-    area = (top, bottom, left, right)
-    before = image.region(area, change.device)
-    after = before * (1 - cover) + change if replace else before + change
-    # Float photos may hold values beyond 0..1 (HDR): only what the blend itself pushes out is cut.
-    after = torch.maximum(torch.minimum(after, before.clamp(min=1)), before.clamp(max=0))
-    image.write(area, after, cover[0] > 0)
-    mask[:, top:bottom, left:right] = cover.to(mask)
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

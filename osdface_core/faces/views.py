@@ -99,12 +99,8 @@ def padded(view: View, fraction: float = 0.5) -> View:
     """Frame the picture with its repeated border: faces that fill the photo are found inside it."""
     height, width = view.image.shape[-2:]
     across, down = int(width * fraction), int(height * fraction)
-    matrix = view.to_photo @ translation(-across, -down)
-    shift = translation(-across, -down)
-    image = warp(
-        view.image, shift[:2], (height + 2 * down, width + 2 * across), padding="border", mode="bilinear"
-    )
-    return View(image, matrix)
+    image = F.pad(view.image[None], (across, across, down, down), mode="replicate")[0]
+    return View(image, view.to_photo @ translation(-across, -down))
 
 
 def turned(view: View, degrees: float) -> View:
