@@ -268,17 +268,14 @@ class Progress:
         """Advance by `count`; `preview` is one (3, H, W) image in [0, 1] to show on the node."""
         check_interrupt()
         self._done += count
-        self._bar.update_absolute(self._done, None, _preview(preview))
+        shown = None if preview is None else ("JPEG", to_picture(preview), 512)
+        self._bar.update_absolute(self._done, None, shown)
 
 
 def check_interrupt() -> None:
     import comfy.model_management as mm
 
     mm.throw_exception_if_processing_interrupted()
-
-
-def _preview(image: Tensor | None) -> tuple[str, Any, int] | None:
-    return None if image is None else ("JPEG", to_picture(image), 512)
 
 
 # ------------------------------------------------------------------ tensors

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,25 +77,13 @@ def _load(module: str) -> ModuleType:
     try:
         return importlib.import_module(module, __package__)
     except ModuleNotFoundError as error:
-        if error.name != "benchmarks":
+        if error.name != module:
             raise
-        return _beside(module)
-
-
-def _beside(name: str) -> ModuleType:
-    """Load a package that lies in the clone beside this one and is never installed.
-
-    Raises:
-        OSDFaceError: there is no clone.
-    """
-    entry = Path(__file__).resolve().parents[2] / name / "__init__.py"
-    spec = importlib.util.spec_from_file_location(name, entry)
-    if not entry.is_file() or spec is None or spec.loader is None:
-        raise OSDFaceError(f"{name}/ is not installed: run this command from a clone (pip install -e .)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    clone = Path(__file__).resolve().parents[2]  # `benchmarks` lies there and is never installed
+    if not (clone / module).is_dir():
+        raise OSDFaceError(f"{module}/ is not installed: run this command from a clone (pip install -e .)")
+    sys.path.append(str(clone))
+    return importlib.import_module(module)
 
 
 def _trainer(argv: list[str]) -> int:

@@ -52,10 +52,14 @@ class Network(nn.Module):
     """
 
     def __init__(self, name: str) -> None:
+        from torchvision.models import resnet50  # late: a second of start-up
+        from torchvision.models._utils import IntermediateLayerGetter
+
         super().__init__()
         variant = VARIANTS[name]
-        self.taps, width = variant.taps, variant.width
-        self.body = _mobilenet() if name == "mobile0.25" else _resnet50()
+        width = variant.width
+        body = resnet50(weights=None) if name == "resnet50" else _mobilenet()
+        self.body = IntermediateLayerGetter(body, {name: name for name in variant.taps})
         self.fpn = Pyramid(variant.channels, width)
         self.ssh1, self.ssh2, self.ssh3 = Context(width), Context(width), Context(width)
         self.BboxHead = _heads(width, 4)
@@ -71,12 +75,7 @@ class Network(nn.Module):
             Box regressions (B, n, 4), probabilities of background and face (B, n, 2), landmark regressions
             (B, n, 10); anchors ordered by level, row, column, size.
         """
-        maps = []
-        for name, layer in self.body.named_children():
-            images = layer(images)
-            if name in self.taps:
-                maps.append(images)
-        levels = self.fpn(maps)
+        levels = self.fpn(list(self.body(images).values()))
         levels = [
             module(level) for module, level in zip((self.ssh1, self.ssh2, self.ssh3), levels, strict=True)
         ]
@@ -165,13 +164,3 @@ def _mobilenet() -> nn.Sequential:
     stages = {name: [_separable(*sizes) for sizes in blocks] for name, blocks in MOBILENET_STAGES.items()}
     stages["stage1"].insert(0, _conv(3, 8, stride=2, slope=0.1))
     return nn.Sequential(OrderedDict((name, nn.Sequential(*blocks)) for name, blocks in stages.items()))
-
-
-def _resnet50() -> nn.Sequential:
-    """torchvision's ResNet-50 up to its last stage."""
-    from torchvision.models import resnet50
-
-    layers = OrderedDict(resnet50(weights=None).named_children())
-    return nn.Sequential(
-        OrderedDict((name, layer) for name, layer in layers.items() if name not in ("avgpool", "fc"))
-    )
