@@ -18,7 +18,7 @@ float; or a Pillow image."""
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, "float32": 1.0, "float64": 1.0}
 """Array value that means 1.0 in the unit range."""
 
-BRIGHT = 2.0
+BRIGHT = 8.0
 """Mean of a float photo that only values of 0 to 255 reach; highlights above 1 are fine."""
 
 Area = tuple[int, int, int, int]

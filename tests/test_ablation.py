@@ -45,5 +45,6 @@ def test_runs_are_scored_and_kept(
     assert metrics.read_text() == trained, "a finished run is only read"
     capsys.readouterr()
     missing = f"data.train={tmp_path / 'none'}"
-    assert ablation.main(["smoke", "--set", missing, "--out", str(tmp_path / "b")]) == 1
+    broken = ["smoke", "--set", "restorer.prompt=learned", "--set", missing, "--out", str(tmp_path / "b")]
+    assert ablation.main(broken) == 1
     assert capsys.readouterr().err.count("\n") == 1

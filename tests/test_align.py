@@ -10,6 +10,7 @@ from osdface_core.errors import ImageError
 from osdface_core.faces import Face, align
 from osdface_core.faces.align import fit_similarity, measure, sharpness
 from osdface_core.faces.geometry import inverse
+from osdface_core.photo_array import PhotoArray
 from tests.face_places import TEMPLATE, face_at, place
 
 QUICK = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -139,7 +140,8 @@ def test_sharpness_orders_by_resolution():
     assert float(sharpness(crop * 0.2 + 0.3)) == pytest.approx(values[0], rel=0.05)
     assert float(sharpness(torch.full((1, 3, 512, 512), 0.5))) == 0
     face = face_at(1.0, 0, 255.5, 255.5)
-    assert measure(crop[0], [face], torch.device("cpu"))[0] == pytest.approx(values[0], rel=1e-3)
+    photo = PhotoArray.of(crop[0])
+    assert measure(photo, [face], torch.device("cpu"))[0] == pytest.approx(values[0], rel=1e-3)
 
 
 @QUICK

@@ -63,8 +63,8 @@ restore_command.runner_for = lambda *arguments: overlapped  # holds the most
 for number in range(80):
     pair.crop((0, 0, 300 + number % 7, 300)).save(folder / "in" / f"{number:03}.jpg")
 sizes = []
-say = restore_command._say
-restore_command._say = lambda line, stream: (sizes.append(resident_bytes() / MB), say(line, stream))
+say = restore_command.say
+restore_command.say = lambda *line, **how: (sizes.append(resident_bytes() / MB), say(*line, **how))
 restore(folder / "in", "-o", folder / "out")
 assert len(sizes) == 80
 print("growth", sorted(sizes[-20:])[10] - sorted(sizes[20:40])[10])
