@@ -7,6 +7,7 @@ Source: TIFF 6.0 section 2 (image file directories), BigTIFF, EXIF 2.3 section 4
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,11 @@ WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 """struct's signs for the field types of whole numbers."""
 LIMIT = 1 << 24
 """Values above this many bytes are no metadata."""
+
+TOTAL = 1 << 26
+"""Bytes that all values of a file may have together: its directories can name one value many times."""
+COST = 1024
+"""Bytes that reading anything at all counts: directories can name each other without end."""
 
 Reader = Callable[[int, int], bytes]
 
@@ -95,6 +101,18 @@ def header(head: bytes) -> Header | None:
     return None
 
 
+def metered(read: Reader) -> Reader:
+    """Make a reader that finds nothing more once it has read `TOTAL`."""
+    left = TOTAL
+
+    def read_some(place: int, size: int) -> bytes:
+        nonlocal left
+        left -= max(size, COST)
+        return read(place, size) if left >= 0 else b""
+
+    return read_some
+
+
 def parse(read: Reader, offset: int, form: Header, depth: int = 0) -> Directory:
     """Read the directory at `offset`; leave out damaged fields.
 
@@ -136,7 +154,11 @@ def _directory(block: bytes | None) -> tuple[Header | None, Directory]:
     form = header(body[:16])
     if form is None:
         return None, Directory()
-    return form, parse(lambda place, size: body[place : place + size], form.first, form)
+    return form, parse(_reader(body), form.first, form)
+
+
+def _reader(body: bytes) -> Reader:
+    return metered(lambda place, size: body[place : place + size])
 
 
 def fields(block: bytes | None) -> tuple[Entry, ...]:
@@ -154,8 +176,8 @@ def serialise(entries: Iterable[Entry], order: str, base: int) -> bytes:
     """Pack a directory that will lie at `base`, with its values and child directories behind it."""
     kept = (entry for entry in entries if entry.kind < 16 and (entry.data or entry.children))
     entries = sorted(kept, key=lambda entry: entry.tag)
-    table = struct.pack(order + "H", len(entries))
-    extra = b""
+    table = bytearray(struct.pack(order + "H", len(entries)))
+    extra = bytearray()
     start = base + 2 + 12 * len(entries) + 4
     for entry in entries:
         place = start + len(extra)
@@ -168,7 +190,7 @@ def serialise(entries: Iterable[Entry], order: str, base: int) -> bytes:
         else:
             value = entry.data.ljust(4, b"\x00")
         table += struct.pack(order + "HHI", entry.tag, entry.kind, entry.count) + value
-    return table + b"\x00\x00\x00\x00" + extra
+    return bytes(table + b"\x00\x00\x00\x00" + extra)
 
 
 def whole(order: str, tag: int, kind: int, *numbers: int) -> Entry:
@@ -238,7 +260,7 @@ def without_thumbnail(block: bytes | None) -> bytes | None:
     form, first = _directory(body)
     if block is None or form is None or not first.next:
         return block
-    second = parse(lambda place, size: body[place : place + size], first.next, form).entries
+    second = parse(_reader(body), first.next, form).entries
     known = {entry.tag: next(iter(entry.numbers(form.order)), 0) for entry in second}
     rest = bytearray(body)
     rest[first.link : first.link + form.place.size] = bytes(form.place.size)
@@ -247,6 +269,12 @@ def without_thumbnail(block: bytes | None) -> bytes | None:
     if 8 <= start < end <= len(rest):
         rest[start:end] = b"" if end >= len(rest) - 1 else bytes(end - start)
     return block[: len(block) - len(body)] + bytes(rest)
+
+
+FIELD = 12
+"""Bytes of a field in a directory, beside its data."""
+NAMED = 8
+"""Most names of fields in one line."""
 
 
 def fitted(block: bytes, limit: int) -> tuple[bytes | None, str]:
@@ -260,14 +288,17 @@ def fitted(block: bytes, limit: int) -> tuple[bytes | None, str]:
     shorter = without_thumbnail(block) or block
     if len(shorter) <= limit:
         return shorter, "thumbnail"
-    entries, gone = fields(block), []
-    for one in sorted(_leaves(entries), key=lambda entry: (entry.tag != MAKER_NOTE, -len(entry.data))):
-        entries = _without(entries, one)
-        gone.append(ExifTags.TAGS.get(one.tag, str(one.tag)))
-        shorter = pack(entries, byte_order(block))
-        if len(shorter) <= limit:
-            return shorter, ", ".join(gone)
-    return None, "all of it"
+    order, entries, gone = byte_order(block), fields(block), []
+    for entry in [e for e in _leaves(entries) if e.tag == MAKER_NOTE]:
+        entries, gone = _without(entries, entry), [*gone, "MakerNote"]
+    while entries and (excess := len(shorter := pack(entries, order)) - limit) > 0:
+        largest = sorted(_leaves(entries), key=lambda entry: -len(entry.data))
+        sizes = itertools.accumulate((len(entry.data) + 1) // 2 * 2 + FIELD for entry in largest)
+        dropped = largest[: 1 + next((number for number, size in enumerate(sizes) if size >= excess), 0)]
+        entries = _without(entries, *dropped)
+        gone += [ExifTags.TAGS.get(entry.tag, str(entry.tag)) for entry in dropped]
+    names = ", ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" if len(gone) > NAMED else "")
+    return (shorter, names) if entries else (None, "all of it")
 
 
 def _leaves(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -275,6 +306,14 @@ def _leaves(entries: Iterable[Entry]) -> Iterator[Entry]:
         yield from _leaves(entry.children) if entry.children else (entry,)
 
 
-def _without(entries: Iterable[Entry], gone: Entry) -> tuple[Entry, ...]:
-    kept = (entry for entry in entries if entry is not gone)
-    return tuple(replace(one, children=_without(one.children, gone)) if one.children else one for one in kept)
+def _without(entries: Iterable[Entry], *gone: Entry) -> tuple[Entry, ...]:
+    return _kept(entries, {id(entry) for entry in gone})
+
+
+def _kept(entries: Iterable[Entry], gone: set[int]) -> tuple[Entry, ...]:
+    kept = [
+        replace(entry, children=_kept(entry.children, gone)) if entry.children else entry
+        for entry in entries
+        if id(entry) not in gone
+    ]
+    return tuple(entry for entry in kept if entry.children or entry.data)

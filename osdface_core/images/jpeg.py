@@ -5,6 +5,7 @@ Source: ITU-T T.81 annex B, EXIF 2.3 section 4.7, ICC.1 annex B.4, XMP part 3, C
 
 from __future__ import annotations
 
+import re
 import struct
 
 from . import exif, photoshop, xmp
@@ -21,8 +22,8 @@ MPF_ENTRIES = 0xB002
 GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\x00"
 SIDE_NOTES = (*range(APP1, 0xEE), 0xEF, COM)
 """All but the header (APP0) and the colour transform (APP14), which the decoder needs."""
-ALONE = (0x01, SOI, *range(0xD0, 0xD8))
-"""Markers without a body."""
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""A marker with a body, unlike restarts and the start of a picture."""
 
 Segment = tuple[int, bytes]
 
@@ -52,25 +53,19 @@ def read(data: bytes) -> tuple[bytes, Metadata]:
 def _split(data: bytes) -> tuple[list[Segment], bytes]:
     """Side notes before the first scan, and the file without them."""
     notes: list[Segment] = []
-    pixels = bytearray(data[:2])
+    pixels = [data[:2]]
     place = 2
-    while place + 4 <= len(data):
-        if data[place] != 0xFF or data[place + 1] == 0xFF:  # filling, or bytes that do not belong here
-            place += 1
-            continue
+    while found := MARKER.search(data, place):  # past filling, and bytes that do not belong here
+        place = found.start()
         marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in (SOS, EOI):
+        if marker in (SOS, EOI) or place + 4 > len(data):
             break
-        if marker in ALONE or not marker:
-            place += 2
-            continue
-        body = data[place + 4 : place + 2 + size]
         if marker in SIDE_NOTES:
-            notes.append((marker, body))
+            notes.append((marker, data[place + 4 : place + 2 + size]))
         else:
-            pixels += data[place : place + 2 + size]
+            pixels.append(data[place : place + 2 + size])
         place += 2 + max(2, size)
-    return notes, bytes(pixels) + data[place:]
+    return notes, b"".join((*pixels, memoryview(data)[place:]))
 
 
 def _bodies(segments: list[Segment], marker: int, prefix: bytes) -> list[bytes]:

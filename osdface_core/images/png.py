@@ -28,7 +28,9 @@ STALE = (b"tIME", b"sBIT", b"bKGD", b"hIST", b"sPLT", b"acTL", b"fcTL", b"fdAT")
 """Chunks about the old samples, which new ones make wrong."""
 XMP_KEY = "XML:com.adobe.xmp"
 LIMIT = 1 << 24
-"""Bytes of one unpacked side note above which it is left out: nothing honest is larger."""
+"""Bytes of all unpacked side notes above which more are left out: nothing honest is larger."""
+MOST_CHUNKS = 10_000
+"""Chunks behind which side notes are left out."""
 STRIP = 1 << 22
 """Bytes that are filtered at once."""
 
@@ -42,13 +44,17 @@ def read(data: bytes) -> tuple[Plane, Metadata]:
         ImageError: several frames, or too large.
         ValueError: damaged pixels. A damaged side note is left out and noted.
     """
-    stream, about = bytearray(MAGIC), Metadata()
+    stream: list[bytes | memoryview] = [MAGIC]
+    about = Metadata()
     chunks: list[Chunk] = []
-    for kind, body, raw, whole in _walk(data):
+    for number, (kind, body, raw, whole) in enumerate(_walk(data)):
         if kind in PIXELS:
             if not whole and (kind != b"IDAT" or len(raw) == len(body) + 12):  # the last one may be cut short
                 raise ValueError(f"wrong checksum of its {_name(kind)} chunk")
-            stream += raw
+            stream.append(raw)
+        elif number >= MOST_CHUNKS:
+            if number == MOST_CHUNKS:
+                about.notes.append(f"its chunks from number {MOST_CHUNKS} on are left out")
         elif not whole:
             about.notes.append(f"its {_name(kind)} chunk is damaged and left out")
         else:
@@ -56,8 +62,9 @@ def read(data: bytes) -> tuple[Plane, Metadata]:
     frames = int.from_bytes(dict(chunks).get(b"acTL", b"")[:4], "big")
     if frames > 1:
         raise ImageError(f"holds {frames} frames: export the one to restore as its own file")
-    plane = _decode(bytes(stream))
-    return plane, _metadata(chunks, about)
+    pixels = b"".join(stream)
+    del data, stream, body, raw  # the file is as large as the picture where noise fills it
+    return _decode(pixels), _metadata(chunks, about)
 
 
 def _walk(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview, bool]]:
@@ -115,12 +122,18 @@ def _keyed(samples: np.ndarray, clear: object) -> np.ndarray | None:
 
 def _metadata(chunks: Iterable[Chunk], found: Metadata) -> Metadata:
     kept: list[Chunk] = []
+    text: dict[str, list[str]] = {}
+    room = LIMIT
     for kind, body in chunks:
         try:
             if kind in (b"tEXt", b"zTXt", b"iTXt"):
-                _take_text(*_text(kind, body), found)
+                key, value, encoding = _text(kind, body, room)
+                room -= len(value)
+                if not _is_block(key, value, found):
+                    text.setdefault(key, []).append(value.decode(encoding, "replace"))
             elif kind == b"iCCP":
-                found.icc = _inflate(body[body.index(b"\0") + 2 :])
+                found.icc = _inflate(body[body.index(b"\0") + 2 :], room)
+                room -= len(found.icc)
             elif kind == b"eXIf":
                 found.exif = exif.PREFIX + body.removeprefix(exif.PREFIX)
             elif kind == b"pHYs" and body[8:9] == b"\1":
@@ -132,37 +145,40 @@ def _metadata(chunks: Iterable[Chunk], found: Metadata) -> Metadata:
                 found.notes.append(f"its {_name(kind)} chunk holds only for the old pixels and is left out")
         except (ValueError, zlib.error, struct.error) as error:
             found.notes.append(f"its {_name(kind)} chunk is left out ({error})")
+    found.text = {key: "\n".join(parts) for key, parts in text.items()}
     found.chunks = tuple(kept)
     return found
 
 
-def _text(kind: bytes, body: bytes) -> tuple[str, bytes, str]:
+def _text(kind: bytes, body: bytes, room: int) -> tuple[str, bytes, str]:
     """Keyword, text as stored and its encoding."""
     key, _, rest = body.partition(b"\0")
     name = key.decode("latin-1")
     if kind == b"tEXt":
         return name, rest, "latin-1"
     if kind == b"zTXt":
-        return name, _inflate(rest[1:]), "latin-1"
+        return name, _inflate(rest[1:], room), "latin-1"
     packed, rest = rest[:1] == b"\1", rest[2:]
     _, _, rest = rest.partition(b"\0")  # language
     _, _, rest = rest.partition(b"\0")  # keyword in that language
-    return name, _inflate(rest) if packed else rest, "utf-8"
+    return name, _inflate(rest, room) if packed else rest, "utf-8"
 
 
-def _take_text(key: str, value: bytes, encoding: str, found: Metadata) -> None:
+def _is_block(key: str, value: bytes, found: Metadata) -> bool:
+    """Take a text that is not one: XMP, or a block that other programs keep as text."""
     if key == XMP_KEY:
         found.xmp = value
     elif key.startswith("Raw profile type "):
         _take_raw_profile(key.rpartition(" ")[2].lower(), value, found)
     else:
-        text = value.decode(encoding, "replace")
-        found.text[key] = f"{found.text[key]}\n{text}" if key in found.text else text
+        return False
+    return True
 
 
 def _take_raw_profile(kind: str, value: bytes, found: Metadata) -> None:
     """Take a block as ImageMagick and ExifTool keep it in PNG: name, length, hexadecimal digits."""
-    block = bytes.fromhex(b"".join(value.split()[2:]).decode("ascii"))
+    digits = value.split(None, 2)[2] if len(value.split(None, 2)) == 3 else b""
+    block = bytes.fromhex(digits.decode("ascii"))
     if block.startswith(exif.PREFIX) or kind == "exif":
         found.exif = found.exif or exif.PREFIX + block.removeprefix(exif.PREFIX)
     elif kind in ("iptc", "8bim"):
@@ -173,10 +189,10 @@ def _take_raw_profile(kind: str, value: bytes, found: Metadata) -> None:
         found.icc = found.icc or block
 
 
-def _inflate(data: bytes) -> bytes:
-    unpacked = zlib.decompressobj().decompress(data, LIMIT + 1)
-    if len(unpacked) > LIMIT:
-        raise ValueError(f"more than {LIMIT >> 20} MB")
+def _inflate(data: bytes, room: int) -> bytes:
+    unpacked = zlib.decompressobj().decompress(data, room + 1)
+    if len(unpacked) > room:
+        raise ValueError(f"all together unpack to more than {LIMIT >> 20} MB")
     return unpacked
 
 
@@ -202,10 +218,12 @@ def encode(samples: np.ndarray, chunks: Iterable[Chunk]) -> bytes:
     return b"".join((*parts, _chunk(b"IDAT", pack.flush()), _chunk(b"IEND", b"")))
 
 
-def with_chunks(data: bytes, chunks: Iterable[Chunk]) -> bytes:
-    """Put metadata chunks behind the header of a PNG."""
+def with_chunks(data: memoryview, chunks: Iterable[Chunk]) -> Iterator[bytes | memoryview]:
+    """Yield the pieces of a PNG with metadata chunks behind its header."""
     header = len(MAGIC) + 25
-    return data[:header] + b"".join(_chunk(*chunk) for chunk in chunks) + data[header:]
+    yield data[:header]
+    yield from (_chunk(*chunk) for chunk in chunks)
+    yield data[header:]
 
 
 def _filtered(rows: np.ndarray, up: np.ndarray, pixel: int) -> bytes:

@@ -75,10 +75,14 @@ def read(path: Path) -> tuple[Plane, Metadata]:
 def _pages(file: BinaryIO) -> tuple[str, list[Fields]]:
     """Byte order and directories of a TIFF; a chain that turns back on itself ends."""
 
+    @exif.metered
     def read_at(place: int, size: int) -> bytes:
+        if place >= end:  # also what no seek can reach
+            return b""
         file.seek(place)
         return file.read(size)
 
+    end = file.seek(0, io.SEEK_END)
     head = exif.header(read_at(0, 16))
     pages, seen = [], {0}
     place = head.first if head else 0

@@ -28,6 +28,8 @@ HOLDS = {
     "WEBP": ("icc", "exif", "xmp"),
 }
 """Metadata that each format has a place for; the others have none."""
+LONGEST = {"JPEG": 65500, "WEBP": 16383}
+"""Pixels of the longer side that an encoder takes."""
 RESOLUTIONS = (0.1, 65000.0)
 """Dots per inch that every format can store."""
 NAMES = {
@@ -56,13 +58,18 @@ def write_photo(path: str | Path, photo: Photo | np.ndarray, *, quality: int = 9
     Returns:
         metadata that the format cannot hold and which is left out, a line each.
     Raises:
-        ImageError: one line: unknown suffix, alpha that the format cannot hold, or a failed write (then
-            nothing was replaced).
+        ImageError: one line: unknown suffix, alpha or a size that the format cannot hold, or a failed write
+            (then nothing was replaced).
     """
     path = Path(path).expanduser()
     photo = Photo(photo) if isinstance(photo, np.ndarray) else photo
     kind = file_format(path, photo)
     check_alpha(path, photo)
+    longest = max(photo.pixels.shape[:2])
+    if longest > LONGEST.get(kind, longest):
+        raise ImageError(
+            f"{path}: {kind} holds at most {LONGEST[kind]} px a side, not {longest}: choose another format"
+        )
     plane = to_depth(photo, kind)
     about = _fitting(photo, kind, plane)
     try:
@@ -75,7 +82,9 @@ def write_photo(path: str | Path, photo: Photo | np.ndarray, *, quality: int = 9
             f"{path} cannot be written ({reason}): free space or choose another folder"
         ) from error
     except (ValueError, RuntimeError, MemoryError) as error:  # encoders: size limits, oversized metadata
-        raise ImageError(f"{path} cannot be written as {kind} ({error}): choose another format") from error
+        raise ImageError(
+            f"{path} cannot be written as {kind} ({str(error).strip()[:200]}): choose another format"
+        ) from error
 
 
 def check_alpha(path: Path, photo: Photo) -> None:
@@ -165,7 +174,8 @@ def _write(path: Path, plane: Plane, about: Metadata, kind: str, quality: int, *
     if kind == "PNG":
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", compress_level=4)
-        path.write_bytes(png.with_chunks(buffer.getvalue(), png.metadata_chunks(about)))
+        with path.open("wb") as file:
+            file.writelines(png.with_chunks(buffer.getbuffer(), png.metadata_chunks(about)))
         return
     options: dict[str, Any] = {}
     if kind == "JPEG":

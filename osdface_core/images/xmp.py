@@ -29,6 +29,8 @@ COMPANIONS = {
 }
 """Namespaces that describe data which lies behind or beside the picture, and what that is."""
 UNREADABLE = (ExpatError, ValueError, RecursionError)
+MOST_TAGS = 50_000
+"""Tags of a packet above which it is not taken apart."""
 MOTION = ("MotionPhoto", "MicroVideo")
 """Properties of Google's camera namespace that announce a video behind the picture."""
 
@@ -79,13 +81,14 @@ def without_companions(packet: bytes | None, *, thumbnails: bool) -> tuple[bytes
     try:
         document = _parse(packet)
         gone = _remove(document, lambda node: _companion(node, thumbnails))
+        packet = _serialise(document) if gone else packet
     except UNREADABLE:
         return None, ["its XMP is damaged and left out"]
     kinds = set(gone) - {"thumbnail", "declaration"}
     if "HDR gain map" in kinds:
         kinds.discard("second picture or video")  # its list of parts names the gain map
     notes = [f"its {kind} is left out" for kind in sorted(kinds)]
-    return _serialise(document) if gone else packet, notes
+    return packet, notes
 
 
 def _may_announce(packet: bytes, thumbnails: bool) -> bool:
@@ -162,9 +165,9 @@ def split(packet: bytes, limit: int) -> tuple[bytes, bytes] | None:
         first.setAttributeNS(XMLNS, "xmlns:xmpNote", NOTE)
         first.setAttributeNS(NOTE, "xmpNote:HasExtendedXMP", checksum(second).decode())
         _remove_empty(document)
+        main = _serialise(document)
     except (*UNREADABLE, IndexError):
         return None
-    main = _serialise(document)
     return (main, second) if len(main) <= limit else None
 
 
@@ -219,6 +222,8 @@ def _rdf(document: minidom.Document) -> Any:
 
 
 def _parse(packet: bytes) -> minidom.Document:
+    if packet.count(b"<") > MOST_TAGS or packet.count(b"=") > 4 * MOST_TAGS:  # a kilobyte of memory each
+        raise ValueError("too many elements")
     start = max(0, packet.find(b"<"))
     return minidom.parseString(packet[start : packet.rfind(b">") + 1])
 
