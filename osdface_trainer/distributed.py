@@ -11,7 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,8 +25,11 @@ from torch.optim import Optimizer
 
 from osdface_core.errors import ConfigError, OSDFaceError
 
+from .optim import set_lr
 from .recipe.config import RunConfig
 from .seeds import mix
+
+T = TypeVar("T")
 
 
 def asked_for() -> bool:
@@ -119,9 +122,47 @@ def no_sync(accelerator: Accelerator, module: nn.Module) -> Iterator[None]:
         sharded.set_requires_gradient_sync(True)
 
 
-def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Clip gradients in place; returns their norm before, 0-d, the same on every process."""
-    return gather(nn.utils.clip_grad_norm_(list(parameters), limit).detach())
+def accumulate(
+    accelerator: Accelerator,
+    nets: Iterable[nn.Module],
+    micro_batches: Iterable[T],
+    parts: int,
+    backward: Callable[[T], Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Gather gradients over micro-batches; processes exchange those of `nets` with the last one only.
+
+    Args:
+        parts: number of micro-batches.
+        backward: from a micro-batch to scalars, 0-d, once their gradients are added.
+    Returns:
+        Means of the scalars, detached.
+    """
+    means: dict[str, Tensor] = {}
+    for number, micro in enumerate(micro_batches):
+        with ExitStack() as stack:
+            for net in nets if number < parts - 1 else ():
+                stack.enter_context(no_sync(accelerator, net))
+            for key, value in backward(micro).items():
+                share = value.detach() / parts
+                means[key] = means[key] + share if key in means else share
+    return means
+
+
+def update(
+    optimizer: Optimizer, parameters: Iterable[nn.Parameter], lr: float, factor: float, limit: float
+) -> Tensor | None:
+    """Make one optimiser step at `lr` · `factor` and clear the gradients.
+
+    Args:
+        limit: largest gradient norm; 0 = no clipping.
+    Returns:
+        The gradient norm before clipping, 0-d, the same on every process; None without clipping.
+    """
+    norm = nn.utils.clip_grad_norm_(list(parameters), limit).detach() if limit > 0 else None
+    set_lr(optimizer, lr, factor)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return gather(norm)
 
 
 def settle(module: nn.Module) -> None:
@@ -155,7 +196,6 @@ def _is_shard(value: Any) -> bool:
     return hasattr(value, "full_tensor")
 
 
-T = TypeVar("T")
 INIT, STEP, SAMPLE = 1, 2, 3  # streams of randomness: initial weights, steps, samples and validation
 
 

@@ -5,7 +5,6 @@ log stay on the device and are read together. That is also when a NaN is noticed
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
@@ -127,12 +127,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def stack_strips(strips: Tensor, gap: int = 4) -> Tensor:
     """Stack (B, 3, H, W) unit to one picture (3, B·H + (B-1)·gap, W), dark grey between the rows."""
-    rows: list[Tensor] = []
-    for number, strip in enumerate(strips):
-        if number:
-            rows.append(torch.full((3, gap, strip.shape[2]), 0.15, device=strip.device))
-        rows.append(strip)
-    return torch.cat(rows, dim=1)
+    rows = F.pad(strips, (0, 0, 0, gap), value=0.15)
+    return rows.transpose(0, 1).flatten(1, 2)[:, :-gap]
 
 
 def write_png(path: Path, picture: Tensor) -> None:
@@ -240,8 +236,3 @@ class TrainingLogger:
 def _headline(name: str) -> bool:
     """Tell whether a scalar is shown in the progress bar."""
     return name.endswith(("total", "codes/distinct", "assoc/loss", "identity"))
-
-
-def on_terminal() -> bool:
-    """Tell whether standard error is a terminal."""
-    return sys.stderr.isatty()

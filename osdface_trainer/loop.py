@@ -6,6 +6,7 @@ with the same weights as one that was not (bit for bit on a CPU).
 """
 
 import errno
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from . import checkpointing, snapshot
 from .distributed import INIT, STEP, all_sum, make_accelerator, on_main, seed_all
 from .interrupt import StopRequest
 from .loader import Loader
-from .logging import DivergedError, NotFinite, TrainingLogger, on_terminal
+from .logging import DivergedError, NotFinite, TrainingLogger
 from .provenance import provenance
 from .recipe.config import Recipe, StageName
 from .report import write_report
@@ -92,7 +93,7 @@ def train(
 
 
 def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, quiet: bool, began: float) -> Outcome:
-    bar = accelerator.is_main_process and not quiet and on_terminal()
+    bar = accelerator.is_main_process and not quiet and sys.stderr.isatty()
     loader = Loader(recipe, folder.stage, accelerator, progress=bar)
     seed_all(recipe.run.seed, INIT)
     stage = build_stage(recipe, folder.stage, accelerator)

@@ -22,6 +22,7 @@ from osdface_trainer.data.degrade_ops import real_jpeg
 from osdface_trainer.data.sources import list_faces
 from osdface_trainer.prepare import cli
 from osdface_trainer.prepare import photos as photos_module
+from osdface_trainer.prepare.photos import PrepareOptions
 from osdface_trainer.prepare.run import prepare
 from osdface_trainer.prepare.similarity import hash_signs, linked_groups, perceptual_hash
 
@@ -97,7 +98,8 @@ def rows(dst: Path) -> list[dict[str, str]]:
 
 def run(src: Path, dst: Path, **options):
     options = {"min_face": 80, "min_sharpness": 0.0, "size": 128, "progress": False, **options}
-    return prepare(src, dst, **options)
+    single = {key: options.pop(key) for key in list(options) if key in PrepareOptions.__dataclass_fields__}
+    return prepare(src, dst, PrepareOptions(**single), **options)
 
 
 def test_every_photo_is_accounted_for(photos, tmp_path, detector):
@@ -389,9 +391,7 @@ def test_real_photo_with_the_real_detector(tmp_path):
     summary = prepare(
         tmp_path / "photos",
         tmp_path / "faces",
-        min_face=60,
-        min_sharpness=0.05,
-        min_coverage=0.7,
+        PrepareOptions(min_face=60, min_sharpness=0.05, min_coverage=0.7),
         progress=False,
     )
     assert summary.faces == 1

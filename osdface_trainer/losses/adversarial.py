@@ -25,7 +25,7 @@ def discriminator_loss(objective: Objective, real: Logits, fake: Logits) -> Tens
     Returns:
         0-d float32.
     """
-    pairs = [(r.float(), f.float()) for r, f in zip(_levels(real), _levels(fake), strict=True)]
+    pairs = [(r.float(), f.float()) for r, f in zip(levels_of(real), levels_of(fake), strict=True)]
     if objective == "hinge":
         return _mean([(F.relu(1 - r).mean() + F.relu(1 + f).mean()) / 2 for r, f in pairs])
     return _mean([F.softplus(-r).mean() + F.softplus(f).mean() for r, f in pairs])
@@ -40,8 +40,8 @@ def generator_loss(objective: Objective, fake: Logits) -> Tensor:
         0-d float32.
     """
     if objective == "hinge":
-        return _mean([-f.float().mean() for f in _levels(fake)])
-    return _mean([F.softplus(-f.float()).mean() for f in _levels(fake)])
+        return _mean([-f.float().mean() for f in levels_of(fake)])
+    return _mean([F.softplus(-f.float()).mean() for f in levels_of(fake)])
 
 
 def adaptive_weight(
@@ -73,7 +73,8 @@ def adaptive_weight(
     return (ratio.clamp(0, maximum) * scale).detach()
 
 
-def _levels(logits: Logits) -> Sequence[Tensor]:
+def levels_of(logits: Logits) -> Sequence[Tensor]:
+    """List the logits of each level."""
     return [logits] if isinstance(logits, Tensor) else logits
 
 

@@ -7,18 +7,10 @@ location.
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-class Noiser(Protocol):
-    """The part of a diffusers scheduler that this module needs."""
-
-    def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
-        """Compute √ᾱ_t · x + √(1 − ᾱ_t) · noise."""
-        ...
 
 
 class DiffusionDiscriminator(nn.Module):
@@ -31,7 +23,7 @@ class DiffusionDiscriminator(nn.Module):
     Source: OSDFace §3.4 after D3SR; head width and activation are ours.
     """
 
-    def __init__(self, unet: nn.Module, scheduler: Noiser, hidden: int = 512) -> None:
+    def __init__(self, unet: nn.Module, scheduler: Any, hidden: int = 512) -> None:
         super().__init__()
         self.unet: Any = unet
         self.scheduler = scheduler
@@ -107,17 +99,20 @@ def trunk(unet: nn.Module, *, share: bool) -> nn.Module:
     return copy.deepcopy(unet, memo)
 
 
-def add_lora(trunk: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
+def add_lora(
+    trunk: nn.Module, rank: int, alpha: float, targets: Sequence[str], name: str = "discriminator"
+) -> None:
     """Attach trainable LoRA layers (float32, output zero at first) and freeze everything else of the module.
 
     Args:
         rank, alpha: 16 and 16 in the paper's lineage.
+        name: of the adapter.
         targets: endings of layer names, as in `LoRAConfig.targets`; those the trunk lacks are ignored.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))  # type: ignore[arg-type]
-    inject_adapter_in_model(config, trunk, adapter_name="discriminator")
-    for name, parameter in trunk.named_parameters():
-        if "lora_" in name:
+    inject_adapter_in_model(config, trunk, adapter_name=name)
+    for path, parameter in trunk.named_parameters():
+        if "lora_" in path:
             parameter.data = parameter.data.float()

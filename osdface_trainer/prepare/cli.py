@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
 from osdface_core.console import say
 from osdface_core.errors import OSDFaceError
 
-from .photos import FaceFormat, MultiFaces
+from .photos import FaceFormat, MultiFaces, PrepareOptions
 
 EXAMPLE = "example: osdface prepare photos/ faces/ --identity mobilefacenet.pt"
 
@@ -73,13 +74,11 @@ def run(args: argparse.Namespace) -> int:
 
     from .run import prepare
 
+    options = PrepareOptions(**{field.name: getattr(args, field.name) for field in fields(PrepareOptions)})
     try:
         summary = prepare(
-            args.source, args.target,
-            detector=args.detector, detector_dir=args.detector_dir, device=pick_device(args.device),
-            min_face=args.min_face, min_sharpness=args.min_sharpness, min_coverage=args.min_coverage,
-            multi_faces=args.multi_faces, duplicates=args.duplicates, holdout=args.holdout, seed=args.seed,
-            identity=args.identity, same_person=args.same_person, size=args.size, format=args.format,
+            args.source, args.target, options, device=pick_device(args.device), duplicates=args.duplicates,
+            holdout=args.holdout, seed=args.seed, identity=args.identity, same_person=args.same_person,
             progress=not args.quiet and sys.stderr.isatty(),
         )  # fmt: skip
     except OSError as error:

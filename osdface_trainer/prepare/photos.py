@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,13 +84,9 @@ class PhotoRecord:
     rejected: tuple[str, ...] = ()
     error: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to plain types for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PhotoRecord":
-        """Invert `to_dict`; raises KeyError or TypeError for something else."""
+        """Invert `asdict`; raises KeyError or TypeError for something else."""
         faces = tuple(FaceRecord(**face) for face in values["faces"])
         rejected = tuple(values["rejected"])
         return cls(values["source"], values["sha256"], faces, rejected, values["error"])
@@ -168,13 +164,10 @@ def _choose(
     rejected: list[str] = []
     large = []
     for face in sorted(found, key=lambda face: -face.size):
-        reason = (
-            "too small"
-            if face.size < options.min_face
-            else ("beyond the border" if _coverage(face, shape) < options.min_coverage else "")
-        )
-        if reason:
-            rejected.append(reason)
+        if face.size < options.min_face:
+            rejected.append("too small")
+        elif _coverage(face, shape) < options.min_coverage:
+            rejected.append("beyond the border")
         else:
             large.append(face)
     if options.multi_faces == "skip" and len(large) > 1:

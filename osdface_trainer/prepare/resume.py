@@ -50,10 +50,10 @@ class PhotoRecords:
         """Note a finished photo; its faces are on the disk already."""
         self.records[record.source] = record
         with self.path.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(record.to_dict()) + "\n")
+            out.write(json.dumps(asdict(record)) + "\n")
 
     def rewrite(self) -> None:
         """Write one line per record, without those that were replaced."""
-        lines = [self.header, *(record.to_dict() for record in self.records.values())]
+        lines = [self.header, *(asdict(record) for record in self.records.values())]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")

@@ -20,10 +20,9 @@ import torch
 from osdface_core.errors import ConfigError, ImageError
 from osdface_core.files import replacing
 from osdface_core.images import FoundPhotos, find_photos, readable
-from osdface_core.options import DetectorName
 
 from ..data.prefetch import prefetch
-from .photos import Embed, FaceFormat, MultiFaces, PhotoRecord, PrepareOptions, process_photo
+from .photos import Embed, PhotoRecord, PrepareOptions, process_photo
 from .resume import PhotoRecords
 from .selection import distinct, people_of, split_of, write_manifest
 
@@ -69,21 +68,14 @@ class PrepareSummary:
 def prepare(
     src: str | Path,
     dst: str | Path,
+    options: PrepareOptions | None = None,
     *,
-    detector: DetectorName = "auto",
-    detector_dir: str | None = None,
     device: torch.device | str | None = None,
-    min_face: float = 128,
-    min_sharpness: float = 0.2,
-    min_coverage: float = 0.8,
-    multi_faces: MultiFaces = "all",
     duplicates: int = 16,
     holdout: float = 0.05,
     seed: int = 0,
     identity: str | Path | None = None,
     same_person: float = 0.65,
-    size: int = 512,
-    format: FaceFormat = "png",
     progress: bool = True,
 ) -> PrepareSummary:
     """Turn a folder of photos into a folder of training faces.
@@ -94,8 +86,7 @@ def prepare(
 
     Args:
         src: folder of photos, searched recursively. dst: target folder; may lie below `src`.
-        detector, detector_dir, min_face, min_sharpness, min_coverage, multi_faces, size, format: see
-            `photos.PrepareOptions`.
+        options: what decides about a single photo; default `PrepareOptions()`.
         device: where faces are detected and embedded.
         duplicates: two faces are the same picture when their looks differ in at most so many of 255 bits (the
             larger one stays); −1 keeps all. Photos with equal bytes count once in any case.
@@ -112,19 +103,10 @@ def prepare(
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
     if not 0 <= holdout < 1:
         raise ConfigError(f"holdout is {holdout}, expected a share from 0 to below 1")
-    options = PrepareOptions(
-        detector, detector_dir, min_face, min_sharpness, min_coverage, multi_faces, size, format
-    )
+    options = options or PrepareOptions()
     photos, found = _list_photos(src, dst)
-    run = _Run(
-        photos,
-        dst,
-        options,
-        PhotoRecords(dst, options, identity),
-        device,
-        _embedder(identity, device),
-        progress,
-    )
+    done = PhotoRecords(dst, options, identity)
+    run = _Run(photos, dst, options, done, device, _embedder(identity, device), progress)
     records, resumed = _first_pass(run)
     chosen, rejected = distinct(records, duplicates)
     gone = {record.source for record, face in chosen if not (dst / face.file).is_file()}

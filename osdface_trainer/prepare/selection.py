@@ -15,20 +15,9 @@ from .photos import FaceRecord, PhotoRecord, decode_embedding
 from .similarity import HASH_BITS, hash_signs, linked_groups
 
 COLUMNS: tuple[str, ...] = (
-    "file",
-    "sha256",
-    "source",
-    "source_sha256",
-    "identity",
-    "split",
-    "size",
-    "sharpness",
-    "coverage",
-    "score",
-    "box",
-    "landmarks",
-    "look",
-)
+    "file", "sha256", "source", "source_sha256", "identity", "split",
+    "size", "sharpness", "coverage", "score", "box", "landmarks", "look",
+)  # fmt: skip
 
 Chosen = list[tuple[PhotoRecord, FaceRecord]]
 

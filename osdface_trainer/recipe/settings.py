@@ -208,11 +208,6 @@ def _text(value: Any) -> str:
 def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
     """List dotted names of the leaves in which two trees of mappings differ, e.g. `["run.seed"]`."""
     if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
-        same = _plain(before) == _plain(after)
-        return [] if same else [prefix]
+        return [] if before == after else [prefix]
     keys = [*before, *(key for key in after if key not in before)]
     return [name for key in keys for name in differences(before.get(key), after.get(key), _join(prefix, key))]
-
-
-def _plain(value: Any) -> Any:
-    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..distributed import all_mean
 from .discriminators import Discriminator
 
 
@@ -47,9 +48,7 @@ class AdaptiveWeight:
 
     def _norm(self, value: Tensor, at: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(value, at, retain_graph=True)
-        norm = self.accelerator.reduce(gradient.float().norm(), "mean")
-        assert isinstance(norm, Tensor)
-        return norm
+        return all_mean(self.accelerator, gradient.float().norm())
 
     def weight(self, discriminator: Discriminator, step: int) -> Tensor | float:
         """Compute λ of an adversarial loss: its table's weight, ramped up, times its factor when adaptive."""

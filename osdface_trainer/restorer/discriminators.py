@@ -15,11 +15,10 @@ from torch.optim import AdamW
 from osdface_core.config import OSDFaceConfig
 
 from .. import distributed
-from ..losses.adversarial import Logits, discriminator_loss, frozen, generator_loss
-from ..losses.diffusion_discriminator import DiffusionDiscriminator, Noiser, add_lora
+from ..losses.adversarial import Logits, discriminator_loss, frozen, generator_loss, levels_of
+from ..losses.diffusion_discriminator import DiffusionDiscriminator, add_lora
 from ..losses.discriminators import FeatureDiscriminator, PatchDiscriminator, shift_flip
 from ..losses.features import Weights
-from ..optim import set_lr
 from ..recipe.config import Recipe
 from ..recipe.restorer import DiffusionGANTerm, FeatureGANTerm, GANTerm, GANTerms, PatchGANTerm
 from .generator import trained, unet_blocks
@@ -117,14 +116,6 @@ class Discriminator:
         value = discriminator_loss(self.cfg.objective, real, fake)
         return value, {"d": value.detach(), "margin": _average(real) - _average(fake)}
 
-    def update(self, lr_factor: float, clip: float) -> None:
-        """Make one optimiser step on the gathered gradients."""
-        if clip > 0:
-            distributed.clip(self.learning, clip)
-        set_lr(self.optimizer, self.cfg.lr, lr_factor)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
 
 class PixelDiscriminator(Discriminator):
     """Judges pictures."""
@@ -163,18 +154,14 @@ class LatentDiscriminator(Discriminator):
         own.load_state_dict({name: state[name] for name in own.state_dict()})
 
 
-def _levels(logits: Logits) -> list[Tensor]:
-    return [logits] if isinstance(logits, Tensor) else list(logits)
-
-
 def _halves(logits: Logits) -> tuple[Logits, Logits]:
     """Split logits of a joined batch into those of its first and second half."""
-    pairs = [level.chunk(2) for level in _levels(logits)]
+    pairs = [level.chunk(2) for level in levels_of(logits)]
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
 def _average(logits: Logits) -> Tensor:
-    return torch.stack([level.detach().float().mean() for level in _levels(logits)]).mean()
+    return torch.stack([level.detach().float().mean() for level in levels_of(logits)]).mean()
 
 
 def build_discriminators(
@@ -228,14 +215,8 @@ def diffusion_discriminator(trunk: nn.Module, config: OSDFaceConfig, cfg: GANTer
     return DiffusionDiscriminator(trunk, noiser(config), table.hidden)
 
 
-def noiser(config: OSDFaceConfig) -> Noiser:
+def noiser(config: OSDFaceConfig) -> Any:
     """Build Stable Diffusion's forward process."""
     from diffusers import DDPMScheduler
 
-    scheduler = DDPMScheduler(
-        num_train_timesteps=config.train_timesteps,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
-        beta_schedule="scaled_linear",
-    )
-    return cast(Noiser, scheduler)
+    return DDPMScheduler(config.train_timesteps, config.beta_start, config.beta_end, "scaled_linear")

@@ -19,7 +19,7 @@ from osdface_core.models.sd21 import load_base
 from osdface_core.models.tiny_codec import load_taesd
 from osdface_core.models.vre import VRE, Projection, PromptEncoder
 
-from ..losses.diffusion_discriminator import trunk
+from ..losses.diffusion_discriminator import add_lora, trunk
 from ..recipe.config import Recipe
 from ..recipe.restorer import RestorerTraining
 from ..weight_files import NO_BASE, NO_CODEC, own_vre
@@ -178,22 +178,12 @@ def choose_trained(
     if start is not None and not start.missing_parts:
         attach_lora(unet, parse_lora(start.part("lora")), config.lora.alpha)
     else:
-        _fresh_lora(unet, config)
+        add_lora(unet, config.lora.rank, config.lora.alpha, config.lora.targets, "default")
     for name, parameter in unet.named_parameters():
         learns = ".lora_" in name
         parameter.requires_grad_(learns)
         if learns:
             parameter.data = parameter.data.float()
-
-
-def _fresh_lora(unet: nn.Module, config: OSDFaceConfig) -> None:
-    """New adapters whose product is zero."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    assert config.lora is not None
-    rank, alpha = config.lora.rank, config.lora.alpha
-    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(config.lora.targets))  # type: ignore[arg-type]
-    inject_adapter_in_model(lora, unet)
 
 
 def _prompt(

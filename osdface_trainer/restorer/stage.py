@@ -6,7 +6,7 @@ weights.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from osdface_core.config import OSDFaceConfig
 
 from .. import distributed
-from ..optim import lr_factor, set_lr
+from ..optim import lr_factor
 from ..recipe.config import Recipe
 from ..seeds import mix
 from ..stage import FaceBatch, to_signed, to_unit
@@ -81,13 +81,14 @@ class RestorerStage:
         for discriminator in active:
             if step == discriminator.cfg.start:
                 discriminator.begin(self.core)
-        scalars: dict[str, Tensor] = {}
-        parts = self.cfg.accumulate
-        for number, micro in enumerate(batch.split(parts)):
-            with self._synchronised(active, number == parts - 1):
-                for key, value in self._backward(micro, step, active).items():
-                    share = value.detach() / parts
-                    scalars[key] = scalars[key] + share if key in scalars else share
+        nets, parts = [self.generator, *(o.net for o in active)], self.cfg.accumulate
+        scalars = distributed.accumulate(
+            self.accelerator,
+            nets,
+            batch.split(parts),
+            parts,
+            lambda micro: self._backward(micro, step, active),
+        )
         return scalars | self._update(step, active)
 
     def windows(self, step: int, size: tuple[int, int]) -> Windows | None:
@@ -102,13 +103,6 @@ class RestorerStage:
         rows, columns = size[0] - side + 1, size[1] - side + 1
         draws = [mix(self.recipe.run.seed, step, 0xC409 + i) for i in range(count)]
         return Windows(tuple((draw % rows, draw // rows % columns) for draw in draws), side)
-
-    def _synchronised(self, active: list[Discriminator], last: bool) -> ExitStack:
-        """Exchange gradients between processes with the last micro-batch only."""
-        stack = ExitStack()
-        for net in () if last else (self.generator, *(o.net for o in active)):
-            stack.enter_context(distributed.no_sync(self.accelerator, net))
-        return stack
 
     def _backward(self, micro: FaceBatch, step: int, active: list[Discriminator]) -> dict[str, Tensor]:
         """Accumulate the gradients of one micro-batch for generator and discriminators."""
@@ -178,16 +172,11 @@ class RestorerStage:
         """Step the optimisers and the average."""
         cfg = self.cfg
         factor = lr_factor(step, cfg.steps, warmup=cfg.warmup, schedule=cfg.schedule, final=cfg.final_lr)
-        scalars = {}
-        if cfg.clip > 0:
-            scalars = {"grad_norm": distributed.clip(self.ema.parameters.values(), cfg.clip)}
-        set_lr(self.optimizer, cfg.lr, factor)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for discriminator in active:
-            discriminator.update(factor, cfg.clip)
+        norm = distributed.update(self.optimizer, self.ema.parameters.values(), cfg.lr, factor, cfg.clip)
+        for o in active:
+            distributed.update(o.optimizer, o.learning, o.cfg.lr, factor, cfg.clip)
         self.ema.update()
-        return scalars
+        return {} if norm is None else {"grad_norm": norm}
 
     @contextmanager
     def averaged(self) -> Iterator[Generator]:

@@ -13,7 +13,6 @@ from .. import distributed
 from ..distributed import all_rows, all_sum
 from ..losses.adversarial import discriminator_loss, frozen, generator_loss
 from ..losses.discriminators import PatchDiscriminator
-from ..optim import set_lr
 from ..recipe.config import RunConfig
 from ..recipe.vre import VRETraining
 from .codebook import CodebookUpdater, vq_loss
@@ -110,13 +109,7 @@ class Branch:
 
     def update(self, optimizer: Optimizer, module: nn.Module, factor: float) -> Tensor | None:
         """Clip, step, and clear one network; returns the gradient norm when clipping is on."""
-        norm = None
-        if self.cfg.clip > 0:
-            norm = distributed.clip(module.parameters(), self.cfg.clip)
-        set_lr(optimizer, self.cfg.lr, factor)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return norm
+        return distributed.update(optimizer, module.parameters(), self.cfg.lr, factor, self.cfg.clip)
 
     @torch.no_grad()
     def start_from(self, other: "Branch") -> None:

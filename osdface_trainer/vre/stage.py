@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from osdface_core.config import OSDFaceConfig
 
-from ..distributed import all_mean, no_sync
+from .. import distributed
+from ..distributed import all_mean
 from ..losses.adversarial import adaptive_weight
 from ..losses.association import association_accuracy, association_loss
 from ..losses.perceptual import PerceptualLoss
@@ -62,14 +63,12 @@ class VREStage:
         for name in names:
             if step == self.first_step(name):
                 self._begin(name, batch)
-        scalars: dict[str, Tensor] = {}
         seen: dict[str, list[Reconstruction]] = {name: [] for name in names}
-        for number, micro in enumerate(batch.split(self.cfg.accumulate)):
-            last = number == self.cfg.accumulate - 1
-            with self._synchronised(names, last):
-                for key, value in self._backward(micro, at, seen).items():
-                    share = value.detach() / self.cfg.accumulate
-                    scalars[key] = scalars[key] + share if key in scalars else share
+        nets = [net for name in names for net in (self.branches[name].net, self.branches[name].disc)]
+        parts = self.cfg.accumulate
+        scalars = distributed.accumulate(
+            self.accelerator, nets, batch.split(parts), parts, lambda micro: self._backward(micro, at, seen)
+        )
         return scalars | self._update(at, seen)
 
     def first_step(self, name: str) -> int:
@@ -89,14 +88,6 @@ class VREStage:
             branch.settle()
             branch.codebook.start(_rows(features))
 
-    def _synchronised(self, names: tuple[str, ...], last: bool) -> ExitStack:
-        """Exchange gradients between processes with the last micro-batch only."""
-        stack = ExitStack()
-        for name in names if not last else ():
-            stack.enter_context(no_sync(self.accelerator, self.branches[name].net))
-            stack.enter_context(no_sync(self.accelerator, self.branches[name].disc))
-        return stack
-
     def _backward(
         self, micro: FaceBatch, at: Position, seen: dict[str, list[Reconstruction]]
     ) -> dict[str, Tensor]:
@@ -111,7 +102,10 @@ class VREStage:
             scalars |= {f"{name}/{key}": value for key, value in terms.items()}
             seen[name].append(result)
         if at.phase == "assoc":
-            association = self._association(results)
+            association = association_loss(
+                results["hq"].features, results["lq"].features,
+                temperature=self.cfg.assoc.tau, scope=self.cfg.assoc.scope,
+            )  # fmt: skip
             losses.append(self.cfg.assoc.weight * association)
             scalars["assoc/loss"] = association
         self.accelerator.backward(torch.stack(losses).sum() / self.cfg.accumulate)
@@ -156,13 +150,6 @@ class VREStage:
         if self.accelerator.num_processes == 1:
             return None
         return lambda tensor: all_mean(self.accelerator, tensor)
-
-    def _association(self, results: Mapping[str, Reconstruction]) -> Tensor:
-        """Compute the association loss (paper Eq. 9-10); its gradient reaches both encoders."""
-        return association_loss(
-            results["hq"].features, results["lq"].features,
-            temperature=self.cfg.assoc.tau, scope=self.cfg.assoc.scope,
-        )  # fmt: skip
 
     def _backward_discriminators(
         self, results: Mapping[str, Reconstruction], targets: Mapping[str, Tensor]
