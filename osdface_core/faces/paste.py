@@ -90,7 +90,8 @@ def paste(
         for i, face in enumerate(faces)
     ]
     image = photo.writable(in_place)
-    mask = torch.zeros(1, *photo.shape, device=photo.device)
+    # NumPy's zeros take no memory where nobody writes: beside a giant photo, all but the faces.
+    mask = torch.from_numpy(np.zeros((1, *photo.shape), np.float32)).to(photo.device)
     for top in range(0, photo.shape[0], TILE):
         for left in range(0, photo.shape[1], TILE):
             blend_tile(image, mask, patches, (left, top, left + TILE, top + TILE), feather, mode)
