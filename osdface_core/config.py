@@ -74,9 +74,8 @@ class CodecConfig:
     scaling_factor: float = 0.18215  # kl: latent = scaling_factor * posterior; tiny latents come scaled
     channels: int = 64  # tiny: width of every stage
     decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
-    guide_channels: tuple[
-        int, ...
-    ] = ()  # tiny: widths of the fidelity branch at 1/1, 1/2, 1/4, 1/8; () = none
+    guide_channels: tuple[int, ...] = ()  # tiny: widths of the fidelity branch at 1/1 to 1/8; () = none
+    fidelity_dial: bool = False  # tiny: whether training turned the branch down, so that users may
 
 
 @dataclass(frozen=True)

@@ -197,8 +197,8 @@ class FacePipeline:
         Args:
             faces: (B, 3, 512, 512) float in [0, 1]; other sides work and are rounded down to multiples of 8.
             strength: 0 returns the input, 1 the restored face, between them a blend of the pixels.
-            fidelity: 0..1, how much of the face the decoder may take over where its model has a branch for
-                that (mini): 1 keeps what is good in the input, 0 paints from the restored latent alone.
+            fidelity: 0..1, how much of the face the decoder may take over, for models trained with that dial
+                (`config.codec.fidelity_dial`): 0 paints from the restored latent alone.
             color_fix: none | adain | wavelet | luma, with the input as reference.
             posterior: "mode" is deterministic; "sample" draws the posterior with `generator` (parity).
             batch_size: faces at once; None takes what fits in free memory. Halved when memory runs out.
@@ -216,8 +216,9 @@ class FacePipeline:
         check_choice("color_fix", color_fix, ColorFix)
         if not 0.0 <= strength <= 1.0:
             raise OptionError("strength", strength, "0..1")
-        if not 0.0 <= fidelity <= 1.0:
-            raise OptionError("fidelity", fidelity, "0..1")
+        if not 0.0 <= fidelity <= 1.0 or (fidelity < 1.0 and not self.config.codec.fidelity_dial):
+            dial = self.config.codec.fidelity_dial
+            raise OptionError("fidelity", fidelity, "0..1" if dial else "1: this model has no such dial")
         if batch_size is not None and batch_size < 1:
             raise OptionError("batch_size", batch_size, "at least 1")
         size = batch_size or faces_at_once(self.device, self.config, self.dtype)

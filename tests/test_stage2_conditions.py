@@ -142,6 +142,7 @@ def test_the_codec_alone_learns_with_and_without_its_guide(folder: Path) -> None
     before = snapshot(trained.core)
     trained.step(faces(2), 0)
     assert changed(trained.core, before) == {"codec.decoder", "codec.guide"}
+    assert trained.export()[0].codec.fidelity_dial and not config.codec.fidelity_dial
 
 
 def test_a_fresh_prompt_and_codec_on_an_old_unet(folder: Path) -> None:

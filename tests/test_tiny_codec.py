@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,9 @@ def test_the_pipeline_has_the_dial(tiny_checkpoint: Path) -> None:
     faces = torch.rand(2, 3, 64, 64)
     whole = pipeline.restore(faces)
     assert whole.equal(pipeline.restore(faces, fidelity=1.0))
+    with pytest.raises(OptionError, match=r"fidelity.* 0\.2, expected 1: this model has no such dial"):
+        pipeline.restore(faces, fidelity=0.2)
+    pipeline.config = replace(pipeline.config, codec=replace(pipeline.config.codec, fidelity_dial=True))
     assert not whole.equal(pipeline.restore(faces, fidelity=0.2))
-    with pytest.raises(OptionError, match="fidelity"):
+    with pytest.raises(OptionError, match=r"fidelity.* 1\.5, expected 0\.\.1"):
         pipeline.restore(faces, fidelity=1.5)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdface_core.checkpoint import Checkpoint, load_config, load_strict
-from osdface_core.config import OSDFaceConfig, VREConfig
+from osdface_core.config import CodecConfig, OSDFaceConfig, VREConfig
 from osdface_core.errors import ConfigError
 from osdface_core.loading import read_model, resolve
 from osdface_core.models.backbone import Backbone, UNetPredictor
@@ -100,10 +100,17 @@ def model_config(cfg: RestorerTraining, start: Checkpoint | None, vre: VREConfig
         "name": cfg.name, "vre": vre, "timestep": cfg.timestep, "projection": projection,
     }  # fmt: skip
     if start is not None and complete:
-        return replace(start.config, **common)
+        return replace(start.config, codec=_dialled(cfg, start.config.codec), **common)
     if cfg.mode == "full":
-        return OSDFaceConfig(arch="full", unet=cfg.unet, codec=cfg.codec, lora=None, base="", **common)
+        codec = _dialled(cfg, cfg.codec)
+        return OSDFaceConfig(arch="full", unet=cfg.unet, codec=codec, lora=None, base="", **common)
     return OSDFaceConfig(arch="lora", lora=cfg.lora, **common)
+
+
+def _dialled(cfg: RestorerTraining, codec: CodecConfig) -> CodecConfig:
+    """Note in the codec's config whether its decoder learns to do with less of its guide, or without."""
+    learns = cfg.train != "unet" and cfg.guide.dropout > 0
+    return replace(codec, fidelity_dial=True) if learns else codec
 
 
 def known_config(cfg: RestorerTraining) -> OSDFaceConfig | None:
