@@ -39,7 +39,7 @@ def read_wheel(wheel: Path) -> tuple[dict[str, list[np.ndarray]], str]:
     Raises:
         ValueError: if it is another wheel; nothing was unpickled then.
     """
-    import joblib
+    import joblib  # pyright: ignore[reportMissingImports] # asked for by this script alone
 
     data = wheel.read_bytes()
     found = hashlib.sha256(data).hexdigest()

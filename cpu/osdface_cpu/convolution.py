@@ -101,10 +101,10 @@ class WinogradConv(nn.Module):
         weight = self.direct.weight.plain()
         outputs, inputs = weight.shape[:2]
         count = library().osdface_places() * inputs * outputs
-        kernel = self.workspace.get("kernel", count) if self.direct.half else torch.empty(count)
+        kernel = self.workspace.get("kernel", count) if self.direct.halved else torch.empty(count)
         taps = weight.permute(2, 3, 1, 0).contiguous().float()
         library().osdface_kernel(at(taps), at(kernel), *sizes(inputs, outputs, torch.get_num_threads()))
-        if not self.direct.half:
+        if not self.direct.halved:
             self._kernel = kernel
         return kernel
 

@@ -31,10 +31,10 @@ class PackedConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.half = conv.weight.dtype != torch.float32
-        self.conv = in_float32(conv, weightless=self.half)
+        self.halved = conv.weight.dtype != torch.float32
+        self.conv = in_float32(conv, weightless=self.halved)
         self.weight = LentWeight(conv.weight, Tensor.to_dense)
-        self.packs = available() and not self.half and conv.weight.numel() >= WORTHWHILE
+        self.packs = available() and not self.halved and conv.weight.numel() >= WORTHWHILE
 
     @staticmethod
     def suits(conv: nn.Module) -> bool:
