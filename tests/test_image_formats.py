@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import stat
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ def without_heic(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "pillow_heif" else find(name)
     )
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # an import then fails, installed or not
     readable.cache_clear()
     yield
     readable.cache_clear()

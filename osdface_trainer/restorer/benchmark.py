@@ -75,7 +75,7 @@ def random_initial(recipe: Recipe, device: torch.device) -> Initial:
 def name_parts(stage: RestorerStage) -> None:
     """Label the parts of a step for torch's profiler; forward passes unless said otherwise."""
     core = stage.core
-    _label(core.prompt.vre, "forward", "VRE")
+    _label(core.prompt.vre, "tokens", "VRE")
     _label(core.prompt.projection, "forward", "projection")
     _label(core, "encode", "codec encode")
     _label(core.predictor, "forward", "UNet")
