@@ -145,6 +145,21 @@ def test_the_codec_alone_learns_with_and_without_its_guide(folder: Path) -> None
     assert trained.export()[0].codec.fidelity_dial and not config.codec.fidelity_dial
 
 
+def test_each_part_learns_at_its_own_rate(folder: Path) -> None:
+    trained = stage(folder, lr=1e-3, codec_lr=0.5, projection_lr=2.0, attention_lr=4.0, guide={"lr": 3.0})
+    trained.step(faces(2), 0)
+    names = {parameter: name for name, parameter in trained.core.named_parameters()}
+    rates: dict[float, set[str]] = {}
+    for group in trained.optimizer.param_groups:
+        rates.setdefault(round(group["lr"] * 1e3, 6), set()).update(names[p] for p in group["params"])
+    decoder, branch = (rates[factor] for factor in (0.5, 1.5))
+    assert {name.split(".")[1] for name in decoder} == {"decoder"}
+    assert {name.split(".")[1] for name in branch} == {"guide"}
+    assert all(".attn2." in name for name in rates[4.0])
+    assert {name.split(".")[0] for name in rates[2.0]} == {"prompt"}
+    assert not any(".attn2." in name for name in rates[1.0])
+
+
 def test_a_fresh_prompt_and_codec_on_an_old_unet(folder: Path) -> None:
     old = stage(folder, projection={"hidden": 8, "out": 32})
     with torch.no_grad():

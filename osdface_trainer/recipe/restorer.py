@@ -117,11 +117,13 @@ class GuideTerm:
         dropout: share decoded without the branch (fidelity 0).
         partial: share of the rest with a fidelity between 0 and 1.
         clean_latents: share that shows the clean face's latent beside the degraded face.
+        lr: factor on the decoder's learning rate for the branch, which starts at nothing.
     """
 
     dropout: float = 0.0
     partial: float = 0.0
     clean_latents: float = 0.0
+    lr: float = 1.0
 
     def __post_init__(self) -> None:
         _check_shares(self, "dropout", "partial", "clean_latents")

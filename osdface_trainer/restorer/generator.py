@@ -179,12 +179,17 @@ def place(generator: Generator, recipe: Recipe, device: torch.device) -> Generat
 def adamw(generator: nn.Module, cfg: RestorerTraining) -> AdamW:
     """Build the generator's optimiser: one group for each factor on the learning rate."""
     scales = {
-        "predictor": 1.0, "codec": cfg.codec_lr, "prompt": cfg.projection_lr, "attn2": cfg.attention_lr
+        "predictor": 1.0, "codec": cfg.codec_lr, "prompt": cfg.projection_lr,
+        "attn2": cfg.attention_lr, "guide": cfg.codec_lr * cfg.guide.lr,
     }  # fmt: skip
     groups: dict[str, list[nn.Parameter]] = {part: [] for part in scales}
     for name, parameter in trained(generator).items():
         part = name.split(".", 1)[0]
-        groups["attn2" if cfg.attention_lr != 1.0 and ".attn2." in name else part].append(parameter)
+        if cfg.attention_lr != 1.0 and ".attn2." in name:
+            part = "attn2"
+        elif cfg.guide.lr != 1.0 and name.startswith("codec.guide."):
+            part = "guide"
+        groups[part].append(parameter)
     fused = next(generator.parameters()).device.type == "cuda"
     return AdamW(
         [{"params": group, "lr_scale": scales[part]} for part, group in groups.items() if group],
