@@ -79,8 +79,16 @@ def _train(args: argparse.Namespace) -> int:
         say(f"{args.stage}: {outcome.reason} at step {outcome.step:,} of {outcome.total:,}")
         if outcome.reason in ("time", "interrupted"):
             say("the same command continues it")
+        if outcome.best is not None:
+            say(_chosen(outcome.best, recipe.run.stop_metric))
         say(f"model {outcome.export}" + (f"\nreport {outcome.report}" if outcome.report else ""))
     return 130 if outcome.reason == "interrupted" else 0
+
+
+def _chosen(best: int, metric: str) -> str:
+    if best == 0:
+        return f"no step had a better {metric} than the start: the model is what the training began with"
+    return f"the model is that of step {best:,}, the best {metric} on the validation faces"
 
 
 def _of_package(name: str, about: str) -> Command:

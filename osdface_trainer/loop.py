@@ -36,13 +36,19 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in the
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of `train` ended: `done`, `time`, `early stop` or `interrupted`; where; what it exported."""
+    """How a call of `train` ended, and what it exported.
+
+    Attributes:
+        reason: `done`, `time`, `early stop` or `interrupted`.
+        best: step whose weights are exported where `run.stop_metric` chooses, 0 = those it started from.
+    """
 
     reason: str
     step: int
     total: int
     export: Path
     report: Path | None
+    best: int | None = None
 
 
 @dataclass
@@ -52,12 +58,13 @@ class TrainingProgress:
     Attributes:
         step: optimiser steps done.
         data: fingerprint of the training faces.
-        best: best hold-out score so far; stale: validations since then.
+        best, best_step: best validation score so far and where; stale: validations since then.
     """
 
     step: int = 0
     data: str = ""
     best: float | None = None
+    best_step: int = 0
     stale: int = 0
 
 
@@ -161,6 +168,7 @@ class Loop:
         self.logger.open(start, total)
         try:
             with StopRequest() as stop:
+                self._judge_start()
                 batches = self.loader.batches(start)
                 for step in range(start, total):
                     if ended := self._reason_to_stop(stop, step > start):
@@ -171,7 +179,8 @@ class Loop:
         finally:
             self.logger.close()
         report = self._report() if self.cfg.report else None
-        return Outcome(reason, self.progress.step, total, self.folder.exports[0], report)
+        best = None if self.progress.best is None else self.progress.best_step
+        return Outcome(reason, self.progress.step, total, self.folder.exports[0], report, best)
 
     def _report(self) -> Path:
         return on_main(self.accelerator, lambda: write_report(self.folder.path, self.folder.stage))
@@ -224,6 +233,15 @@ class Loop:
             f"is {kept[0] if kept else 'none'}. Lower the learning rate or clip harder, then --fresh"
         )
 
+    def _judge_start(self) -> None:
+        """Score what the run starts from, so that a training that only harms exports no worse model."""
+        if not self.cfg.stop_metric or self.progress.best is not None or self.loader.val is None:
+            return
+        if scores := self.logger.validate(
+            self.loader, self.progress.step
+        ):  # none where nothing is learned yet
+            self._judge(scores)
+
     def _judge(self, scores: dict[str, float]) -> None:
         """Export what is best by the stop metric so far, and count how long it has not improved."""
         if not self.cfg.stop_metric:
@@ -232,7 +250,7 @@ class Loop:
             raise ConfigError(f"run.stop_metric is {self.cfg.stop_metric}: use {', '.join(scores)}")
         score, sign = scores[self.cfg.stop_metric], 1 if self.cfg.stop_mode == "max" else -1
         if self.progress.best is None or sign * score > sign * self.progress.best:
-            self.progress.best, self.progress.stale = score, 0
+            self.progress.best, self.progress.best_step, self.progress.stale = score, self.progress.step, 0
             self._export()
         else:
             self.progress.stale += 1

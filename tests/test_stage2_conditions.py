@@ -160,6 +160,23 @@ def test_each_part_learns_at_its_own_rate(folder: Path) -> None:
     assert not any(".attn2." in name for name in rates[1.0])
 
 
+def test_an_anchor_keeps_the_weights_near_the_start(folder: Path) -> None:
+    moved = {}
+    for anchor in (0.0, 200.0):
+        trained = stage(folder, lr=1e-3, anchor=anchor)
+        before = snapshot(trained.core)
+        for step in range(3):
+            trained.step(faces(2), step)
+        moved[anchor] = sum(
+            float((p.detach() - before[n]).abs().sum()) for n, p in trained.core.named_parameters()
+        )
+    assert 0 < moved[200.0] < 0.95 * moved[0.0]
+    trained = stage(folder, lr=1e-3, anchor=1e9)  # held: the whole step is taken back
+    before = snapshot(trained.core)
+    trained.step(faces(2), 0)
+    assert not changed(trained.core, before)
+
+
 def test_a_fresh_prompt_and_codec_on_an_old_unet(folder: Path) -> None:
     old = stage(folder, projection={"hidden": 8, "out": 32})
     with torch.no_grad():

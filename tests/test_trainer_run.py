@@ -23,6 +23,7 @@ from osdface_trainer.logging import DivergedError, read_metrics
 from osdface_trainer.loop import train
 from osdface_trainer.recipe.config import Recipe, load_recipe
 from osdface_trainer.run_folder import only_one, open_run
+from osdface_trainer.stage import FaceBatch
 from osdface_trainer.vre import stage as vre_stage
 
 
@@ -234,24 +235,40 @@ def test_nan_stops_with_step_name_and_batch_and_no_checkpoint_of_it(
     assert {p.name for p in (tmp_path / "vre/checkpoints").iterdir()} == {"step_00000002", "step_00000003"}
 
 
+def scored(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
+    """Let the validations of the 8 faces give these scores, one after the other, the start's first."""
+    given, state = iter(scores), {"rows": 8, "score": 0.0}
+
+    def validate(self: object, batch: FaceBatch) -> dict[str, torch.Tensor]:
+        if state["rows"] == 8:
+            state.update(rows=0, score=next(given))
+        state["rows"] += len(batch)
+        return {"identity": torch.tensor(state["score"])}
+
+    monkeypatch.setattr(vre_stage.VREStage, "validate", validate)
+
+
+BY_IDENTITY = ("run.validate_every=1", 'run.stop_metric="identity"', "run.stop_patience=2")
+
+
 def test_training_stops_early_and_exports_the_best(
     tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.5, 0.7, 0.6, 0.6, 0.9])
-
-    def validate(self, batch, cache={}):  # noqa: B006 - one score per validation, not per batch
-        if cache.get("rows") is None or cache["rows"] == 8:
-            cache.update(rows=0, score=next(scores))
-        cache["rows"] += len(batch)
-        return {"identity": torch.tensor(cache["score"])}
-
-    monkeypatch.setattr(vre_stage.VREStage, "validate", validate)
-    stop = ("run.validate_every=1", 'run.stop_metric="identity"', "run.stop_patience=2")
-    outcome = train(smoke(tiny_faces, tmp_path, *stop), "vre", quiet=True)
-    assert (outcome.reason, outcome.step) == ("early stop", 4)
+    scored(monkeypatch, 0.4, 0.5, 0.7, 0.6, 0.6, 0.9)
+    outcome = train(smoke(tiny_faces, tmp_path, *BY_IDENTITY), "vre", quiet=True)
+    assert (outcome.reason, outcome.step, outcome.best) == ("early stop", 4, 2)
     assert load_checkpoint(outcome.export).training["step"] == 2
-    again = train(smoke(tiny_faces, tmp_path, *stop), "vre", quiet=True)
-    assert (again.reason, again.step) == ("early stop", 4)
+    again = train(smoke(tiny_faces, tmp_path, *BY_IDENTITY), "vre", quiet=True)
+    assert (again.reason, again.step, again.best) == ("early stop", 4, 2)
+
+
+def test_training_that_only_harms_exports_its_start(
+    tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(monkeypatch, 0.8, 0.5, 0.7)
+    outcome = train(smoke(tiny_faces, tmp_path, *BY_IDENTITY), "vre", quiet=True)
+    assert (outcome.reason, outcome.step, outcome.best) == ("early stop", 2, 0)
+    assert load_checkpoint(outcome.export).training["step"] == 0
 
 
 def test_an_unknown_stop_metric_is_named(tiny_faces: Path, tmp_path: Path) -> None:

@@ -83,8 +83,9 @@ class RunConfig:
         keep: checkpoints that stay on the disk.
         tensorboard, wandb: trackers beside metrics.jsonl; W&B needs its package and login.
         report: draw curves.png and report.html at the end of every call.
-        stop_metric, stop_mode, stop_patience: early stop once the hold-out score has not improved for
-            this many validations; patience 0 = never. The best checkpoint is what gets exported.
+        stop_metric, stop_mode, stop_patience: early stop once the validation score has not improved for
+            this many validations; patience 0 = never. What gets exported is the best of the start and all
+            validations.
     """
 
     dir: str = "runs/osdface"

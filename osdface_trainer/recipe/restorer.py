@@ -317,6 +317,7 @@ class RestorerTraining:
             `final_lr` is the fraction of `lr` on which a cosine ends.
         codec_lr, projection_lr, attention_lr: factors on `lr` for the codec, for projection or learned
             prompt, and for the cross-attention.
+        anchor: decoupled decay towards the weights of the start, against forgetting; 0 = off.
         ema: decay of the averaged weights, which are what gets exported; 0 = off.
         checkpoint_unet, checkpoint_decoder: recompute activations in the backward pass to save memory.
         gradient_norms: steps between two logs of each loss's gradient norm at the restored latent (it also
@@ -347,6 +348,7 @@ class RestorerTraining:
     codec_lr: float = 1.0
     projection_lr: float = 1.0
     attention_lr: float = 1.0
+    anchor: float = 0.0
     ema: float = 0.999
     checkpoint_unet: bool = False
     checkpoint_decoder: bool = False
