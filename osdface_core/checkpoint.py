@@ -7,20 +7,23 @@ Metadata `osdface.format`, `osdface.config`, `osdface.training`, `modelspec.*`.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import OSDFaceConfig, from_dict
+from .config import OSDFaceConfig
 from .errors import CheckpointError
 from .file_kinds import kind_of_file, kind_of_tensors
 from .files import writing
 from .weights import misfits, shapes_of
 
+T = TypeVar("T")
 FORMAT = 1
 PARTS = ("vre", "projection", "lora", "unet", "codec")
 REQUIRED = {"lora": ("vre", "projection", "lora"), "full": ("vre", "projection", "unet", "codec")}
@@ -148,3 +151,42 @@ def load_strict(module: Any, tensors: dict[str, Tensor], where: str) -> None:
     if problems := misfits(shapes_of(module.state_dict()), shapes_of(tensors)):
         raise CheckpointError(f"{where}: {problems[0]}; the file is incomplete or of another model")
     module.load_state_dict(tensors)
+
+
+def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
+    """Build a frozen dataclass from JSON types, strictly.
+
+    Raises:
+        CheckpointError: an unknown key, a missing one without default, or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - known):
+        raise CheckpointError(f"{where}: unknown keys {', '.join(unknown)}; update osdface to read this file")
+    try:
+        return cls(**{k: _coerce(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+    except TypeError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+        origin = typing.get_origin(hint)
+    if is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(typing.cast(type, hint), value, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        item = typing.get_args(hint)[0]
+        return tuple(_coerce(item, v, where) for v in value)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise CheckpointError(f"{where}: got {value!r}, expected one of {typing.get_args(hint)}")
+        return value
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise CheckpointError(f"{where}: got {value!r}, expected {getattr(hint, '__name__', hint)}")

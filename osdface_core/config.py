@@ -6,14 +6,8 @@ A checkpoint stores one `OSDFaceConfig` as JSON in its header. The defaults are 
 
 from __future__ import annotations
 
-import types
-import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar
-
-from .errors import CheckpointError
-
-T = TypeVar("T")
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 # Linear and convolution layers of SD's UNet that one-step distillation adapts (the LCM-LoRA list);
 # the paper does not state its own list, the released file carries linear and 3x3 convolution layers.
@@ -109,42 +103,3 @@ class OSDFaceConfig:
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain JSON types."""
         return asdict(self)
-
-
-def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
-    """Build a frozen dataclass from JSON types, strictly.
-
-    Raises:
-        CheckpointError: an unknown key, a missing one without default, or a value of another type.
-    """
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(data) - known):
-        raise CheckpointError(f"{where}: unknown keys {', '.join(unknown)}; update osdface to read this file")
-    try:
-        return cls(**{k: _coerce(hints[k], v, f"{where}.{k}") for k, v in data.items()})
-    except TypeError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-        origin = typing.get_origin(hint)
-    if is_dataclass(hint) and isinstance(value, dict):
-        return from_dict(typing.cast(type, hint), value, where)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        item = typing.get_args(hint)[0]
-        return tuple(_coerce(item, v, where) for v in value)
-    if origin is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise CheckpointError(f"{where}: got {value!r}, expected one of {typing.get_args(hint)}")
-        return value
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise CheckpointError(f"{where}: got {value!r}, expected {getattr(hint, '__name__', hint)}")

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from .choices import ColorFix, DetectorName, Effort, Order, PasteMode
 from .color import keep_grey
-from .faces import Face, align, detect, paste, select
-from .images import read_photo
-from .models.identity import load_identity, similarity
+from .faces.align import align
+from .faces.face import Face
+from .faces.paste import paste
 from .options import DetectOptions, PasteOptions, RestoreOptions
 from .photo_array import PhotoArray, Pixels
 from .pipeline import FacePipeline, Progress
-from .upscale import enlarge
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,8 @@ def restore_photo(
     restoring = RestoreOptions(strength, fidelity, timestep, color_fix, batch_size)
     pasting = PasteOptions(upscale, upscale_model, feather, paste_mode)
     if isinstance(photo, (str, Path)):
+        from .images import read_photo
+
         photo = read_photo(photo).pixels
     found, crops = detect_and_align(photo, restorer.device, looking)
     restored = restore_crops(restorer, crops, restoring, progress)
@@ -118,28 +119,11 @@ def detect_and_align(
     Returns:
         the chosen faces and their crops (N, 3, 512, 512) on `device`.
     """
+    from .faces.detect import detect_and_select
+
     photo = PhotoArray.of(photo)
-    if not isinstance(options.faces, str):
-        found = list(options.faces)
-        return found, align(photo, found, device=device)
-    found = detect(
-        photo,
-        options.detector,
-        detector_dir=options.detector_dir,
-        device=device,
-        min_face=options.min_face,
-        threshold=options.threshold,
-        effort=options.effort,
-    )
-    found = select(
-        found,
-        photo.shape,
-        options.faces,
-        min_face=options.min_face,
-        max_face=options.max_face,
-        max_faces=options.max_faces,
-        order=options.order,
-    )
+    given = not isinstance(options.faces, str)
+    found = list(options.faces) if given else detect_and_select(photo, options, device)
     return found, align(photo, found, device=device)
 
 
@@ -171,6 +155,8 @@ def paste_back(
     Returns:
         the photo and the mask, see `PhotoResult`.
     """
+    from .upscale import enlarge
+
     photo = PhotoArray.of(photo)
     image, ratio = enlarge(photo, options.upscale, options.upscale_model, crops.device)
     return paste(
@@ -188,6 +174,8 @@ def paste_back(
 @torch.inference_mode()
 def with_identity(faces: list[Face], crops: Tensor, restored: Tensor, weights: str | Path) -> list[Face]:
     """Add (1.0, cosine of the restored face to the original) to each face: the original is the measure."""
+    from .models.identity import load_identity, similarity
+
     net = load_identity(weights, crops.device)
     scores = torch.cat(
         [similarity(net, a, b) for a, b in zip(crops.split(16), restored.split(16), strict=True)]

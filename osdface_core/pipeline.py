@@ -17,7 +17,6 @@ from .config import OSDFaceConfig
 from .devices import TORCH_DTYPES, faces_at_once, is_out_of_memory, pick_device, pick_dtype
 from .engines import Engine, choose_engine
 from .errors import ConfigError, ImageError, OptionError
-from .loading import load_model
 from .models.backbone import Backbone
 from .models.vre import VRE, Projection, PromptEncoder
 from .one_step import OneStepRestorer
@@ -89,6 +88,8 @@ class FacePipeline:
             OptionError: an unknown choice, or a device or engine that is not here.
             CheckpointError: one line that says which file is wrong and what to do.
         """
+        from .loading import load_model
+
         place = pick_device(device)
         loaded = load_model(
             source, base=base, lora_scale=lora_scale, lora=lora, codec=codec, codec_dir=codec_dir

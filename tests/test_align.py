@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from osdface_core.errors import ImageError
 from osdface_core.faces import Face, align
-from osdface_core.faces.align import fit_similarity, measure, sharpness
+from osdface_core.faces.align import fit_similarity
 from osdface_core.faces.geometry import inverse
+from osdface_core.faces.sharpness import measure, sharpness
 from osdface_core.photo_array import PhotoArray
 from tests.face_places import TEMPLATE, face_at, place
 

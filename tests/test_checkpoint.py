@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from osdface_core import checkpoint as module
-from osdface_core.checkpoint import load_checkpoint, load_config, load_strict, read_header, save_checkpoint
-from osdface_core.config import OSDFaceConfig, from_dict
+from osdface_core.checkpoint import (
+    from_dict,
+    load_checkpoint,
+    load_config,
+    load_strict,
+    read_header,
+    save_checkpoint,
+)
+from osdface_core.config import OSDFaceConfig
 from osdface_core.errors import CheckpointError
 
 TENSORS = {"vre.a": torch.arange(6.0).reshape(2, 3), "projection.b": torch.ones(4, dtype=torch.float16)}

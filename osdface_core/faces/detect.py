@@ -1,4 +1,4 @@
-"""Find the faces of a photo: choose the detector, search, judge what was found."""
+"""Find the faces of a photo: choose the detector, search, judge and choose what was found."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from ..choices import DetectorName, Effort
 from ..options import DetectOptions, check
 from ..photo_array import PhotoArray, Pixels
 from . import retinaface
-from .align import affine_rows, fit_similarity, measure
+from .align import affine_rows, fit_similarity
 from .face import Face
 from .mtcnn import Mtcnn
 from .search import Detector, search
+from .select import select
+from .sharpness import measure
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,32 @@ def detect(
     good = (rows[:, 4] >= threshold) & (sides >= min_face)
     good &= (middle > 0).all(axis=1) & (middle < (width, height)).all(axis=1)
     return make_faces(photo, rows[good], place)
+
+
+def detect_and_select(photo: PhotoArray, options: DetectOptions, device: torch.device) -> list[Face]:
+    """Find the faces of a photo and choose among them, as the options say.
+
+    Raises:
+        OptionError, DetectorError, ImageError: as `detect` and `select`.
+    """
+    found = detect(
+        photo,
+        options.detector,
+        detector_dir=options.detector_dir,
+        device=device,
+        min_face=options.min_face,
+        threshold=options.threshold,
+        effort=options.effort,
+    )
+    return select(
+        found,
+        photo.shape,
+        options.faces,
+        min_face=options.min_face,
+        max_face=options.max_face,
+        max_faces=options.max_faces,
+        order=options.order,
+    )
 
 
 def load_detector(name: DetectorName, detector_dir: str | Path | None, device: torch.device) -> Detector:

@@ -36,7 +36,7 @@ class Face:
         landmarks: left eye, right eye, nose tip, left and right mouth corner, as (x, y) [px].
         score: the detector's confidence, 0 to 1.
         affine: 2x3, maps photo (x, y, 1) to the 512 crop (x, y) [px]; a similarity.
-        sharpness: detail in the aligned crop, see `align.sharpness`; about 0 (no detail) to 1 (crisp).
+        sharpness: detail in the aligned crop, see `sharpness.sharpness`; about 0 (no detail) to 1 (crisp).
         identity_before_after: cosine similarity of the face before and after restoration, where asked for.
         track: number of the face through the frames of a clip, where tracking ran.
     """

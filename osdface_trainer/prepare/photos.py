@@ -14,7 +14,7 @@ from torch import Tensor
 
 from osdface_core.errors import ConfigError
 from osdface_core.faces import CROP_SIZE, Face, align, detect
-from osdface_core.faces.align import sharpness
+from osdface_core.faces.sharpness import sharpness
 from osdface_core.files import replacing, shorten
 from osdface_core.options import DetectorName
 
@@ -32,7 +32,7 @@ class PrepareOptions:
     Args:
         detector, detector_dir: see `osdface_core.detect`.
         min_face: smallest longer side of the face box [px].
-        min_sharpness: see `osdface_core.faces.align.sharpness`: about 0.45 for a good 512 px face, 0.25 for
+        min_sharpness: see `osdface_core.faces.sharpness`: about 0.45 for a good 512 px face, 0.25 for
             one enlarged from 256 px, 0.1 for one enlarged four times.
         min_coverage: smallest share of the crop that lies inside the photo; the rest is mirrored filler.
         multi_faces: take "all" faces of a photo, the "largest", or "skip" photos with several.
