@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from osdface_core.errors import ConfigError
+from osdface_core.errors import CheckpointError, ConfigError, ImageError
 from osdface_core.faces import Face
 from osdface_trainer.data.check import check_face
 from osdface_trainer.data.dataset import FaceDataset
@@ -22,6 +22,7 @@ from osdface_trainer.data.degrade_ops import real_jpeg
 from osdface_trainer.data.sources import list_faces
 from osdface_trainer.prepare import cli
 from osdface_trainer.prepare import photos as photos_module
+from osdface_trainer.prepare import run as prepare_module
 from osdface_trainer.prepare.photos import PrepareOptions
 from osdface_trainer.prepare.run import prepare
 from osdface_trainer.prepare.similarity import hash_signs, linked_groups, perceptual_hash
@@ -74,7 +75,13 @@ class StandIn:
 def detector(monkeypatch) -> StandIn:
     stand_in = StandIn()
     monkeypatch.setattr(photos_module, "detect", stand_in)
+    monkeypatch.setattr(prepare_module, "detect", stand_in)
     return stand_in
+
+
+@pytest.fixture(autouse=True)
+def no_weights_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
 
 @pytest.fixture
@@ -355,10 +362,9 @@ def test_linked_groups_equal_a_search_by_hand():
     assert 1 < len(set(groups)) < 60
 
 
-def test_embeddings_group_faces_by_person(tmp_path, detector, monkeypatch):
-    """Two albums with the same two people: the network's vectors decide, not the folders."""
-    from osdface_trainer.prepare import run as prepare_module
-
+@pytest.fixture
+def two_people(tmp_path, detector, monkeypatch) -> Path:
+    """Two albums with the same two people, and a stand-in for the network that knows both."""
     for album in ("a", "b"):
         for person in range(2):
             write_photo(tmp_path / "photos" / album / f"{person}.png", 10 * (album == "b") + person)
@@ -372,14 +378,43 @@ def test_embeddings_group_faces_by_person(tmp_path, detector, monkeypatch):
         ]
         return torch.eye(4)[[people[key] for key in nearest]]
 
-    monkeypatch.setattr(prepare_module, "_embedder", lambda identity, device: embed)
-    summary = run(tmp_path / "photos", tmp_path / "faces", identity="weights.pt", holdout=0.5)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "mobilefacenet.pt").touch()
+    monkeypatch.setattr(prepare_module, "_embedder", lambda weights, device: embed if weights else None)
+    return tmp_path
+
+
+def test_embeddings_group_faces_by_person(two_people):
+    """The network's vectors decide, not the folders; its weights are those of the cache."""
+    summary = run(two_people / "photos", two_people / "faces", holdout=0.5)
     assert summary.identities == 2
+    assert not any("told apart by folder" in line for line in summary.lines())
     sides = {
-        row["identity"]: {r["split"] for r in rows(tmp_path / "faces") if r["identity"] == row["identity"]}
-        for row in rows(tmp_path / "faces")
+        row["identity"]: {r["split"] for r in rows(two_people / "faces") if r["identity"] == row["identity"]}
+        for row in rows(two_people / "faces")
     }
     assert sorted(map(tuple, sides.values())) == [("train",), ("val",)]
+
+
+def test_one_person_alone_is_kept(two_people):
+    portrait = two_people / "me.png"
+    write_photo(portrait, 11)  # album b, second person
+    summary = run(two_people / "photos", two_people / "faces", person=[portrait])
+    assert {Path(row["source"]).name for row in rows(two_people / "faces")} == {"1.png"}
+    assert (summary.faces, summary.rejected) == (2, {"another person": 2})
+    assert run(two_people / "photos", two_people / "faces").faces == 4, "others come back without --person"
+
+
+def test_what_a_person_needs(two_people):
+    nobody = two_people / "grey.png"
+    write_photo(nobody)
+    with pytest.raises(ImageError, match=r"grey\.png: no face"):
+        run(two_people / "photos", two_people / "faces", person=[nobody])
+    (two_people / "hub" / "checkpoints" / "mobilefacenet.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"mobilefacenet\.pt"):
+        run(two_people / "photos", two_people / "faces", person=[nobody])
+    summary = run(two_people / "photos", two_people / "faces")
+    assert any("told apart by folder and photo only" in line for line in summary.lines())
 
 
 def test_real_photo_with_the_real_detector(tmp_path):

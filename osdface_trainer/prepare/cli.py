@@ -47,7 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     people.add_argument(
         "--holdout", type=float, default=0.05, metavar="F", help="share of people held out (0.05)"
     )
-    people.add_argument("--identity", type=Path, metavar="FILE", help="face network that tells people apart")
+    people.add_argument(
+        "--identity", type=Path, metavar="FILE",
+        help="face network that tells people apart (mobilefacenet.pt in torch's cache)",
+    )  # fmt: skip
+    people.add_argument(
+        "--person", type=Path, metavar="PHOTO", action="append", default=[],
+        help="keep this person's faces only; may be given several times",
+    )  # fmt: skip
     people.add_argument(
         "--same-person",
         type=float,
@@ -79,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         summary = prepare(
             args.source, args.target, options, device=pick_device(args.device), duplicates=args.duplicates,
             holdout=args.holdout, seed=args.seed, identity=args.identity, same_person=args.same_person,
+            person=args.person,
             progress=not args.quiet and sys.stderr.isatty(),
         )  # fmt: skip
     except OSError as error:

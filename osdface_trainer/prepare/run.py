@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,15 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from osdface_core.errors import ConfigError, ImageError
+from osdface_core.errors import CheckpointError, ConfigError, ImageError
+from osdface_core.faces import align, detect
 from osdface_core.files import replacing
-from osdface_core.images import FoundPhotos, find_photos, readable
+from osdface_core.images import FoundPhotos, find_photos, read_photo, readable
+from osdface_core.models.identity import MOBILEFACENET_FILE, MOBILEFACENET_SOURCE, embed, load_identity
+from osdface_core.weights import find_weights
 
 from ..data.prefetch import prefetch
 from .photos import Embed, PhotoRecord, PrepareOptions, process_photo
 from .resume import PhotoRecords
-from .selection import distinct, people_of, split_of, write_manifest
+from .selection import distinct, of_person, people_of, split_of, write_manifest
 
 # An error of this photo's name; any other is the disk's.
 BAD_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
@@ -36,7 +41,8 @@ class PrepareSummary:
 
     `rejected` counts by reason, "duplicate" and "same file" (photos) included; `unreadable` lists photos and
     folders and why; `left_out` has a line for photos of formats that are not read; `resumed` is how many
-    photos an earlier run had done; `split_by` is "identity" or, when all faces are one person, "photo".
+    photos an earlier run had done; `split_by` is "identity" or, when all faces are one person, "photo";
+    `told_apart` says whether a face network grouped the faces, or only their folders and photos.
     """
 
     manifest: Path
@@ -47,6 +53,7 @@ class PrepareSummary:
     val: int
     identities: int
     split_by: str
+    told_apart: bool = True
     rejected: dict[str, int] = field(default_factory=dict)
     unreadable: tuple[tuple[str, str], ...] = ()
     left_out: tuple[str, ...] = ()
@@ -57,6 +64,11 @@ class PrepareSummary:
             f"{self.photos} photos ({self.resumed} done before) → {self.faces} faces of "
             f"{self.identities} people: {self.train} train, {self.val} val (split by {self.split_by})"
         ]
+        if not self.told_apart:
+            out.append(
+                "people were told apart by folder and photo only: give --identity a face network's weights "
+                f"({MOBILEFACENET_FILE} from {MOBILEFACENET_SOURCE})"
+            )
         out += [f"left out, {reason}: {count}" for reason, count in sorted(self.rejected.items())]
         if self.unreadable:
             out.append(f"left out, unreadable: {len(self.unreadable)}")
@@ -76,6 +88,7 @@ def prepare(
     seed: int = 0,
     identity: str | Path | None = None,
     same_person: float = 0.65,
+    person: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> PrepareSummary:
     """Turn a folder of photos into a folder of training faces.
@@ -92,21 +105,26 @@ def prepare(
             larger one stays); −1 keeps all. Photos with equal bytes count once in any case.
         holdout: share of people whose faces get split "val"; 0 for none.
         seed: of the hold-out split.
-        identity: weights for `osdface_core.models.identity.load_identity`; faces are then grouped by person,
-            else by the sub-folder they lie in, or by photo.
+        identity: weights for `osdface_core.models.identity.load_identity`, by default those in torch's cache;
+            faces are then grouped by person, without them by the sub-folder they lie in, or by photo.
         same_person: cosine from which two faces count as one person.
+        person: photos of one person (the largest face counts); other people's faces are left out.
         progress: show a bar on stderr.
     Raises:
         ConfigError: no photos, or an option out of range. DetectorError: no usable detector.
-        CheckpointError: unusable identity weights. A photo that cannot be read is reported, not raised.
+        CheckpointError: unusable identity weights, or none where `person` needs them.
+        ImageError: a photo of `person` cannot be read or shows no face. Any other photo that cannot be
+            read is reported, not raised.
     """
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
     if not 0 <= holdout < 1:
         raise ConfigError(f"holdout is {holdout}, expected a share from 0 to below 1")
     options = options or PrepareOptions()
     photos, found = _list_photos(src, dst)
-    done = PhotoRecords(dst, options, identity)
-    run = _Run(photos, dst, options, done, device, _embedder(identity, device), progress)
+    weights = _identity_weights(identity, needed=bool(person))
+    embedder = _embedder(weights, device)
+    wanted = [_portrait(photo, options, device, embedder) for photo in person if embedder]
+    run = _Run(photos, dst, options, PhotoRecords(dst, options, weights), device, embedder, progress)
     records, resumed = _first_pass(run)
     chosen, rejected = distinct(records, duplicates)
     gone = {record.source for record, face in chosen if not (dst / face.file).is_file()}
@@ -114,6 +132,9 @@ def prepare(
         run.records.forget(gone)
         records, _ = _first_pass(run)
         chosen, rejected = distinct(records, duplicates)
+    if wanted:
+        faces, chosen = len(chosen), of_person(chosen, torch.stack(wanted), same_person)
+        rejected["another person"] = faces - len(chosen)
     people = people_of(chosen, same_person)
     split, split_by = split_of(chosen, people, holdout, seed)
     summary = PrepareSummary(
@@ -125,6 +146,7 @@ def prepare(
         val=split.count("val"),
         identities=len(set(people)),
         split_by=split_by,
+        told_apart=embedder is not None,
         rejected=dict(rejected),
         unreadable=(
             *((str(folder), why) for folder, why in found.unreadable),
@@ -164,13 +186,35 @@ def _list_photos(src: Path, dst: Path) -> tuple[dict[str, Path], FoundPhotos]:
     return dict(sorted(photos.items())), found
 
 
-def _embedder(identity: str | Path | None, device: torch.device | str | None) -> Embed | None:
-    if identity is None:
+def _identity_weights(identity: str | Path | None, *, needed: bool) -> Path | None:
+    """Find the face network's weights: those given, else torch's cache; None where there are none."""
+    try:
+        return find_weights(
+            identity, MOBILEFACENET_FILE, "face identity (MobileFaceNet)", MOBILEFACENET_SOURCE
+        )
+    except CheckpointError:
+        if identity or needed:
+            raise
         return None
-    from osdface_core.models.identity import embed, load_identity
 
-    net = load_identity(identity, device or "cpu")
+
+def _embedder(weights: Path | None, device: torch.device | str | None) -> Embed | None:
+    if weights is None:
+        return None
+    net = load_identity(weights, device or "cpu")
     return lambda faces: embed(net, faces.to(device or "cpu"))
+
+
+def _portrait(
+    photo: str | Path, options: PrepareOptions, device: torch.device | str | None, embedder: Embed
+) -> Tensor:
+    """Embed the largest face of a photo, (D,) of length 1."""
+    pixels = read_photo(Path(photo)).pixels
+    found = detect(pixels, options.detector, detector_dir=options.detector_dir, device=device)
+    if not found:
+        raise ImageError(f"{photo}: no face found; --person needs a photo that shows the person")
+    largest = max(found, key=lambda face: face.size)
+    return embedder(align(pixels, [largest], options.size, device=device).clamp(0, 1))[0].cpu()
 
 
 def _first_pass(run: _Run) -> tuple[list[PhotoRecord], int]:
@@ -199,8 +243,6 @@ def _first_pass(run: _Run) -> tuple[list[PhotoRecord], int]:
 
 def _load(run: _Run, source: str) -> tuple[str, np.ndarray | None, str]:
     """Read sha256 and pixels of a photo (None if it is done before), or what went wrong."""
-    from osdface_core.images import read_photo
-
     path = run.photos[source]
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()

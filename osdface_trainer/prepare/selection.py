@@ -43,6 +43,12 @@ def _quality(face: FaceRecord) -> tuple[int, float]:
     return face.size, face.sharpness
 
 
+def of_person(chosen: Chosen, portraits: torch.Tensor, same_person: float) -> Chosen:
+    """Keep the faces that are as like one of the portraits, (N, D) of length 1, as `same_person` asks."""
+    alike = [float((portraits @ decode_embedding(face.embedding)).max()) for _, face in chosen]
+    return [pair for pair, cosine in zip(chosen, alike, strict=True) if cosine >= same_person]
+
+
 def people_of(chosen: Chosen, same_person: float) -> list[str]:
     """Name each person: a face file where embeddings tell them apart, else the sub-folder or the photo."""
     if chosen and all(face.embedding for _, face in chosen):
