@@ -27,23 +27,23 @@ INDICES = text(
 )
 FRAMES = choice(
     list(get_args(FrameKind)),
-    "What a batch of images is. clip: faces are followed and their landmarks steadied, so that nothing "
-    "jitters. photos: each image for itself. auto: a clip if neighbouring images look alike.",
+    "What a batch of images is. photos: each image for itself. clip: the frames of a video; faces are "
+    "followed and their landmarks steadied, so that nothing jitters.",
 )
 
 
 class OSDFaceDetectFaces:
     CATEGORY = "OSDFace"
     DESCRIPTION = (
-        "Finds faces and cuts them out, upright and 512 pixels wide. A batch of images is a clip: faces of "
-        "all frames come out together. No face is no error: the crops are empty and Paste Back returns the "
-        "photo."
+        "Finds faces and cuts them out, upright and 512 pixels wide; faces of all images of a batch come out "
+        "together. No face is no error: one black crop comes out, which the other nodes pass on, and Paste "
+        "Back returns the photo."
     )
     RETURN_TYPES = (FACES, "IMAGE", "INT", "IMAGE", "STRING")
     RETURN_NAMES = ("faces", "crops", "count", "preview", "json")
     OUTPUT_TOOLTIPS = (
         "Where each face is, for Paste Back, Select Faces and Preview Faces.",
-        "Aligned 512-pixel crops, one image per face.",
+        "Aligned 512-pixel crops, one image per face; one black image if there is none.",
         "Number of faces in all frames.",
         "The photo with a numbered box around every face found; those not selected in grey.",
         "Box, landmarks, score, sharpness and crop transform of each face.",
@@ -65,7 +65,7 @@ class OSDFaceDetectFaces:
 
     @named
     def detect(
-        self, image: Tensor, selection: str, indices: str, frames: FrameKind = "auto", **options: Any
+        self, image: Tensor, selection: str, indices: str, frames: FrameKind = "photos", **options: Any
     ) -> tuple[FaceSet, Tensor, int, Tensor, str]:
         pixels = host.from_image(image)
         progress = host.Progress(len(pixels))
@@ -73,7 +73,7 @@ class OSDFaceDetectFaces:
         found = find_faces(pixels, looking, frames, progress.step)
         faces, _ = choose(found, looking)
         crops, preview = cut(pixels, faces), preview_faces(pixels, found, chosen=faces)
-        return faces, host.to_image(crops), len(faces), host.to_image(preview), faces.to_json()
+        return faces, host.to_crops(crops), len(faces), host.to_image(preview), faces.to_json()
 
 
 class OSDFaceSelectFaces:
@@ -103,10 +103,11 @@ class OSDFaceSelectFaces:
     def select(
         self, faces: FaceSet, crops: Tensor, selection: str, indices: str, **options: Any
     ) -> tuple[FaceSet, Tensor, int]:
-        if len(crops) != len(faces):
+        pixels = host.from_crops(crops)
+        if len(pixels) != len(faces):
             raise ValueError(
-                f"{len(crops)} crops for {len(faces)} faces: connect both from the same Detect Faces"
+                f"{len(pixels)} crops for {len(faces)} faces: connect both from the same Detect Faces"
             )
         looking = chosen(DetectOptions, options | {"selection": which_faces(selection, indices)})
         kept, places = choose(faces, looking)
-        return kept, crops[places].clone(), len(kept)
+        return kept, host.to_crops(pixels[places]), len(kept)

@@ -42,10 +42,10 @@ def numbered_boxes(
 
 
 def with_label(image: Tensor, caption: str) -> Tensor:
-    """Write a caption into the lower left corner of (3, H, W); an empty one returns it unchanged."""
+    """Write a caption into the lower left corner of (3 or 4, H, W), opaque there; an empty one: unchanged."""
     if not caption:
         return image
-    picture = to_picture(image)
+    picture = to_picture(image[:3])
     draw = ImageDraw.Draw(picture, "RGBA")
     font = ImageFont.load_default(size=max(12, max(picture.size) // 40))
     pad = max(4, max(picture.size) // 120)
@@ -53,11 +53,16 @@ def with_label(image: Tensor, caption: str) -> Tensor:
     patch = draw.textbbox(place, caption, font=font, anchor="ld")
     draw.rectangle((patch[0] - pad, patch[1] - pad, patch[2] + pad, patch[3] + pad), fill=(0, 0, 0, 150))
     draw.text(place, caption, fill=(255, 255, 255, 255), font=font, anchor="ld")
-    return to_tensor(picture).to(image.device)
+    written = to_tensor(picture).to(image.device)
+    if image.shape[0] == 3:
+        return written
+    alpha = image[3:].clone()
+    alpha[:, max(0, int(patch[1]) - pad) :, : int(patch[2]) + pad] = 1.0
+    return torch.cat((written, alpha))
 
 
 def compare(before: Tensor, after: Tensor, layout: str, position: float, gap: int) -> Tensor:
-    """Lay two (3, H, W) images of one size out.
+    """Lay two (C, H, W) images of one size out.
 
     Args:
         layout: `side_by_side`, `stacked`, or `split`: one picture, before on the left of `position`.
@@ -77,7 +82,7 @@ def compare(before: Tensor, after: Tensor, layout: str, position: float, gap: in
 
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize (B, 3, H, W), antialiased and within [0, 1]; return the same tensor if it fits."""
+    """Resize (B, C, H, W), antialiased and within [0, 1]; return the same tensor if it fits."""
     if images.shape[-2:] == (height, width) or images.shape[0] == 0:
         return images if images.shape[0] else images.new_zeros(0, images.shape[1], height, width)
     return F.interpolate(images, size=(height, width), mode="bicubic", antialias=True).clamp(0.0, 1.0)

@@ -20,9 +20,7 @@ from . import host
 from .sockets import FaceSet
 
 RETINAFACE_WEIGHTS = ("detection_Resnet50_Final.pth", "detection_mobilenet0.25_Final.pth")
-FrameKind = Literal["auto", "clip", "photos"]
-# Mean difference between thumbnails of neighbours, above which a batch is taken for unrelated photos.
-CLIP_DIFFERENCE = 0.12
+FrameKind = Literal["photos", "clip"]
 Tick = Callable[[int], None]
 
 
@@ -49,47 +47,40 @@ def which_faces(selection: str, indices: str) -> str | tuple[()]:
 
 
 def find_faces(
-    frames: Tensor, options: DetectOptions, kind: FrameKind = "auto", tick: Tick = no_tick
+    frames: Tensor, options: DetectOptions, kind: FrameKind = "photos", tick: Tick = no_tick
 ) -> FaceSet:
     """Detect in every frame of (B, 3, H, W); in a clip, follow the faces and steady their landmarks.
 
     Args:
         options: how to look; `order` numbers the faces of photos. Faces above `min_face` stay, whichever are
             chosen later.
-        kind: `clip`, `photos`, or `auto` (a clip if neighbouring frames look alike).
+        kind: what the batch is; landmarks of unrelated photos must not be averaged.
         tick: called after each frame; may raise to stop.
     """
     device, weights = host.compute_device(), host.detector_folder(RETINAFACE_WEIGHTS)
     found: list[list[Face]] = []
-    for frame in frames:
-        found.append(
-            detect(
-                frame,
-                options.detector,
-                detector_dir=weights,
-                device=device,
-                min_face=options.min_face,
-                threshold=options.threshold,
-                effort=options.effort,
+    with host.cancellable():
+        for frame in frames:
+            found.append(
+                detect(
+                    frame,
+                    options.detector,
+                    detector_dir=weights,
+                    device=device,
+                    min_face=options.min_face,
+                    threshold=options.threshold,
+                    effort=options.effort,
+                )
             )
-        )
-        tick(1)
+            tick(1)
     height, width = frames.shape[-2:]
-    if kind == "clip" or (kind == "auto" and is_clip(frames)):
+    if kind == "clip":
         found = smooth(found, frames)
         numbers = [tuple(face.track or 0 for face in faces) for faces in found]
     else:
         found = [select(faces, (height, width), "all", order=options.order) for faces in found]
         numbers = [tuple(range(len(faces))) for faces in found]
     return FaceSet(tuple(map(tuple, found)), tuple(numbers), height, width)
-
-
-def is_clip(frames: Tensor) -> bool:
-    """Tell whether most neighbours in a batch look alike, at thumbnail size."""
-    if len(frames) < 2:
-        return False
-    small = torch.stack([torch.nn.functional.adaptive_avg_pool2d(frame, 16) for frame in frames])
-    return bool((small[1:] - small[:-1]).abs().mean(dim=(1, 2, 3)).median() < CLIP_DIFFERENCE)
 
 
 def choose(faces: FaceSet, options: DetectOptions) -> tuple[FaceSet, list[int]]:
@@ -153,7 +144,7 @@ def paste_back(
             f"{len(frames)} images but faces of {len(faces.frames)}: give Paste Back the batch that Detect "
             f"Faces got"
         )
-    if len(restored) != len(faces):
+    if len(faces) and len(restored) != len(faces):
         raise ValueError(
             f"{len(restored)} crops for {len(faces)} faces: give Paste Back the crops of these faces"
         )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import draw, host
+from .paste import with_alpha
 from .sockets import FACES, FaceSet
 from .widgets import choice, decimal, integer, socket, switch, text
 
@@ -75,7 +76,8 @@ class OSDFaceBlendByMask:
         before = match(host.from_image(original).to(after.device), after)
         weight = fit_mask(1.0 - mask if invert else mask, after) * strength
         # lerp of equal weights 0 would still round; the original's bits are kept by choosing them.
-        return (host.to_image(torch.where(weight == 0, before, torch.lerp(before, after, weight))),)
+        mixed = torch.where(weight == 0, before, torch.lerp(before, after, weight))
+        return (with_alpha(mixed, restored if restored.shape[-1] > 3 else original),)
 
 
 class OSDFaceBeforeAfter:
@@ -119,8 +121,8 @@ class OSDFaceBeforeAfter:
         before_label: str = "before",
         after_label: str = "after",
     ) -> tuple[Tensor]:
-        second = host.from_image(after)
-        first = match(host.from_image(before).to(second.device), second)
+        second = with_opacity(after, before)
+        first = match(with_opacity(before, after).to(second.device), second)
         captions = ("", "") if layout == "split" or not labels else (before_label, after_label)
         pairs = (
             draw.compare(
@@ -154,6 +156,14 @@ def caption(face: Any, shown: int, details: bool) -> str:
     if face.identity_before_after is not None:
         parts.append(f"id {face.identity_before_after[1]:.2f}")
     return " ".join(parts)
+
+
+def with_opacity(image: Tensor, other: Tensor) -> Tensor:
+    """Convert IMAGE to (B, 3 or 4, H, W): 4, opaque by default, if one of both pictures has alpha."""
+    pixels = host.from_image(image)
+    if image.shape[-1] == 4:
+        return torch.cat((pixels, image[..., 3:].permute(0, 3, 1, 2).float()), dim=1)
+    return F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.0) if other.shape[-1] == 4 else pixels
 
 
 def match(images: Tensor, like: Tensor) -> Tensor:

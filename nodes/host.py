@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..osdface_core.interruption import checked
 from .draw import to_picture
 
 FOLDER = "osdface"
 RELEASED_VRE = "associate_2.ckpt"  # its presence marks a folder with the three released files
 RELEASED_LORA = "pytorch_lora_weights.safetensors"
-FIRST_START = "put_osdface_models_here"  # an empty file, as ComfyUI has them in its other model folders
 MINI = "mini"
 NONE = "none"
 log = logging.getLogger("osdface")
@@ -43,20 +43,18 @@ def register_folder() -> None:
     folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".ckpt", ".pth", ".pt"})
     with contextlib.suppress(OSError):  # a read-only folder is no reason to refuse the pack
         place.mkdir(parents=True, exist_ok=True)
-        _install_examples(place / FIRST_START)
+    with contextlib.suppress(OSError):
+        _install_examples()
 
 
-def _install_examples(marker: Path) -> None:
-    """Once, at the first start: the photo and clip that the workflows name, into ComfyUI's input folder."""
+def _install_examples() -> None:
+    """Put the photo and clip that the workflows name into ComfyUI's input folder where it lacks them."""
     import folder_paths
 
-    if marker.exists():
-        return
     for example in (Path(__file__).parent / "examples").iterdir():
         target = Path(folder_paths.get_input_directory()) / example.name
         if not target.exists():
             shutil.copyfile(example, target)
-    marker.touch()
 
 
 def _names(folder: str) -> list[str]:
@@ -272,6 +270,11 @@ class Progress:
         self._bar.update_absolute(self._done, None, shown)
 
 
+def cancellable() -> contextlib.AbstractContextManager[None]:
+    """Let Cancel stop what runs inside before its next layer, so within one face."""
+    return checked(check_interrupt)
+
+
 def check_interrupt() -> None:
     import comfy.model_management as mm
 
@@ -292,6 +295,18 @@ def to_image(pixels: Tensor) -> Tensor:
     """Convert (B, 3, H, W) to IMAGE: float32, clamped, contiguous, on the device between nodes."""
     image = pixels.detach().permute(0, 2, 3, 1).to(result_device(), torch.float32)
     return image.clamp(0.0, 1.0).contiguous()
+
+
+def to_crops(pixels: Tensor) -> Tensor:
+    """Convert face crops (N, 3, H, W) to IMAGE; no face becomes one black picture, since core's nodes for
+    previews, saving and scaling fail on an empty batch."""
+    return to_image(pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:]))
+
+
+def from_crops(crops: Tensor) -> Tensor:
+    """Convert IMAGE to face crops (N, 3, H, W); the black picture of `to_crops` is no face."""
+    pixels = from_image(crops)
+    return pixels if len(pixels) != 1 or pixels.any() else pixels[:0]
 
 
 def to_mask(mask: Tensor) -> Tensor:

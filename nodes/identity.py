@@ -13,6 +13,8 @@ from . import host
 
 STEPS = 6  # of bisection: strength to 1/64
 HOW = f"put {MOBILEFACENET_FILE} into models/{host.FOLDER}"
+UNKNOWN = float("nan")
+"""The score of a face where nobody could look, and the one entry of a list without faces."""
 
 
 class Scorer:
@@ -24,7 +26,8 @@ class Scorer:
     @torch.inference_mode()
     def vectors(self, crops: Tensor) -> Tensor:
         """Embed aligned crops (N, 3, S, S) in [0, 1] as unit vectors (N, D) on the CPU."""
-        parts = [embed(self.net, part.cpu()) for part in crops.split(16)] if len(crops) else []
+        with host.cancellable():
+            parts = [embed(self.net, part.cpu()) for part in crops.split(16)] if len(crops) else []
         return torch.cat(parts) if parts else torch.zeros(0, 1)
 
 

@@ -21,7 +21,7 @@ from . import host
 from .native import SocketCodec, SocketPredictor, check_model, warn_partial_lora
 
 PROMPT_BYTES = 600 << 20  # activations of the VRE per 512-pixel face, float32
-PROMPT_BATCH = 8
+PROMPT_BATCH = {"cpu": 1}  # faces at once; 8 elsewhere
 
 
 class Embedder:
@@ -41,9 +41,11 @@ class Embedder:
     def encode(self, crops: Tensor, tick: Callable[[int], None] = lambda count: None) -> Tensor:
         """Encode (N, 3, H, W) in [0, 1] as prompts (N, 77, D), float32; call `tick` after each batch."""
         prompts = [crops.new_zeros(0, self.config.vre.tokens, self.config.projection.out)]
-        for batch in crops.split(PROMPT_BATCH) if len(crops) else ():
+        size = PROMPT_BATCH.get(host.compute_device().type, 8)
+        for batch in crops.split(size) if len(crops) else ():
             device = self.managed.load(PROMPT_BYTES * len(batch))
-            prompt = self.encoder(batch.to(device, torch.float32) * 2.0 - 1.0)
+            with host.cancellable():
+                prompt = self.encoder(batch.to(device, torch.float32) * 2.0 - 1.0)
             prompts.append(prompt.to(crops.device))
             tick(len(batch))
         return torch.cat(prompts)
@@ -118,15 +120,16 @@ class Restorer:
         while start < len(crops):
             size = self._prepare(options.batch_size or len(crops), options.batch_size)
             batch = crops[start : start + size]
-            restored = self.pipeline.restore(
-                batch,
-                strength=options.strength,
-                fidelity=options.fidelity,
-                timestep=options.timestep,
-                color_fix=options.color_fix,
-                batch_size=size,
-                prompt=prompts[start : start + size],
-            )
+            with host.cancellable():
+                restored = self.pipeline.restore(
+                    batch,
+                    strength=options.strength,
+                    fidelity=options.fidelity,
+                    timestep=options.timestep,
+                    color_fix=options.color_fix,
+                    batch_size=size,
+                    prompt=prompts[start : start + size],
+                )
             restored = keep_grey(restored, batch)  # a black-and-white photo gains no tint
             done.append(restored)
             start += len(batch)
@@ -138,7 +141,8 @@ class Restorer:
         per_face = FACE_BYTES[self.config.codec.kind] * self.pipeline.dtype.itemsize // 4
         if self.managed is not None:
             self.pipeline.device = self.managed.load(per_face * min(wanted, 4))
-        return fixed or faces_at_once(self.pipeline.device, self.config, self.pipeline.dtype)
+        device = self.pipeline.device
+        return fixed or faces_at_once(device, self.config, self.pipeline.dtype, host.free_bytes(device))
 
     def _fitting(self, prompts: Tensor, count: int) -> Tensor:
         width = self.config.projection.out

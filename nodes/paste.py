@@ -47,7 +47,7 @@ class OSDFacePasteBack:
     ) -> tuple[Tensor, Tensor]:
         pixels = host.from_image(image)
         progress = host.Progress(len(pixels))
-        pasted, mask = paste_back(pixels, faces, host.from_image(crops), feather, mode, progress.step)
+        pasted, mask = paste_back(pixels, faces, host.from_crops(crops), feather, mode, progress.step)
         return with_alpha(pasted, image), host.to_mask(mask)
 
 
@@ -57,4 +57,5 @@ def with_alpha(pixels: Tensor, source: Tensor) -> Tensor:
     if source.shape[-1] <= 3:
         return image
     extra = draw.resized(source[..., 3:].permute(0, 3, 1, 2).float(), *pixels.shape[-2:])
-    return torch.cat((image, extra.permute(0, 2, 3, 1).to(image)), dim=-1)
+    extra = extra.permute(0, 2, 3, 1).to(image).expand(len(image), -1, -1, -1)
+    return torch.cat((image, extra), dim=-1)

@@ -16,7 +16,7 @@ from ..osdface_core.upscale import enlarge
 from . import host
 from .detect import DETECTOR, FRAMES, INDICES, SELECTION
 from .frames import FrameKind, choose, cut, find_faces, paste_back, which_faces
-from .identity import guard, load_scorer, scores
+from .identity import UNKNOWN, Scorer, guard, load_scorer, scores
 from .load import BASE_TIP, CHECKPOINT_TIP
 from .models import Embedder, Restorer, load_restorer
 from .paste import with_alpha
@@ -70,8 +70,9 @@ class OSDFaceRestorePhoto:
         "The restored photo or frames.",
         "Where it was changed: 1 fully, 0 not at all.",
         "Box, landmarks, scores and crop transform of each face.",
-        "Restored 512-pixel crops, one per face.",
-        "How much each face still is the same person (cosine). One 0.0 without faces or recognition weights.",
+        "Restored 512-pixel crops, one per face; one black image if there is none.",
+        "How much each face still is the same person (cosine), one entry per face; nan without "
+        "mobilefacenet.pt in models/osdface, and one nan without faces.",
         "Number of restored faces.",
     )
     FUNCTION = "restore"
@@ -117,7 +118,7 @@ class OSDFaceRestorePhoto:
         selection: str,
         indices: str = "",
         identity_guard: float = 0.0,
-        frames: FrameKind = "auto",
+        frames: FrameKind = "photos",
         **options: Any,
     ) -> tuple[Tensor, Tensor, str, Tensor, list[float], int]:
         pixels = host.from_image(image)
@@ -127,27 +128,27 @@ class OSDFaceRestorePhoto:
         faces, _ = choose(find_faces(pixels, looking, frames, finding.step), looking)
         photo = enlarged(pixels, pasting.upscale)
         crops = cut(pixels, faces)
-        restored, identity = crops, [0.0]
-        if len(faces):  # else no model is loaded for nothing
+        restored, identity = crops, [1.0] * len(faces) or [UNKNOWN]
+        if len(faces) and how.strength:  # else no model is loaded for nothing
+            scorer = load_scorer(required=identity_guard > 0)
             files = host.checkpoint_path(checkpoint), host.base_path(base)
             loading = chosen(LoadOptions, options)
             self._models = models = Models.load(*files, loading.lora_scale, loading.dtype)
             restored = models.run(crops, how)
-            restored, faces, identity = check_identity(crops, restored, faces, identity_guard)
+            restored, faces, identity = check_identity(scorer, crops, restored, faces, identity_guard)
         pasted, mask = paste_back(
             photo, faces, restored, pasting.feather, pasting.paste_mode, lambda count: host.check_interrupt()
         )
         result = with_alpha(pasted, image), host.to_mask(mask)
-        return *result, faces.to_json(), host.to_image(restored), identity, len(faces)
+        return *result, faces.to_json(), host.to_crops(restored), identity, len(faces)
 
 
 def check_identity(
-    crops: Tensor, restored: Tensor, faces: FaceSet, threshold: float
+    scorer: Scorer | None, crops: Tensor, restored: Tensor, faces: FaceSet, threshold: float
 ) -> tuple[Tensor, FaceSet, list[float]]:
-    """Guard and score where the recognition weights are at hand; [0.0] and no scores where they are not."""
-    scorer = load_scorer(required=threshold > 0)
+    """Guard and score where the recognition network is at hand; unknown scores where it is not."""
     if scorer is None:
-        return restored, faces, [0.0]
+        return restored, faces, [UNKNOWN] * len(faces)
     if threshold > 0:
         restored, _ = guard(scorer, crops, restored, threshold)
     pairs = scores(scorer, crops, restored)

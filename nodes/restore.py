@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..osdface_core.options import RestoreOptions
 from . import host
-from .identity import guard, load_scorer, scores
+from .identity import UNKNOWN, guard, load_scorer, scores
 from .models import Embedder, Restorer
 from .sockets import BACKBONE, VRE
 from .widgets import chosen, decimal, named, socket, widgets
@@ -43,8 +43,11 @@ class OSDFaceEncodePrompt:
         }
 
     def encode(self, vre: Embedder, crops: Tensor) -> tuple[Conditioning]:
-        progress = host.Progress(len(crops))
-        prompts = vre.encode(host.from_image(crops), progress.step)
+        pixels = host.from_crops(crops)
+        progress = host.Progress(len(pixels))
+        prompts = vre.encode(pixels, progress.step)
+        if not len(prompts):  # no face: a row of zeros, which other nodes for CONDITIONING can take
+            prompts = prompts.new_zeros(1, *prompts.shape[1:])
         return ([[prompts.to(host.result_device()), {}]],)
 
 
@@ -77,12 +80,14 @@ class OSDFaceRestore:
     def restore(
         self, backbone: Restorer, conditioning: Conditioning, crops: Tensor, **options: Any
     ) -> tuple[Tensor]:
-        pixels = host.from_image(crops)
+        pixels, how = host.from_crops(crops), chosen(RestoreOptions, options)
+        if not len(pixels) or not how.strength:
+            return (crops,)
         progress = host.Progress(len(pixels))
         restored = backbone.restore(
             pixels,
             prompts_of(conditioning),
-            chosen(RestoreOptions, options),
+            how,
             tick=lambda count, batch: progress.step(count, batch[-1]),
         )
         return (host.to_image(restored),)
@@ -100,8 +105,8 @@ class OSDFaceIdentityGuard:
     OUTPUT_IS_LIST = (False, True, True, False)
     OUTPUT_TOOLTIPS = (
         "The restored crops, guarded.",
-        "Score of each face before restoration: 1.0 without a reference. One entry of 0.0 if there is no "
-        "face.",
+        "Score of each face before restoration: 1.0 without a reference. nan where threshold is 0 and "
+        "mobilefacenet.pt is missing, and one nan if there is no face.",
         "Score of each face after restoration and guarding.",
         "Scores and the part of the strength that was kept, per face.",
     )
@@ -128,12 +133,16 @@ class OSDFaceIdentityGuard:
     ) -> tuple[Tensor, list[float], list[float], str]:
         if len(before) != len(after):
             raise ValueError(f"{len(before)} crops before and {len(after)} after: connect the same faces")
-        first, second = host.from_image(before), host.from_image(after)
+        first, second = host.from_crops(before), host.from_image(after)
         if not len(first):
-            return after, [0.0], [0.0], "[]"
-        person = None if reference is None or not len(reference) else host.from_image(reference)
-        scorer = load_scorer(required=True)
-        assert scorer is not None
+            return after, [UNKNOWN], [UNKNOWN], "[]"
+        person = None if reference is None else host.from_crops(reference)
+        if person is not None and not len(person):
+            person = None
+        scorer = load_scorer(required=threshold > 0)
+        if scorer is None:
+            unknown = [UNKNOWN] * len(first)
+            return after, unknown, unknown, "[]"
         kept = [1.0] * len(first)
         if threshold > 0:
             second, keep = guard(scorer, first, second, threshold, person)

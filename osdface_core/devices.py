@@ -98,13 +98,21 @@ def _bf16_share(shape: tuple[int, ...], work: Callable[[Tensor], Tensor]) -> flo
 GIB = 1024**3
 # Peak activations per 512-px face at float32 [bytes], dominated by the codec's decoder at full size.
 FACE_BYTES = {"kl": int(2.0 * GIB), "tiny": int(0.45 * GIB)}
-MOST = {"cuda": 16, "cpu": 4}
+MOST = {"cuda": 16, "cpu": 1}  # a CPU gains nothing from a second face, and doubles the memory
 
 
-def faces_at_once(device: torch.device, config: OSDFaceConfig, dtype: torch.dtype) -> int:
-    """Choose a batch size that leaves half of the free memory alone; at least 1."""
+def faces_at_once(
+    device: torch.device, config: OSDFaceConfig, dtype: torch.dtype, free: int | None = None
+) -> int:
+    """Choose a batch size that leaves half of the free memory alone; at least 1.
+
+    Args:
+        free: memory that may be used [bytes], where somebody else keeps the books.
+    """
     per_face = FACE_BYTES[config.codec.kind] * dtype.itemsize // 4
-    return max(1, min(MOST.get(device.type, 4), free_bytes(device) // 2 // per_face))
+    return max(
+        1, min(MOST.get(device.type, 4), (free_bytes(device) if free is None else free) // 2 // per_face)
+    )
 
 
 def free_bytes(device: torch.device) -> int:

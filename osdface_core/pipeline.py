@@ -226,7 +226,7 @@ class FacePipeline:
         height, width = faces.shape[-2] // 8 * 8, faces.shape[-1] // 8 * 8
         done = faces[..., :height, :width].clone()
         prompts = None if prompt is None else prompt.expand(len(faces), -1, -1)
-        start = 0
+        start = 0 if strength else len(faces)  # nothing of it would be kept
         while start < len(faces):
             chunk = faces[start : start + size]
             own = self._encoder() if prompts is None else prompts[start : start + size]

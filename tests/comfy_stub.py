@@ -46,6 +46,7 @@ class Host:
     loads: list[tuple[list[Any], float, bool]] = field(default_factory=list)  # patchers, bytes, whole
     steps: list[tuple[int, int, Any]] = field(default_factory=list)  # value, total, preview
     interrupt_after: int | None = None  # checks for an interrupt until one is raised
+    checks: int = 0  # how often the nodes asked for an interrupt
 
     def add_file(self, folder: str, name: str, content: bytes = b"x") -> Path:
         path = self.models / folder / name
@@ -155,6 +156,7 @@ def _memory(host: Host) -> types.ModuleType:
         host.loads.append((list(models), memory_required, force_full_load))
 
     def throw_exception_if_processing_interrupted() -> None:
+        host.checks += 1
         if host.interrupt_after is None:
             return
         host.interrupt_after -= 1

@@ -40,6 +40,11 @@ def test_execution_caching_and_reuse(tmp_path: Path) -> None:
     assert run_check("execute", tmp_path)["loaded"] == 2
 
 
+def test_a_picture_without_faces(tmp_path: Path) -> None:
+    pictures = run_check("landscape", tmp_path)["pictures"]
+    assert set(pictures) == {"compare", "group_step_by_step", "restore_photo"} and all(pictures.values())
+
+
 def test_interrupt(tmp_path: Path) -> None:
     assert run_check("interrupt", tmp_path)["previews"] == 1
 

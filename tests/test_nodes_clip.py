@@ -140,8 +140,17 @@ def test_selection_by_number_follows_one_person(monkeypatch):
     assert len(ys) == COUNT and max(ys) < 120, "number 0 jumped to the other person"
 
 
-def test_auto_tells_clips_from_photos(monkeypatch):
-    smooth = torch.rand(1, 3, 32, 32).repeat(6, 1, 1, 1) + 0.01 * torch.rand(6, 3, 32, 32)
-    assert frames_module.is_clip(smooth)
-    album = torch.nn.functional.interpolate(torch.rand(6, 3, 2, 2), size=(64, 64))
-    assert not frames_module.is_clip(album) and not frames_module.is_clip(album[:1])
+@pytest.mark.parametrize("options", [{}, {"frames": "photos"}])
+def test_variations_of_one_scene_are_no_clip(monkeypatch, options):
+    """Six pictures that look alike, their face moved by up to 60 px: no landmark is touched."""
+    places = (0, 4, 60, 20, 45, 9)
+    answers = [[face_at(10.0 + x, 40.0)] for x in places]
+    found = iter(answers)
+    monkeypatch.setattr(frames_module, "detect", lambda *args, **options: next(found))
+    faces = detect(torch.full((6, SIZE, SIZE, 3), 0.5), **options)[0]
+    assert [list(faces) for faces in faces.frames] == answers
+
+
+def test_restore_photo_takes_a_batch_for_photos():
+    spec = NODES["OSDFaceRestorePhoto"].INPUT_TYPES()["optional"]["frames"]
+    assert spec[0] == ["photos", "clip"] and spec[1]["default"] == "photos"

@@ -69,6 +69,28 @@ def test_before_after_labels_and_sizes():
     assert changed[150:].any() and not changed[:100].any(), "captions belong into the lower corner"
 
 
+def test_alpha_survives_blending():
+    before, after = torch.rand(1, 20, 30, 4), torch.rand(2, 40, 60, 3)
+    (out,) = run(
+        "OSDFaceBlendByMask", original=before, restored=after, mask=torch.zeros(1, 8, 8), strength=1.0
+    )
+    assert out.shape == (2, 40, 60, 4)
+    assert (out[0, ::2, ::2, 3] - before[0, ..., 3]).abs().mean() < 0.2
+    both = torch.rand(1, 20, 30, 4)
+    (out,) = run("OSDFaceBlendByMask", original=before, restored=both, mask=torch.ones(1, 8, 8), strength=1.0)
+    assert torch.equal(out[..., 3], both[..., 3]), "the restored photo's own alpha comes first"
+
+
+def test_alpha_survives_comparing():
+    before, after = torch.rand(1, 100, 150, 4), torch.rand(1, 100, 150, 3)
+    options = {"layout": "side_by_side", "position": 0.5, "gap": 8, "labels": True}
+    (out,) = run("OSDFaceBeforeAfter", before=before, after=after, **options)
+    assert out.shape == (1, 100, 308, 4)
+    assert torch.equal(out[:, :50, :150, 3], before[:, :50, :, 3]), "above the caption nothing changes"
+    assert (out[:, :, 150:, 3] == 1).all(), "the gap and a picture without alpha are opaque"
+    assert (out[0, -12:, 12:30, 3] == 1).all(), "the caption can be read"
+
+
 class Brightness:
     """In place of the recognition network: who a face is, is how bright its left and right half are."""
 
@@ -127,6 +149,9 @@ def test_guard_without_weights_says_where_to_put_them(faces, monkeypatch, tmp_pa
     with pytest.raises(Exception, match=r"mobilefacenet\.pt into models/osdface"):
         run("OSDFaceIdentityGuard", before=before, after=after, threshold=0.5)
     assert identity.load_scorer(required=False) is None
+    crops, first, second, text = run("OSDFaceIdentityGuard", before=before, after=after, threshold=0.0)
+    assert torch.equal(crops, after) and len(first) == len(second) == 2 and text == "[]"
+    assert all(score != score for score in first + second), "a read-out without weights is nan"
 
 
 def test_real_recognition_network(comfy, shared):

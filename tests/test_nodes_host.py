@@ -25,13 +25,14 @@ def test_existing_model_paths_are_kept(comfy):
     assert ".safetensors" in extensions and ".txt" not in extensions
 
 
-def test_examples_are_installed_once(comfy):
+def test_examples_come_into_an_input_folder_that_lacks_them(comfy):
     host.register_folder()
     example = comfy.inputs / "osdface_example.jpg"
     assert example.is_file() and (comfy.inputs / "osdface_example.mp4").is_file()
-    example.unlink()
+    example.write_bytes(b"the user's")
+    (comfy.inputs / "osdface_example.mp4").unlink()
     host.register_folder()
-    assert not example.exists(), "an example that the user removed came back"
+    assert example.read_bytes() == b"the user's" and (comfy.inputs / "osdface_example.mp4").is_file()
 
 
 def test_a_read_only_models_folder_is_no_obstacle(comfy):
@@ -105,6 +106,29 @@ def test_managed_accepts_a_module_with_a_read_only_device(comfy):
     assert managed.load(123) == torch.device("cpu")
     patchers, activations, whole = comfy.loads[0]
     assert patchers == [managed.patcher] and activations == 123 and whole
+
+
+def test_no_face_becomes_a_black_crop_and_back(comfy):
+    crops = host.to_crops(torch.zeros(0, 3, 512, 512))
+    assert crops.shape == (1, 512, 512, 3) and not crops.any()
+    assert host.from_crops(crops).shape == (0, 3, 512, 512)
+    dark = torch.zeros(2, 4, 4, 3)
+    dark[0, 0, 0, 0] = 0.01
+    assert len(host.from_crops(dark)) == 2 and len(host.from_crops(dark[:1])) == 1
+
+
+def test_cancel_stops_before_the_next_layer(comfy):
+    ran = []
+    layers = torch.nn.Sequential(*(torch.nn.Identity() for _ in range(5)))
+    layers.register_forward_hook(lambda *_: ran.append("whole"))
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: ran.append("layer"))
+    comfy.interrupt_after = 3  # the chain and two of its layers begin
+    with pytest.raises(InterruptProcessingException), host.cancellable():
+        layers(torch.zeros(1))
+    assert ran == ["layer", "layer"]
+    layers(torch.zeros(1))
+    assert ran.count("layer") == 7, "the check stayed behind"
 
 
 def test_progress_reports_previews_and_stops_on_cancel(comfy):

@@ -1,6 +1,7 @@
 """The nodes' real code from photo to photo, on a small random model, with ComfyUI's few functions faked."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from osdface_core.options import RestoreOptions
 from tests.comfy_stub import ROOT, InterruptProcessingException, install, load_pack
 from tests.tiny_model import write_tiny
 
@@ -109,19 +111,20 @@ def test_no_face_passes_through(comfy, frames):
     sky = torch.linspace(0, 1, 96 * 128 * 3).reshape(1, 96, 128, 3).repeat(frames, 1, 1, 1)
     image, mask, text, crops, identity, count = run("OSDFaceRestorePhoto", image=sky, **PHOTO)
     assert torch.equal(image, sky) and not mask.any() and mask.shape == (frames, 96, 128)
-    assert (
-        count == 0
-        and crops.shape == (0, 512, 512, 3)
-        and identity == [0.0]
-        and json.loads(text)["faces"] == []
-    )
+    assert count == 0 and crops.shape == (1, 512, 512, 3) and not crops.any()
+    assert len(identity) == 1 and math.isnan(identity[0]) and json.loads(text)["faces"] == []
     assert not comfy.loads, "models were loaded for nothing"
     faces, none, count, *_ = run("OSDFaceDetectFaces", image=sky, **DETECT)
     assert count == 0
     again, mask = run("OSDFacePasteBack", image=sky, faces=faces, crops=restored_crops(none), feather=0.2)
     assert torch.equal(again, sky) and not mask.any()
+    assert torch.equal(restored_crops(none), none) and len(comfy.loads) == 0
     guarded, before, after, _ = run("OSDFaceIdentityGuard", before=none, after=none, threshold=0.5)
-    assert len(guarded) == 0 and before == after == [0.0]
+    assert torch.equal(guarded, none) and len(before) == len(after) == 1 and math.isnan(before[0] + after[0])
+    chosen, some, count = run(
+        "OSDFaceSelectFaces", faces=faces, crops=none, **{k: DETECT[k] for k in DETECT if k != "detector"}
+    )
+    assert count == len(chosen) == 0 and torch.equal(some, none)
     (boxes,) = run("OSDFacePreviewFaces", image=sky, faces=faces)
     assert torch.equal(boxes, sky)
 
@@ -230,15 +233,61 @@ def test_memory_manager_owns_the_modules(comfy, group):
     assert all(activations > 0 and whole for _, activations, whole in comfy.loads)
 
 
-def test_cancel_between_batches(comfy, group):
-    frames = group.repeat(3, 1, 1, 1)
-    comfy.interrupt_after = (
-        3 + 1 + 1 + 1
-    )  # three frames searched, one batch of prompts, then two batches of one face
+def test_cancel_within_a_face(comfy, group):
+    run("OSDFaceRestorePhoto", image=group, **PHOTO)
+    whole, finished = comfy.checks, len(comfy.steps)
+    comfy.steps.clear()
+    comfy.interrupt_after = whole - 20  # the last face is under way
     with pytest.raises(InterruptProcessingException):
-        run("OSDFaceRestorePhoto", image=frames, frames="photos", **PHOTO, batch_size=1)
-    previews = [p for _, _, p in comfy.steps if p is not None]
-    assert len(previews) == 2
+        run("OSDFaceRestorePhoto", image=group, **PHOTO)
+    assert len(comfy.steps) == finished - 1, "the last face was finished first"
+    comfy.steps.clear()
+    comfy.interrupt_after = 5  # the detector is under way
+    with pytest.raises(InterruptProcessingException):
+        run("OSDFaceRestorePhoto", image=group, **PHOTO)
+    assert not comfy.steps, "the search was finished first"
+
+
+def test_one_face_at_a_time_on_a_cpu(comfy, group):
+    run("OSDFaceRestorePhoto", image=group.repeat(2, 1, 1, 1), **PHOTO)
+    values = [value for value, total, _ in comfy.steps if total == 8]
+    assert values == list(range(1, 9)), "two faces went through together"
+
+
+def test_memory_is_asked_of_comfyui(comfy, found, monkeypatch):
+    import osdface_pack.nodes.models as models  # type: ignore[import-not-found]
+
+    _, backbone = loaded()
+    seen = []
+    monkeypatch.setattr(models, "faces_at_once", lambda *args: seen.append(args[3]) or 1)
+    backbone.restore(torch.rand(1, 3, 64, 64), torch.rand(1, 77, 32), RestoreOptions())
+    assert seen == [4 << 30]
+
+
+def test_strength_0_runs_nothing(comfy, group, found):
+    image, _, _, crops, identity, count = run("OSDFaceRestorePhoto", image=group, **PHOTO | {"strength": 0.0})
+    assert torch.equal(image, group) and count == 2 and identity == [1.0, 1.0]
+    assert torch.equal(crops, found[1].flip(0)) or torch.equal(crops, found[1])
+    _, backbone = loaded()
+    same = run(
+        "OSDFaceRestore", backbone=backbone, conditioning=[[torch.rand(2, 77, 32), {}]], crops=crops,
+        **RESTORE | {"strength": 0.0},
+    )[0]  # fmt: skip
+    assert torch.equal(same, crops) and not comfy.loads
+
+
+def test_unknown_identity_is_no_number(comfy, group, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    _, _, text, _, identity, count = run("OSDFaceRestorePhoto", image=group, **PHOTO)
+    assert count == 2 and len(identity) == 2 and all(map(math.isnan, identity))
+    assert all("identity" not in str(face) or "NaN" not in text for face in json.loads(text)["faces"])
+
+
+def test_a_guard_without_weights_is_refused_before_any_model_is_loaded(comfy, group, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(Exception, match=r"mobilefacenet\.pt into models/osdface"):
+        run("OSDFaceRestorePhoto", image=group, **PHOTO, identity_guard=0.5)
+    assert not comfy.loads
 
 
 def test_progress_reaches_its_end_with_previews(comfy, group):
