@@ -13,9 +13,7 @@ from .helpers import preview_faces
 from .sockets import FACES, FaceSet
 from .widgets import choice, chosen, named, socket, text, widget, widgets
 
-DETECTOR = widget(
-    options_of(DetectOptions)["detector"], " ComfyUI keeps the weights in models/facedetection."
-)
+DETECTOR = widget(options_of(DetectOptions)["detector"], " Its weights belong into models/facedetection.")
 SELECTION = choice(
     [*WORDS, "indices"],
     "all faces; the largest; the one nearest the centre; or those named in `indices`. Per frame.",

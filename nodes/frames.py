@@ -9,17 +9,17 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from ..osdface_core.choices import PasteMode
-from ..osdface_core.errors import OptionError
+from ..osdface_core.choices import DetectorName, PasteMode
+from ..osdface_core.errors import DetectorError, OptionError
 from ..osdface_core.faces import align, detect, paste
 from ..osdface_core.faces.face import Face
+from ..osdface_core.faces.retinaface import RELEASES, find_local
 from ..osdface_core.faces.select import select
 from ..osdface_core.faces.track import smooth
 from ..osdface_core.options import DetectOptions, parse_faces
 from . import host
 from .sockets import FaceSet
 
-RETINAFACE_WEIGHTS = ("detection_Resnet50_Final.pth", "detection_mobilenet0.25_Final.pth")
 FrameKind = Literal["photos", "clip"]
 Tick = Callable[[int], None]
 
@@ -57,7 +57,7 @@ def find_faces(
         kind: what the batch is; landmarks of unrelated photos must not be averaged.
         tick: called after each frame; may raise to stop.
     """
-    device, weights = host.compute_device(), host.detector_folder(RETINAFACE_WEIGHTS)
+    device, weights = host.compute_device(), detector_folder(options.detector)
     found: list[list[Face]] = []
     with host.cancellable():
         for frame in frames:
@@ -81,6 +81,22 @@ def find_faces(
         found = [select(faces, (height, width), "all", order=options.order) for faces in found]
         numbers = [tuple(range(len(faces))) for faces in found]
     return FaceSet(tuple(map(tuple, found)), tuple(numbers), height, width)
+
+
+def detector_folder(detector: DetectorName) -> str:
+    """Find the folder that holds RetinaFace's weights.
+
+    Raises:
+        DetectorError: not those of `detector`. Prompts come from anybody, so none makes ComfyUI fetch a file.
+    """
+    folder = host.detector_folder([release.file for release in RELEASES.values()])
+    release = RELEASES.get(detector)
+    if release is not None and find_local(detector, folder) is None:
+        raise DetectorError(
+            f"{detector} has no weights here: download {release.url} into models/facedetection, or choose "
+            "auto or mtcnn"
+        )
+    return folder
 
 
 def choose(faces: FaceSet, options: DetectOptions) -> tuple[FaceSet, list[int]]:

@@ -234,7 +234,8 @@ class DetectOptions(Options):
         DetectorName,
         Option(
             "What finds the faces. auto: RetinaFace if its weights are on this machine, else MTCNN, which "
-            "needs no download. The named RetinaFace models are fetched once if they are missing."
+            "needs no download. A RetinaFace chosen by name is fetched once; not by ComfyUI, which never "
+            "fetches."
         ),
     ] = "auto"
     detector_dir: Annotated[

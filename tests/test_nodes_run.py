@@ -339,3 +339,16 @@ def test_damaged_and_incomplete_checkpoints_say_what_to_do(comfy):
     comfy.add_file("osdface", "released/associate_2.ckpt")
     with pytest.raises(Exception, match="lacks embedding_change_weights"):
         run("OSDFaceLoadVRE", vre="released/")
+
+
+@pytest.mark.parametrize("detector", ["retinaface_resnet50", "retinaface_mobile0.25"])
+def test_a_prompt_fetches_nothing(comfy, group, monkeypatch, tmp_path, detector):
+    from osdface_core.faces import download, retinaface
+
+    monkeypatch.setenv("OSDFACE_HOME", str(tmp_path))
+    monkeypatch.setattr(retinaface.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        download.urllib.request, "urlopen", lambda *a, **k: pytest.fail("went to the network")
+    )
+    with pytest.raises(Exception, match=r"download https://\S+\.pth into models/facedetection"):
+        run("OSDFaceDetectFaces", image=group, **DETECT | {"detector": detector})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from osdface_core.errors import DetectorError
-from osdface_core.faces import detect, retinaface
+from osdface_core.faces import detect, download, retinaface
 from osdface_core.faces.detect import choose_detector, load_detector
 from osdface_core.faces.retinaface_nets import VARIANTS, Network
 
@@ -96,20 +96,20 @@ def answer(monkeypatch, result):
             raise result
         return io.BytesIO(result)
 
-    monkeypatch.setattr(retinaface.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(download.urllib.request, "urlopen", urlopen)
     return calls
 
 
 def test_fetched_once_and_checked(monkeypatch, tmp_path):
     body = b"weights" * 1000
-    release = retinaface.Release("mobile0.25", "file.pth", hashlib.sha256(body).hexdigest())
+    url, sha256 = "https://github.com/somebody/files/file.pth", hashlib.sha256(body).hexdigest()
     calls = answer(monkeypatch, body)
-    path = retinaface.fetch(release, tmp_path / "new")
+    path = download.fetch(url, sha256, tmp_path / "new")
     assert path.read_bytes() == body and [p.name for p in path.parent.iterdir()] == ["file.pth"]
-    assert calls == ["https://github.com/xinntao/facexlib/releases/download/v0.1.0/file.pth"]
+    assert calls == [url]
     answer(monkeypatch, body[:-1])
     with pytest.raises(DetectorError, match="damaged"):
-        retinaface.fetch(release, tmp_path / "other")
+        download.fetch(url, sha256, tmp_path / "other")
     assert list((tmp_path / "other").iterdir()) == []
 
 

@@ -6,11 +6,8 @@ anchors and decoding as in the PyTorch release that facexlib's weights come from
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import logging
 import os
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DetectorError
-from ..files import replacing
 from .retinaface_nets import Network
-
-log = logging.getLogger(__name__)
 
 MEAN_BGR = (104.0, 117.0, 123.0)
 """Subtracted from 0..255 pixels in BGR order, as in training."""
@@ -156,7 +150,9 @@ def load(name: str, detector_dir: str | Path | None, device: torch.device) -> Re
     path = find_local(name, detector_dir)
     if path is None:
         folder = Path(detector_dir).expanduser() if detector_dir else cache_folder()
-        path = fetch(RELEASES[name], folder)
+        from .download import fetch  # late: a copy that may not use the network comes without that file
+
+        path = fetch(RELEASES[name].url, RELEASES[name].sha256, folder)
     return RetinaFace(load_network(RELEASES[name], path)).to(device)
 
 
@@ -173,29 +169,3 @@ def load_network(release: Release, path: Path) -> Network:
             f"delete the file and get it again from {release.url}"
         ) from error
     return network
-
-
-def fetch(release: Release, folder: Path) -> Path:
-    """Download a weight file, check it, and only then give it its name.
-
-    Raises:
-        DetectorError: if the network, the disk or the checksum fails; nothing half-written stays behind.
-    """
-    target = folder / release.file
-    advice = f"download {release.url} into {folder} yourself, or choose mtcnn, which needs no download"
-    log.info("fetching %s to %s", release.url, target)
-    digest = hashlib.sha256()
-    try:
-        with replacing(target) as part:
-            with part.open("wb") as file, urllib.request.urlopen(release.url, timeout=30) as answer:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    digest.update(block)
-            if digest.hexdigest() != release.sha256:
-                raise DetectorError(
-                    f"{release.url} arrived damaged: got sha256 {digest.hexdigest()[:12]}..., "
-                    f"expected {release.sha256[:12]}...; try again, or {advice}"
-                )
-    except OSError as error:
-        raise DetectorError(f"{release.file} cannot be fetched ({error}): {advice}") from error
-    return target
