@@ -19,7 +19,7 @@ LORA_TARGETS = (
 
 @dataclass(frozen=True)
 class VREConfig:
-    """Visual representation embedder: VQ encoder and dictionary (paper §3.2; released weights' widths)."""
+    """Visual representation embedder: VQ encoder and codebook (paper §3.2; released weights' widths)."""
 
     resolution: int = 512  # [px]; other sizes are squashed to it
     base_channels: int = 64

@@ -18,7 +18,7 @@ from .faces.face import Face
 from .faces.paste import paste
 from .options import DetectOptions, PasteOptions, RestoreOptions
 from .photo_array import PhotoArray, Pixels
-from .pipeline import FacePipeline, Progress
+from .pipeline import FacePipeline, OnProgress
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def restore_photo(
     feather: float = 0.2,
     paste_mode: PasteMode = "residual",
     identity: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> PhotoResult:
     """Restore the faces of a photo; ranges and choices of the options stand in `options.py`.
 
@@ -129,7 +129,7 @@ def detect_and_align(
 
 @torch.inference_mode()
 def restore_crops(
-    restorer: FacePipeline, crops: Tensor, options: RestoreOptions, progress: Progress | None = None
+    restorer: FacePipeline, crops: Tensor, options: RestoreOptions, progress: OnProgress | None = None
 ) -> Tensor:
     """Restore aligned crops, grey ones to exactly grey: the second step of `restore_photo`."""
     restored = restorer.restore(crops, **vars(options), progress=progress)

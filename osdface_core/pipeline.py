@@ -22,7 +22,7 @@ from .models.vre import VRE, Projection, PromptEncoder
 from .one_step import OneStepRestorer
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with (faces done, faces in all)."""
 Self = TypeVar("Self", bound="FacePipeline")
 
@@ -189,7 +189,7 @@ class FacePipeline:
         posterior: Posterior = "mode",
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
         timestep: int | None = None,
         prompt: Tensor | None = None,
     ) -> Tensor:

@@ -4,7 +4,7 @@
         --set data.val=val --seeds 3 --out runs/ablation
 
 Each variant is the recipe with one part taken away, trained with the same budget, data order and seeds, and
-scored on the hold-out faces. Finished runs are kept: the same command goes on where it stopped.
+scored on the validation faces. Finished runs are kept: the same command goes on where it stopped.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def variants(other_vre: str) -> dict[str, tuple[str, ...]]:
 
 
 def score(recipe: Recipe) -> Scores:
-    """Train (or continue, or only read) one run and return its last hold-out scores."""
+    """Train (or continue, or only read) one run and return its last validation scores."""
     folder = Path(recipe.run.dir) / "restorer"
     train(recipe, "restorer", quiet=True)
     last = [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "val"][-1]

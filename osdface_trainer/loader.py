@@ -1,4 +1,4 @@
-"""Training and hold-out pairs: order (dataset.py), augmentation (augment.py), degradation (degrade.py).
+"""Training and validation pairs: order (dataset.py), augmentation (augment.py), degradation (degrade.py).
 
 Everything is a function of the seed and the step, so any batch of a run can be made again.
 """
@@ -18,7 +18,7 @@ from osdface_core.errors import ConfigError
 from . import distributed
 from .data.augment import augment
 from .data.check import CheckedFiles, describe_broken, find_broken, without_broken
-from .data.dataset import Batches, FaceDataset, Faces
+from .data.dataset import Batches, CleanFaces, FaceDataset
 from .data.degrade import degrade
 from .data.sources import FaceFile, list_faces
 from .distributed import SAMPLE, local_batch
@@ -98,7 +98,7 @@ class Loader:
         """Make the batch again that this process saw in a step."""
         return next(self.batches(step))
 
-    def _pair(self, faces: Faces) -> FaceBatch:
+    def _pair(self, faces: CleanFaces) -> FaceBatch:
         hq = augment(faces.hq, faces.seeds, self.recipe.data.augment)
         return FaceBatch(hq, self._degrade(hq, faces.seeds), faces.indices)
 
@@ -106,16 +106,16 @@ class Loader:
         return degrade(hq, self.profile, seeds, enlarge=self.recipe.degrade.enlarge)
 
     def fixed(self, count: int) -> FaceBatch:
-        """Make `count` pairs spread over the hold-out, or without one the training faces, always the same."""
+        """Make `count` pairs, always the same, spread over the validation faces, else the training faces."""
         source = self.val or self.train
         count = min(count, len(source))
         return self._plain(source, [i * len(source) // count for i in range(count)])
 
-    def holdout(self) -> Iterator[FaceBatch]:
-        """Yield this process's share of the hold-out, each face once, with fixed degradations.
+    def validation(self) -> Iterator[FaceBatch]:
+        """Yield this process's share of the validation faces, each face once, with fixed degradations.
 
         Sharded networks need all processes in every pass, and a process without a face would leave the others
-        waiting for its scores: then every process takes the whole hold-out.
+        waiting for its scores: then every process takes all of them.
         """
         count = len(self.val) if self.val else 0
         alike = distributed.asked_for() or count < self.world

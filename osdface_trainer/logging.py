@@ -1,4 +1,4 @@
-"""What a run shows and writes down: progress bar, scalars, hold-out scores, sample grids, bad batches.
+"""What a run shows and writes down: progress bar, scalars, validation scores, sample grids, bad batches.
 
 Reading a value from a GPU waits for everything queued before it. So the scalars of all steps since the last
 log stay on the device and are read together. That is also when a NaN is noticed, with its step and name.
@@ -139,7 +139,7 @@ def write_png(path: Path, picture: Tensor) -> None:
 
 
 class TrainingLogger:
-    """Progress bar, scalars, hold-out scores and samples; reads values off the device only when due."""
+    """Progress bar, scalars, validation scores and samples; reads values off the device only when due."""
 
     def __init__(
         self, recipe: Recipe, stage: TrainingStage, accelerator: Accelerator, folder: RunFolder, bar: bool
@@ -199,11 +199,11 @@ class TrainingLogger:
             self._metrics.write(done, values, kind=kind, phase=position(self.phases, done - 1)[0])
 
     def validate(self, loader: Loader, done: int) -> dict[str, float]:
-        """Score the hold-out: means over all processes, each face counted once; {} without one."""
+        """Score the validation faces: means over all processes, each face counted once; {} without one."""
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), device=self.accelerator.device)
         seed_all(self.recipe.run.seed, SAMPLE)
-        for batch in loader.holdout():
+        for batch in loader.validation():
             for key, value in self.stage.validate(batch).items():
                 sums[key] = sums.get(key, torch.zeros_like(count)) + value.detach().float() * len(batch)
             count += len(batch)

@@ -1,4 +1,4 @@
-"""report.html of a run, one offline file: hold-out scores, use of the codebook, curves, samples, recipe."""
+"""report.html of a run, one offline file: validation scores, use of the codebook, curves, samples, recipe."""
 
 import base64
 import html
@@ -22,10 +22,10 @@ _STYLE = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:120
 
 @dataclass
 class Curve:
-    """One curve: `steps[i]` → `values[i]`; `held_out` when it was measured on the hold-out."""
+    """One curve: `steps[i]` → `values[i]`; `validated` when it was measured on the validation faces."""
 
     label: str
-    held_out: bool
+    validated: bool
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
@@ -37,13 +37,13 @@ def read_panels(metrics: Path) -> dict[str, list[Curve]]:
     """
     panels: dict[str, dict[tuple[str, bool], Curve]] = {}
     for row in read_metrics(metrics):
-        held_out = row.get("kind") == "val"
+        validated = row.get("kind") == "val"
         for name, value in row.items():
             if name in _FACTS or not isinstance(value, (int, float)) or not math.isfinite(value):
                 continue
             panel, label = _split(name)
             curves = panels.setdefault(panel, {})
-            curve = curves.setdefault((label, held_out), Curve(label, held_out))
+            curve = curves.setdefault((label, validated), Curve(label, validated))
             curve.steps.append(row["step"])
             curve.values.append(float(value))
     return {panel: list(curves.values()) for panel, curves in panels.items()}
@@ -89,8 +89,8 @@ def draw_curves(panels: dict[str, list[Curve]], starts: list[tuple[int, str]], t
 def _draw_panel(axis: Any, name: str, curves: list[Curve]) -> None:
     labels = sorted({curve.label for curve in curves})
     for curve in curves:
-        style = {"linestyle": "--", "marker": "o", "markersize": 3} if curve.held_out else {"linewidth": 1.0}
-        label = f"{curve.label} (hold-out)" if curve.held_out else curve.label
+        style = {"linestyle": "--", "marker": "o", "markersize": 3} if curve.validated else {"linewidth": 1.0}
+        label = f"{curve.label} (validation)" if curve.validated else curve.label
         axis.plot(curve.steps, curve.values, label=label, color=f"C{labels.index(curve.label) % 10}", **style)
     if name in ("codes/distinct", "codes/distinct_min"):
         axis.axhline(77, color="black", linewidth=0.8, linestyle=":", label="77 = full prompt")
@@ -129,16 +129,16 @@ def write_report(folder: Path, stage: str) -> Path:
 
 
 def _verdicts(panels: dict[str, list[Curve]]) -> Iterator[str]:
-    """Say how the hold-out scores moved and whether the codes fill the prompt."""
+    """Say how the validation scores moved and whether the codes fill the prompt."""
     for name, curves in panels.items():
         for curve in curves:
-            if curve.held_out and "input" not in curve.label and "/" not in name:
+            if curve.validated and "input" not in curve.label and "/" not in name:
                 values = f"{curve.values[0]:.4g} → {curve.values[-1]:.4g}"
                 lowest, highest = min(curve.values), max(curve.values)
-                yield f"Hold-out {name} ({curve.label}): {values}, between {lowest:.4g} and {highest:.4g}."
+                yield f"Validation {name} ({curve.label}): {values}, between {lowest:.4g} and {highest:.4g}."
     for curve in panels.get("codes/distinct", []):
         state = "fills" if curve.values[-1] >= 77 else "does not fill"
-        where = f"{curve.label}{', hold-out' if curve.held_out else ''}"
+        where = f"{curve.label}{', validation' if curve.validated else ''}"
         yield f"Codebook ({where}): {curve.values[-1]:.0f} distinct codes per face, {state} the prompt of 77."
 
 

@@ -22,7 +22,7 @@ class FaceBatch:
     Attributes:
         hq: (B, 3, S, S) float32, `unit`, the clean face, augmented.
         lq: (B, 3, S, S) float32, `unit`, the degraded one.
-        index: (B,) int64 on the CPU, positions in the training faces; -1 - position in the hold-out.
+        index: (B,) int64 on the CPU, positions in the training faces; -1 - position in the validation faces.
     """
 
     hq: Tensor
@@ -75,7 +75,7 @@ class TrainingStage(Protocol):
         ...
 
     def validate(self, batch: FaceBatch) -> dict[str, Tensor]:
-        """Score the hold-out, means over the batch, 0-d on the device; {} when the stage has none."""
+        """Score the validation faces, means over the batch, 0-d on the device; {} when the stage has none."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from modules.ui_components import InputAccordion
 from PIL import Image
 
 import osdface_core
+from osdface_core.choices import ColorFix
 from osdface_core.options import (
     WORDS,
     DetectOptions,
@@ -62,7 +63,7 @@ def base_path(name: str) -> str | None:
     return info.filename if info else None
 
 
-class Models:
+class LastPipeline:
     """The last pipeline that was used, kept until another one is asked for."""
 
     def __init__(self) -> None:
@@ -88,20 +89,32 @@ class Models:
         devices.torch_gc()
 
 
-models = Models()
+last = LastPipeline()
 
 
-def restore(image: np.ndarray, model: str, base: str, **options: Any) -> tuple[np.ndarray, int]:
+def restore(
+    image: np.ndarray,
+    model: str,
+    base: str,
+    strength: float,
+    color_fix: ColorFix,
+    *,
+    fidelity: float = RestoreOptions.fidelity,
+    faces: str = DetectOptions.faces,
+    min_face: float = DetectOptions.min_face,
+) -> tuple[np.ndarray, int]:
     """Restore RGB (H, W, 3) uint8; return it and the number of faces. Errors leave the image as it was."""
     try:
-        result = models.get(model, base).restore_photo(image, **options)
+        result = last.get(model, base).restore_photo(
+            image, strength=strength, color_fix=color_fix, fidelity=fidelity, faces=faces, min_face=min_face
+        )
         return np.asarray(result.image), len(result.faces)
     except osdface_core.OSDFaceError as error:
         errors.report(f"OSDFace: {in_words_of('webui', str(error))}")
         return image, 0
     finally:
         if shared.opts.data.get("face_restoration_unload", False):
-            models.release()
+            last.release()
 
 
 class OSDFaceRestoration(face_restoration.FaceRestoration):
@@ -117,8 +130,8 @@ class OSDFaceRestoration(face_restoration.FaceRestoration):
             np_image,
             chosen.get("osdface_model", LoadOptions.source),
             chosen.get("osdface_base", NO_BASE),
-            strength=chosen.get("osdface_strength", RestoreOptions.strength),
-            color_fix=chosen.get("osdface_color_fix", RestoreOptions.color_fix),
+            chosen.get("osdface_strength", RestoreOptions.strength),
+            chosen.get("osdface_color_fix", RestoreOptions.color_fix),
         )[0]
 
 
@@ -176,27 +189,29 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
         model: str | None = None,
         base: str | None = None,
         faces: str | None = None,
-        color_fix: str | None = None,
+        color_fix: ColorFix | None = None,
         fidelity: float | None = None,
     ) -> None:
         """Restore one picture; arguments that an API call leaves out arrive as None."""
         if not enable or not visibility:
             return
-        chosen = {"model": model or LoadOptions.source, "base": base or NO_BASE}
-        look = {
-            "faces": faces or DetectOptions.faces,
-            "color_fix": color_fix or RestoreOptions.color_fix,
-            "min_face": min_face or DetectOptions.min_face,
-            "fidelity": RestoreOptions.fidelity if fidelity is None else fidelity,
-        }
-        source = np.array(pp.image.convert("RGB"))
-        pixels, count = restore(source, **chosen, strength=visibility, **look)
+        name = model or str(LoadOptions.source)
+        pixels, count = restore(
+            np.array(pp.image.convert("RGB")),
+            name,
+            base or NO_BASE,
+            visibility,
+            color_fix or RestoreOptions.color_fix,
+            fidelity=RestoreOptions.fidelity if fidelity is None else fidelity,
+            faces=faces or DetectOptions.faces,
+            min_face=min_face or DetectOptions.min_face,
+        )
         image = Image.fromarray(pixels)
         if pp.image.mode in ("RGBA", "LA"):
             image.putalpha(pp.image.getchannel("A"))
         pp.image = image
         pp.info["OSDFace visibility"] = round(visibility, 3)
-        pp.info["OSDFace model"] = chosen["model"]
+        pp.info["OSDFace model"] = name
         pp.info["OSDFace faces"] = count
 
 

@@ -173,12 +173,12 @@ def test_the_face_restorer(webui: WebUI, script: Any, portraits: np.ndarray) -> 
     result = restorer.restore(source)
     assert (result.shape, result.dtype) == (source.shape, np.uint8)
     assert not np.array_equal(result, source)
-    first = script.models.pipeline
+    first = script.last.pipeline
     restorer.restore(source)
-    assert script.models.pipeline is first, "the model stays loaded"
+    assert script.last.pipeline is first, "the model stays loaded"
     webui.data["face_restoration_unload"] = True
     restorer.restore(source)
-    assert script.models.pipeline is None
+    assert script.last.pipeline is None
     assert webui.collected > 0
 
 

@@ -71,7 +71,7 @@ def test_random_weights_keep_activations_finite() -> None:
 def test_full_size_has_the_released_work() -> None:
     parts = models.full_size(torch.device("meta"))
     counted = measure.gmacs(parts, 512)
-    # Supplement Tab. 1: 99.47 G convolution multiply-adds of the VRE; attention and dictionary add 0.3.
+    # Supplement Tab. 1: 99.47 G convolution multiply-adds of the VRE; attention and codebook add 0.3.
     assert counted["vre"] == pytest.approx(99.8, abs=0.1)
     assert counted["total"] == pytest.approx(2317.6, abs=1.0)
     assert parts.config.vre == VREConfig()

@@ -221,7 +221,7 @@ def test_micro_batches_give_the_whole_batch(files: Path) -> None:
         assert torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-6), name
 
 
-def test_loss_goes_down_and_the_holdout_is_scored(files: Path) -> None:
+def test_loss_goes_down_and_validation_is_scored(files: Path) -> None:
     recipe = recipe_for(files, "full", lr=2e-3, identity={"weight": 0.0, "file": str(files)})
     stage = stage_for(recipe)
     values = [float(stage.step(faces(), step)["total"]) for step in range(20)]

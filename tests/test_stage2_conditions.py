@@ -11,6 +11,7 @@ from osdface_core import OSDFacePipeline
 from osdface_core.checkpoint import save_checkpoint
 from osdface_core.errors import ConfigError
 from osdface_trainer.data.dataset import Batches, FaceDataset
+from osdface_trainer.parameters import describe
 from osdface_trainer.recipe.restorer import GuideTerm, PromptTerm
 from osdface_trainer.restorer.conditioning import draw_conditions, draw_decoding
 from osdface_trainer.restorer.generator import Generator
@@ -184,7 +185,11 @@ def test_a_fresh_prompt_and_codec_on_an_old_unet(folder: Path) -> None:
             parameter.add_(0.1)
     config, tensors, provenance = old.export()
     save_checkpoint(folder / "old.safetensors", tensors, config, provenance)
-    new = stage(folder, init=str(folder / "old.safetensors"), vre="", prompting={"fresh": True})
+    changes = {"init": str(folder / "old.safetensors"), "vre": "", "prompting": {"fresh": True}}
+    new = stage(folder, **changes)
+    size = sum(parameter.numel() for parameter in new.core.prompt.projection.parameters())
+    told = describe(recipe_for(folder, "full", **{"projection": PLACED, **changes}), "restorer")
+    assert f"projection {size:,}" in " ".join(told.split())
     assert new.core.config.projection.positions == 256
     was, now = old.core.predictor.unet.state_dict(), new.core.predictor.unet.state_dict()
     renewed = {name.split(".")[-2] for name in now if not now[name].equal(was[name])}

@@ -205,6 +205,11 @@ def test_adaptive_weight_balances_the_gradients(files: Path) -> None:
         for value in (total, weighted)
     )
     assert float(push / pull) == pytest.approx(0.2, rel=1e-3)
+    state, kept = stage.state_dict(), dict(stage.adaptive_weight.factors)
+    state["balance"] = state.pop("adaptive_weight")  # as older versions wrote it
+    stage.adaptive_weight.factors = {}
+    stage.load_state_dict(state)
+    assert stage.adaptive_weight.factors == kept
 
 
 def test_discriminator_waits_then_ramps(files: Path) -> None:
@@ -216,18 +221,18 @@ def test_discriminator_waits_then_ramps(files: Path) -> None:
     assert weights == pytest.approx([0.125, 0.25, 0.5, 0.5])
 
 
-def test_holdout_scores_mean_what_they_say(files: Path) -> None:
+def test_validation_scores_mean_what_they_say(files: Path) -> None:
     cfg = recipe_for(files, "full").restorer
-    holdout = Validation(cfg, Networks(cfg, torch.device("cpu")))
+    validation = Validation(cfg, Networks(cfg, torch.device("cpu")))
     batch = faces()
-    nothing = holdout(batch, to_signed)
+    nothing = validation(batch, to_signed)
     for profile in ("mild", "medium", "severe"):
         for metric in ("psnr", "perceptual", "identity"):
             assert torch.equal(nothing[f"{profile}/{metric}"], nothing[f"{profile}/{metric}_lq"])
     assert nothing["severe/psnr"] < nothing["mild/psnr"]
     mean = sum(float(nothing[f"{profile}/psnr"]) for profile in ("mild", "medium", "severe")) / 3
     assert float(nothing["psnr"]) == pytest.approx(mean, rel=1e-5)
-    perfect = holdout(batch, lambda _: to_signed(batch.hq))
+    perfect = validation(batch, lambda _: to_signed(batch.hq))
     assert float(perfect["identity"]) == pytest.approx(1.0, abs=1e-5)
     assert float(perfect["perceptual"]) < 1e-6 and float(perfect["psnr"]) > 60
     assert torch.equal(perfect["mild/psnr_lq"], nothing["mild/psnr_lq"])

@@ -52,7 +52,7 @@ def test_running_mean_equals_the_recurrence_written_out() -> None:
     start, decay = weight.detach().clone(), 0.9
     codebook = CodebookUpdater(weight, CodebookConfig(update="ema", decay=decay), same, same)
     features, indices = torch.randn(1, 5, 2), torch.tensor([[0, 0, 1, 1, 1]])
-    codebook.observe(features, indices, 0, 10)
+    codebook.update(features, indices, 0, 10)
     hits = [decay + (1 - decay) * n for n in (2, 3, 0)]
     sums = [features[0, :2].sum(0), features[0, 2:].sum(0), torch.zeros(2)]
     for code in range(3):
@@ -70,24 +70,24 @@ def test_codes_that_nothing_uses_move_onto_features(update: str) -> None:
     )
     features = 100 + torch.randn(2, 4, 2)
     indices = torch.tensor([[0, 1] * 2] * 2)
-    codebook.observe(features, indices, 0, 8)
+    codebook.update(features, indices, 0, 8)
     if update == "gradient":
         assert torch.equal(weight, before)
-    codebook.observe(features, indices, 1, 8)
+    codebook.update(features, indices, 1, 8)
     moved = weight.detach()[2:]
     assert all(any(torch.equal(row, feature) for feature in features.flatten(0, 1)) for row in moved)
     kept = weight.detach().clone()
     if update == "gradient":
         assert torch.equal(kept[:2], before[:2])
     for step in range(4, 8):  # past `revive_until`: nothing jumps any more
-        codebook.observe(features, indices, step, 8)
+        codebook.update(features, indices, step, 8)
     torch.testing.assert_close(weight.detach()[2:], kept[2:], rtol=1e-3, atol=1e-2)
 
 
 def test_used_codes_are_never_moved() -> None:
     weight = torch.nn.Parameter(torch.zeros(4, 2))
     codebook = CodebookUpdater(weight, CodebookConfig(revive_every=1), same, same)
-    codebook.observe(torch.ones(1, 4, 2), torch.arange(4)[None], 0, 10)
+    codebook.update(torch.ones(1, 4, 2), torch.arange(4)[None], 0, 10)
     assert torch.equal(weight, torch.zeros(4, 2))
 
 
@@ -101,7 +101,7 @@ def test_start_puts_every_code_onto_a_feature_and_state_survives() -> None:
     other = CodebookUpdater(torch.nn.Parameter(torch.zeros(5, 3)), codebook.settings, same, same)
     other.load_state_dict(codebook.state_dict())
     for one in (codebook, other):
-        one.observe(features, torch.arange(9).reshape(3, 3) % 5, 0, 4)
+        one.update(features, torch.arange(9).reshape(3, 3) % 5, 0, 4)
     for key, value in codebook.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key
 

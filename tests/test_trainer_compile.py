@@ -39,7 +39,7 @@ def test_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiled_stages_train_resume_and_export_as_plain_ones(tiny_faces: Path, tmp_path: Path) -> None:
     """Adam makes whole steps out of rounding where a gradient is nearly 0: a small learning rate.
 
-    Which codes are revived, or averaged, hangs on choices that rounding can turn: the dictionary learns by
+    Which codes are revived, or averaged, hangs on choices that rounding can turn: the codebook learns by
     gradient here.
     """
     places = (f"data.train={tiny_faces}", "run.report=false", "run.validate_every=0")

@@ -101,7 +101,7 @@ def assert_same_curves(one: Path, other: Path) -> None:
 
 
 def test_stage_1_in_shards_is_stage_1(runs: Path) -> None:
-    """With running means as the dictionary, started on data and revived, and an adaptive discriminator."""
+    """With running means as the codebook, started on data and revived, and an adaptive discriminator."""
     one, shards = runs / "one_vre/vre", runs / "fsdp_vre/vre"
     # A feature that lies between two codes falls to either by rounding, which moves these two.
     assert gap(one / "export.safetensors", shards / "export.safetensors", moved_codes=2) < 6e-5

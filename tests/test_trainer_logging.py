@@ -113,7 +113,7 @@ def test_curves_share_a_panel_by_quantity(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     panels = read_panels(tmp_path / "m.jsonl")
     assert sorted(panels) == ["codes/distinct", "identity", "l1"]
-    assert [(line.label, line.held_out) for line in panels["l1"]] == [
+    assert [(line.label, line.validated) for line in panels["l1"]] == [
         ("hq", False),
         ("lq", False),
         ("lq", True),

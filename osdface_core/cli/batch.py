@@ -26,7 +26,7 @@ from ..models.identity import load_identity, similarity
 from ..options import DetectOptions, PasteOptions, RestoreOptions
 from ..photo import detect_and_align, paste_back, restore_crops, with_identity
 from ..photo_array import FULL_SCALE
-from ..pipeline import FacePipeline, Progress
+from ..pipeline import FacePipeline, OnProgress
 from ..upscale import resize_plane
 from .inputs import Guard, Job
 from .report import comparison, crop_pictures, save_picture
@@ -84,7 +84,7 @@ class FileRestorer:
     """
 
     def __init__(
-        self, pipeline: FacePipeline, plan: Plan, guard: Guard, progress: Progress | None = None
+        self, pipeline: FacePipeline, plan: Plan, guard: Guard, progress: OnProgress | None = None
     ) -> None:
         self.pipeline = pipeline
         self.plan = plan

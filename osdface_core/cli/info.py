@@ -101,8 +101,7 @@ def as_text(facts: dict[str, Any]) -> str:
     ]
     vre = config["vre"]
     low, high = vre["input_range"]
-    prompt = f"{vre['tokens']} tokens from {vre['codebook_size']} codes, VRE input {low:g}..{high:g}"
-    lines.append(f"prompt    {prompt}")
+    lines.append(f"tokens    {vre['tokens']} of {vre['codebook_size']} codes, VRE input {low:g}..{high:g}")
     lines.append(f"timestep  {config['timestep']} of {config['train_timesteps']}")
     long = [key for key, value in training.items() if isinstance(value, (dict, list))]
     lines += [

@@ -50,7 +50,7 @@ def _quickest(device: torch.device) -> EngineName:
         return "eager"
     if _osdface_cpu():
         return "native"
-    log.info("the package osdface-cpu halves the time on this CPU: pip install 'osdface[cpu]'")
+    log.info("the package osdface-cpu halves the time on this CPU: pip install ./cpu in OSDFace's folder")
     return "eager"
 
 
@@ -72,7 +72,8 @@ def _native(device: torch.device) -> Engine:
         raise ConfigError(f"`engine` native is for the CPU, not {device}; use `engine` eager")
     if package is None:
         raise ConfigError(
-            "`engine` native needs the package osdface-cpu: pip install 'osdface[cpu]', or use `engine` eager"
+            "`engine` native needs the package osdface-cpu: pip install ./cpu in OSDFace's folder, or use "
+            "`engine` eager"
         )
 
     def faster(part: Any, predicts: bool = False) -> Any:

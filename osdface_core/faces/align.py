@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..photo_array import PhotoArray, Pixels
-from .face import CROP_SIZE, FFHQ_TEMPLATE, Face, Row
+from .face import CROP_SIZE, FFHQ_TEMPLATE, Face, MatrixRow
 from .geometry import homogeneous, inverse, resize_smooth, resizing, translation, warp
 
 
@@ -39,7 +39,7 @@ def fit_similarity(points: np.ndarray, template: Sequence[tuple[float, float]] =
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 
-def affine_rows(matrix: np.ndarray) -> tuple[Row, Row]:
+def affine_rows(matrix: np.ndarray) -> tuple[MatrixRow, MatrixRow]:
     """Convert a 2x3 array to the nested tuple that `Face.affine` holds."""
     (a, b, c), (d, e, f) = np.asarray(matrix, dtype=np.float64).tolist()
     return (a, b, c), (d, e, f)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 Point = tuple[float, float]
-Row = tuple[float, float, float]
+MatrixRow = tuple[float, float, float]
 
 CROP_SIZE = 512
 """Side of the aligned crop [px] that `Face.affine` maps to."""
@@ -44,7 +44,7 @@ class Face:
     box: tuple[float, float, float, float]
     landmarks: tuple[Point, Point, Point, Point, Point]
     score: float
-    affine: tuple[Row, Row]
+    affine: tuple[MatrixRow, MatrixRow]
     sharpness: float = 0.0
     identity_before_after: tuple[float, float] | None = None
     track: int | None = None

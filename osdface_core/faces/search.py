@@ -43,7 +43,7 @@ SAMPLE = 6
 """So many of the largest faces are looked at again even if nothing is wrong with them; all, if one was."""
 BATCH = 32
 """Patches per pass of the detector."""
-Job = tuple[np.ndarray, float]
+Look = tuple[np.ndarray, float]
 """A row (15) in photo px and the angle to undo, clockwise [degrees]."""
 
 
@@ -174,7 +174,7 @@ def best_turn(row: np.ndarray, found: list[np.ndarray | None], sure: float) -> n
 
 
 def look_closer(
-    photo: PhotoArray, base: View, jobs: list[Job], net: Detector, device: torch.device, *, turns: int
+    photo: PhotoArray, base: View, jobs: list[Look], net: Detector, device: torch.device, *, turns: int
 ) -> list[list[np.ndarray | None]]:
     """Find, per job and turn (0, 90, 180, 270 degrees from its angle), the face in the patch's middle."""
     found: list[list[np.ndarray | None]] = []

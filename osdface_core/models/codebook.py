@@ -1,4 +1,4 @@
-"""The dictionary: nearest codes, straight-through quantisation, and the 77 distinct codes of the prompt."""
+"""The codebook: nearest codes, straight-through quantisation, and the 77 distinct codes of the prompt."""
 
 from __future__ import annotations
 

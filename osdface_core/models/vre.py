@@ -30,7 +30,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 class VRE(nn.Module):
-    """VQ encoder + dictionary. At the released size 173 tensors, 28.628 M convolution parameters."""
+    """VQ encoder and codebook. At the released size 173 tensors, 28.628 M convolution parameters."""
 
     def __init__(self, cfg: VREConfig) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from .sources import FaceFile, data_hash, decode, list_faces
 Cache = Literal["none", "cpu", "device"]
 
 
-class Faces(NamedTuple):
+class CleanFaces(NamedTuple):
     """One batch of one process. `hq`: (B, 3, R, R); `seeds`, `indices`: (B,) int64 (CPU); `step`: number."""
 
     hq: Tensor
@@ -176,7 +176,7 @@ class Batches:
             self._epoch = (epoch, epoch_order(len(self.dataset), epoch, self.seed))
         return int(self._epoch[1][position])
 
-    def __iter__(self) -> Iterator[Faces]:
+    def __iter__(self) -> Iterator[CleanFaces]:
         steps = itertools.count(self.start_step)
         counters = (counter for step in steps for counter in self.counters(step))
         indices = ((counter, self.index(counter)) for counter in counters)
@@ -194,13 +194,13 @@ class Batches:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _batch(self, step: int, hq: Tensor, drawn: Sequence[tuple[int, int]]) -> Faces:
+    def _batch(self, step: int, hq: Tensor, drawn: Sequence[tuple[int, int]]) -> CleanFaces:
         """Put faces on the device; `drawn` has the sample number and the face's index of each."""
         if self.device is not None and hq.device != self.device:
             pinned = self.device.type == "cuda" and not hq.is_cuda  # "cuda:0" differs from "cuda"
             hq = (hq.pin_memory() if pinned else hq).to(self.device, non_blocking=True)
         seeds = torch.tensor([self._sample_seed(counter, index) for counter, index in drawn])
-        return Faces(hq.float().div_(255), seeds, torch.tensor([index for _, index in drawn]), step)
+        return CleanFaces(hq.float().div_(255), seeds, torch.tensor([index for _, index in drawn]), step)
 
     def _sample_seed(self, counter: int, index: int) -> int:
         """The seed of augmentation and degradation of one sample."""

@@ -53,11 +53,11 @@ def degrade(
         raise ConfigError(f"degrade: got {len(seeds)} seeds for {len(hq)} images: give one per image")
     if not seeds:
         return hq.float()
-    draws = [draw_params(profile, seed) for seed in seeds]
+    params = [draw_params(profile, seed) for seed in seeds]
     real = jpeg == "real" or (jpeg == "auto" and hq.device.type == "cpu")
     with torch.no_grad(), torch.autocast(hq.device.type, enabled=False):
-        pairs = zip(hq.float().split(1), draws, strict=True)
-        return torch.cat([_run(face, params, real, enlarge) for face, params in pairs])
+        pairs = zip(hq.float().split(1), params, strict=True)
+        return torch.cat([_run(face, own, real, enlarge) for face, own in pairs])
 
 
 def _run(hq: Tensor, params: DegradationParams, real: bool, enlarge: Enlarge) -> Tensor:

@@ -26,9 +26,9 @@ from .perceptual import dists, feature_distance
 __all__ = ["METRICS", "Column", "Metric", "MetricCollection", "WeightFinder", "check_names", "load_metrics"]
 
 Label = TypeVar("Label")
-Loader = Callable[[WeightFinder, torch.device], Metric]
+MetricLoader = Callable[[WeightFinder, torch.device], Metric]
 
-LOADERS: tuple[tuple[str, Loader], ...] = (
+LOADERS: tuple[tuple[str, MetricLoader], ...] = (
     ("perceptual", partial(feature_distance, "perceptual", "squeezenet")),
     ("lpips_alex", partial(feature_distance, "lpips_alex", "alexnet")),
     ("lpips_vgg", partial(feature_distance, "lpips_vgg", "vgg16")),

@@ -19,10 +19,10 @@ COLUMNS: tuple[str, ...] = (
     "size", "sharpness", "coverage", "score", "box", "landmarks", "look",
 )  # fmt: skip
 
-Chosen = list[tuple[PhotoRecord, FaceRecord]]
+ChosenFaces = list[tuple[PhotoRecord, FaceRecord]]
 
 
-def distinct(records: list[PhotoRecord], tolerance: int) -> tuple[Chosen, Counter[str]]:
+def distinct(records: list[PhotoRecord], tolerance: int) -> tuple[ChosenFaces, Counter[str]]:
     """List all accepted faces without near duplicates, in order of names, and why others are out."""
     rejected = Counter(reason for record in records for reason in record.rejected)
     faces = sorted(((r, face) for r in records for face in r.faces), key=lambda pair: pair[1].file)
@@ -43,13 +43,13 @@ def _quality(face: FaceRecord) -> tuple[int, float]:
     return face.size, face.sharpness
 
 
-def of_person(chosen: Chosen, portraits: torch.Tensor, same_person: float) -> Chosen:
+def of_person(chosen: ChosenFaces, portraits: torch.Tensor, same_person: float) -> ChosenFaces:
     """Keep the faces that are as like one of the portraits, (N, D) of length 1, as `same_person` asks."""
     alike = [float((portraits @ decode_embedding(face.embedding)).max()) for _, face in chosen]
     return [pair for pair, cosine in zip(chosen, alike, strict=True) if cosine >= same_person]
 
 
-def people_of(chosen: Chosen, same_person: float) -> list[str]:
+def people_of(chosen: ChosenFaces, same_person: float) -> list[str]:
     """Name each person: a face file where embeddings tell them apart, else the sub-folder or the photo."""
     if chosen and all(face.embedding for _, face in chosen):
         vectors = torch.nn.functional.normalize(
@@ -63,7 +63,7 @@ def people_of(chosen: Chosen, same_person: float) -> list[str]:
     ]
 
 
-def split_of(chosen: Chosen, people: list[str], share: float, seed: int) -> tuple[list[str], str]:
+def split_of(chosen: ChosenFaces, people: list[str], share: float, seed: int) -> tuple[list[str], str]:
     """Assign "train" or "val" to each face, and by what faces were kept together."""
     photos = [record.source for record, _ in chosen]
     for name, keys in (("identity", people), ("photo", photos)):
@@ -76,7 +76,7 @@ def split_of(chosen: Chosen, people: list[str], share: float, seed: int) -> tupl
     return ["train"] * len(chosen), "identity"
 
 
-def write_manifest(dst: Path, chosen: Chosen, people: list[str], split: list[str]) -> Path:
+def write_manifest(dst: Path, chosen: ChosenFaces, people: list[str], split: list[str]) -> Path:
     path = dst / "manifest.csv"
     with (
         replacing(path) as temporary,

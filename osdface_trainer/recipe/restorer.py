@@ -11,7 +11,7 @@ from osdface_core.errors import ConfigError
 
 from ..losses.adversarial import Objective
 
-Network = Literal["squeezenet", "squeezenet1_1", "vgg16", "vgg19"]
+ImageNetNetwork = Literal["squeezenet", "squeezenet1_1", "vgg16", "vgg19"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PerceptualTerm:
     """
 
     weight: float = 0.0
-    net: Network = "squeezenet"
+    net: ImageNetNetwork = "squeezenet"
     file: str = ""
     distance: Literal["lpips", "l1", "mse"] = "lpips"
 
@@ -53,7 +53,7 @@ class EADistsTerm:
     """Edge-aware DISTS (`[restorer.ea_dists]`), paper Eq. 14; λ_per is not stated (proposal: 1)."""
 
     weight: float = 1.0
-    net: Network = "vgg16"
+    net: ImageNetNetwork = "vgg16"
     file: str = ""
 
 
@@ -226,7 +226,7 @@ class FeatureGANTerm(GANTerm):
         augment: mirror and shift both pictures of a pair at random.
     """
 
-    net: Network = "squeezenet"
+    net: ImageNetNetwork = "squeezenet"
     file: str = ""
     width: int = 64
     levels: tuple[int, ...] = ()
@@ -278,7 +278,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """`[restorer.validation]`: hold-out scores on faces degraded with fixed seeds.
+    """`[restorer.validation]`: validation scores on faces degraded with fixed seeds.
 
     Attributes:
         profiles: degradations (data/degrade_profiles.py); each is scored alone, for the restored and the

@@ -61,7 +61,8 @@ def random_initial(recipe: Recipe, device: torch.device) -> Initial:
         ConfigError: `restorer.init` is to give the architecture and is not there.
     """
     cfg = recipe.restorer
-    config = known_config(cfg) or model_config(cfg, None, recipe.vre.model)
+    known = known_config(cfg)
+    config = model_config(cfg, known, known.vre if known else recipe.vre.model)
     if config.arch == "full" and config.unet is None:
         raise ConfigError(f"restorer.init {cfg.init} does not exist: the architecture comes from it")
     with device:

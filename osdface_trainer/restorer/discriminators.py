@@ -48,7 +48,7 @@ class DiscriminatorInputs(NamedTuple):
         )
 
 
-class View(NamedTuple):
+class JudgedPair(NamedTuple):
     """A pair as the network gets it: the samples after random augmentation, and its further arguments."""
 
     fake: Tensor
@@ -58,7 +58,7 @@ class View(NamedTuple):
 
 
 class Discriminator:
-    """A network with its optimiser and schedule; subclasses define its view of a pair.
+    """A network with its optimiser and schedule; subclasses define what it sees of a pair.
 
     Args:
         name: in logs and checkpoints.
@@ -86,7 +86,7 @@ class Discriminator:
         fused = self.accelerator.device.type == "cuda" or None
         return AdamW(trained(net).values(), self.cfg.lr, self.cfg.betas, weight_decay=0.0, fused=fused)
 
-    def view(self, inputs: DiscriminatorInputs) -> View:
+    def view(self, inputs: DiscriminatorInputs) -> JudgedPair:
         """Draw augmentation, or timesteps and noise, for a pair."""
         raise NotImplementedError
 
@@ -122,12 +122,12 @@ class PixelDiscriminator(Discriminator):
 
     cfg: FeatureGANTerm | PatchGANTerm
 
-    def view(self, inputs: DiscriminatorInputs) -> View:
+    def view(self, inputs: DiscriminatorInputs) -> JudgedPair:
         """Mirror and shift the pair alike when `augment` is on."""
         if not self.cfg.augment:
-            return View(inputs.fake, inputs.real)
+            return JudgedPair(inputs.fake, inputs.real)
         fake, real = shift_flip(inputs.fake, inputs.real)
-        return View(fake, real)
+        return JudgedPair(fake, real)
 
 
 class LatentDiscriminator(Discriminator):
@@ -136,13 +136,15 @@ class LatentDiscriminator(Discriminator):
     cfg: DiffusionGANTerm
     needs_latent = True
 
-    def view(self, inputs: DiscriminatorInputs) -> View:
+    def view(self, inputs: DiscriminatorInputs) -> JudgedPair:
         """Draw timesteps and noise; further arguments as `DiffusionDiscriminator` takes them."""
         assert inputs.real_latent is not None
         fake, real = inputs.fake_latent, inputs.real_latent.float()
         t = torch.randint(self.cfg.t_min, self.cfg.t_max, (len(fake),), device=fake.device)
         prompt = inputs.prompt.detach() if self.cfg.prompt else torch.zeros_like(inputs.prompt)
-        return View(fake, real, (t, prompt, torch.randn_like(fake)), (t, prompt, torch.randn_like(real)))
+        return JudgedPair(
+            fake, real, (t, prompt, torch.randn_like(fake)), (t, prompt, torch.randn_like(real))
+        )
 
     def begin(self, generator: nn.Module) -> None:
         """With `train = "all"` copy the weights of the generator's down and middle blocks."""

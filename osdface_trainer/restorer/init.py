@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osdface_core.checkpoint import Checkpoint, load_config, load_strict
+from osdface_core.checkpoint import Checkpoint, load_strict, missing_parts, read_header
 from osdface_core.config import CodecConfig, OSDFaceConfig, VREConfig
 from osdface_core.errors import ConfigError
 from osdface_core.loading import read_model, resolve
@@ -47,20 +47,21 @@ def build_initial(recipe: Recipe) -> Initial:
     """
     cfg = recipe.restorer
     start = read_model(cfg.init) if cfg.init else None
-    if start is not None and start.config.arch != cfg.mode and not start.missing_parts:
-        raise ConfigError(f"restorer.init holds a {start.config.arch} model, restorer.mode is {cfg.mode}")
-    if cfg.train == "codec" and (start is None or start.missing_parts):
+    whole = start if start is not None and not start.missing_parts else None
+    if whole is not None and whole.config.arch != cfg.mode:
+        raise ConfigError(f"restorer.init holds a {whole.config.arch} model, restorer.mode is {cfg.mode}")
+    if cfg.train == "codec" and whole is None:
         raise ConfigError("restorer.train codec: all else stays, so restorer.init must be a whole model")
     vre = _vre(recipe, start)
-    config = model_config(cfg, start, vre.cfg)
+    config = model_config(cfg, whole.config if whole else None, vre.cfg)
     if cfg.mode == "full":
-        return assemble(cfg, config, vre, start, _full_backbone(cfg, config, start))
+        return assemble(cfg, config, vre, whole, _full_backbone(cfg, config, whole))
     if not cfg.base:
         raise ConfigError(NO_BASE)
     backbone = load_base(cfg.base)
     if recipe.run.precision == "bf16":
         halve(backbone)
-    return assemble(cfg, config, vre, start, backbone)
+    return assemble(cfg, config, vre, whole, backbone)
 
 
 def halve(backbone: Backbone) -> None:
@@ -70,17 +71,17 @@ def halve(backbone: Backbone) -> None:
 
 
 def assemble(
-    cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Checkpoint | None, backbone: Backbone
+    cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, whole: Checkpoint | None, backbone: Backbone
 ) -> Initial:
-    """Put prompt, adapters and gradients around a backbone."""
+    """Put prompt, adapters and gradients around a backbone; `whole` is the model to start from, if any."""
     unet = cast(UNetPredictor, backbone.predictor).unet
     judge = None
     if cfg.gan.diffusion.weight > 0:
         judge = trunk(unet, share=cfg.gan.diffusion.train == "lora")
         if cfg.gan.diffusion.train == "all":
             judge.float().requires_grad_(True)
-    choose_trained(cfg, config, backbone, start)
-    prompt = _prompt(cfg, config, vre, start)
+    choose_trained(cfg, config, backbone, whole)
+    prompt = _prompt(cfg, config, vre, whole)
     generator = Generator(config, prompt, backbone, cfg.posterior)
     return Initial(generator, judge, _parent(cfg))
 
@@ -89,18 +90,16 @@ def _parent(cfg: RestorerTraining) -> str:
     return Path(cfg.init).name if cfg.init else Path(cfg.base).name
 
 
-def model_config(cfg: RestorerTraining, start: Checkpoint | None, vre: VREConfig) -> OSDFaceConfig:
-    """Build the config of what will be exported."""
-    complete = start is not None and not start.missing_parts
-    kept = start is not None and complete and not cfg.prompting.fresh
-    projection = start.config.projection if start is not None and kept else cfg.projection
+def model_config(cfg: RestorerTraining, known: OSDFaceConfig | None, vre: VREConfig) -> OSDFaceConfig:
+    """Build the config of what will be exported; `known` is that of the whole model to start from."""
+    projection = cfg.projection if known is None or cfg.prompting.fresh else known.projection
     if cfg.prompt != "vre":
         projection = replace(projection, learned=vre.tokens)
     common: dict[str, Any] = {
         "name": cfg.name, "vre": vre, "timestep": cfg.timestep, "projection": projection,
     }  # fmt: skip
-    if start is not None and complete:
-        return replace(start.config, codec=_dialled(cfg, start.config.codec), **common)
+    if known is not None:
+        return replace(known, codec=_dialled(cfg, known.codec), **common)
     if cfg.mode == "full":
         codec = _dialled(cfg, cfg.codec)
         return OSDFaceConfig(arch="full", unet=cfg.unet, codec=codec, lora=None, base="", **common)
@@ -114,10 +113,11 @@ def _dialled(cfg: RestorerTraining, codec: CodecConfig) -> CodecConfig:
 
 
 def known_config(cfg: RestorerTraining) -> OSDFaceConfig | None:
-    """Read the config of what `restorer.init` names from its header; None where it is not at hand."""
+    """Read the config of the whole model that `restorer.init` names from its header; None without one."""
     path = resolve(cfg.init)
     if cfg.init and path.is_file():
-        return load_config(path)
+        config, _, names = read_header(path)
+        return None if missing_parts(config, names) else config
     return OSDFaceConfig() if cfg.init and cfg.mode == "lora" else None  # a folder holds released files
 
 
@@ -143,19 +143,19 @@ def _vre(recipe: Recipe, start: Checkpoint | None) -> VRE:
     return vre.requires_grad_(False).eval()
 
 
-def _full_backbone(cfg: RestorerTraining, config: OSDFaceConfig, start: Checkpoint | None) -> Backbone:
+def _full_backbone(cfg: RestorerTraining, config: OSDFaceConfig, whole: Checkpoint | None) -> Backbone:
     """Own UNet and tiny codec: from `init`, else TAESD and random weights."""
     backbone = build_full(config)
     unet = cast(UNetPredictor, backbone.predictor).unet
-    if start is not None and not start.missing_parts:
-        load_strict(unet, start.part("unet"), f"{cfg.init}: unet")
+    if whole is not None:
+        load_strict(unet, whole.part("unet"), f"{cfg.init}: unet")
         if not cfg.codec_init:
-            load_strict(backbone.codec, start.part("codec"), f"{cfg.init}: codec")
+            load_strict(backbone.codec, whole.part("codec"), f"{cfg.init}: codec")
         if cfg.prompting.fresh:
             _renew_cross_attention(unet)
     if cfg.codec_init and cfg.codec_init != "random":
         load_taesd(backbone.codec, cfg.codec_init)
-    elif not cfg.codec_init and (start is None or start.missing_parts):
+    elif not cfg.codec_init and whole is None:
         raise ConfigError(NO_CODEC)
     return backbone
 
@@ -169,7 +169,7 @@ def _renew_cross_attention(unet: nn.Module) -> None:
 
 
 def choose_trained(
-    cfg: RestorerTraining, config: OSDFaceConfig, backbone: Backbone, start: Checkpoint | None = None
+    cfg: RestorerTraining, config: OSDFaceConfig, backbone: Backbone, whole: Checkpoint | None = None
 ) -> None:
     """Set `requires_grad`: LoRA layers (lora), or the decoder, its fidelity branch and the UNet (full)."""
     codec, unet = cast(Any, backbone.codec), cast(UNetPredictor, backbone.predictor).unet
@@ -182,8 +182,8 @@ def choose_trained(
             codec.guide.requires_grad_(cfg.train != "unet")
         return
     assert config.lora is not None
-    if start is not None and not start.missing_parts:
-        attach_lora(unet, parse_lora(start.part("lora")), config.lora.alpha)
+    if whole is not None:
+        attach_lora(unet, parse_lora(whole.part("lora")), config.lora.alpha)
     else:
         add_lora(unet, config.lora.rank, config.lora.alpha, config.lora.targets, "default")
     for name, parameter in unet.named_parameters():
@@ -194,7 +194,7 @@ def choose_trained(
 
 
 def _prompt(
-    cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, start: Checkpoint | None
+    cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, whole: Checkpoint | None
 ) -> PromptEncoder:
     """VRE and projection; free vectors for `learned`, zeros that stay for `none`."""
     learns = cfg.prompt != "none" and cfg.train != "codec"
@@ -203,9 +203,8 @@ def _prompt(
         nn.init.zeros_(projection.vectors)
     elif cfg.prompt == "vre":
         start_at_unit_spread(projection, vre.quantize.embedding.weight)
-    kept = start is not None and not start.missing_parts and not cfg.prompting.fresh
-    if start is not None and kept and start.config.projection == config.projection:
-        load_strict(projection, start.part("projection"), f"{cfg.init}: projection")
+    if whole is not None and not cfg.prompting.fresh and whole.config.projection == config.projection:
+        load_strict(projection, whole.part("projection"), f"{cfg.init}: projection")
     return PromptEncoder(vre, projection)
 
 

@@ -102,8 +102,8 @@ class RestorerStage:
         if side == 0 or side >= min(size) or int((step + 1) * share) == int(step * share):
             return None
         rows, columns = size[0] - side + 1, size[1] - side + 1
-        draws = [mix(self.recipe.run.seed, step, 0xC409 + i) for i in range(count)]
-        return Windows(tuple((draw % rows, draw // rows % columns) for draw in draws), side)
+        places = [mix(self.recipe.run.seed, step, 0xC409 + i) for i in range(count)]
+        return Windows(tuple((place % rows, place // rows % columns) for place in places), side)
 
     def _backward(self, micro: FaceBatch, step: int, active: list[Discriminator]) -> dict[str, Tensor]:
         """Accumulate the gradients of one micro-batch for generator and discriminators."""
@@ -202,11 +202,11 @@ class RestorerStage:
         return torch.cat([batch.lq, to_unit(self.restore(batch.lq)), batch.hq], dim=3)
 
     def validate(self, batch: FaceBatch) -> dict[str, Tensor]:
-        """Score the hold-out by profile: restored and (`…_lq`) degraded faces."""
+        """Score the validation faces by profile: restored and (`…_lq`) degraded faces."""
         return {} if self.validation is None else self.validation(batch, self.restore)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"ema": self.ema.state_dict(), "balance": dict(self.adaptive_weight.factors)}
+        state = {"ema": self.ema.state_dict(), "adaptive_weight": dict(self.adaptive_weight.factors)}
         return state | ({"preview": self.preview.net.state_dict()} if self.preview else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -214,7 +214,9 @@ class RestorerStage:
         if self.preview:
             self.preview.net.load_state_dict(state["preview"])
         device = self.accelerator.device
-        self.adaptive_weight.factors = {name: value.to(device) for name, value in state["balance"].items()}
+        # Checkpoints of older versions call it "balance".
+        factors = state["adaptive_weight" if "adaptive_weight" in state else "balance"]
+        self.adaptive_weight.factors = {name: value.to(device) for name, value in factors.items()}
 
     def export(self) -> tuple[OSDFaceConfig, dict[str, Tensor], dict[str, Any]]:
         """Collect the averaged weights under the checkpoint format's names, and their provenance."""

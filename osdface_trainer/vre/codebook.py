@@ -93,7 +93,7 @@ class CodebookUpdater:
         self._move(torch.ones_like(self.hits, dtype=torch.bool), features.float(), 0)
 
     @torch.no_grad()
-    def observe(self, features: Tensor, indices: Tensor, step: int, steps: int) -> None:
+    def update(self, features: Tensor, indices: Tensor, step: int, steps: int) -> None:
         """Learn from what one optimiser step saw on this process.
 
         Args:

@@ -1,4 +1,4 @@
-"""The VQ autoencoder of stage 1: the VRE and a decoder, which proves that the dictionary holds the face.
+"""The VQ autoencoder of stage 1: the VRE and a decoder, which proves that the codebook holds the face.
 
 Module names follow the released checkpoint.
 """

@@ -175,7 +175,7 @@ class VREStage:
             scalars |= {f"{name}/{key}": norm for key, norm in norms.items() if norm is not None}
             indices = torch.cat([result.indices for result in results])
             features = torch.cat([result.features.detach() for result in results])
-            branch.codebook.observe(_rows(features), indices, at.step, at.steps)
+            branch.codebook.update(_rows(features), indices, at.step, at.steps)
             health = usage(indices, self.cfg.model.codebook_size, self.cfg.model.tokens)
             scalars |= {f"{name}/codes/{key}": value for key, value in health.items()}
         return scalars
