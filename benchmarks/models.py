@@ -16,10 +16,10 @@ from osdface_core.config import OSDFaceConfig
 from osdface_core.loading import load_model
 from osdface_core.models.backbone import Backbone
 from osdface_core.models.codebook import squared_distances
+from osdface_core.models.sd21 import random_base
 from osdface_core.models.vre import VRE, Projection, PromptEncoder
 from osdface_core.one_step import OneStepRestorer
 from osdface_core.pipeline import FacePipeline
-from osdface_trainer.restorer.sd21 import random_base
 
 from .reference import prompt_side
 

@@ -12,10 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from osdface_core.errors import CheckpointError
+from osdface_core.models import sd21
 from osdface_core.models.backbone import Backbone
 from osdface_core.models.sd21 import V_PREDICTION_PROBE, find_variant, load_base
 
-WIDTHS = (64, 128)
+UNET: dict[str, Any] = sd21.UNET | {
+    "block_out_channels": (64, 128),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": (1, 2),
+}
+VAE: dict[str, Any] = sd21.VAE | {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
@@ -24,26 +32,15 @@ def build(prompt_width: int = 1024, channels: int = 4) -> tuple[Any, Any]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        in_channels=channels,
-        block_out_channels=WIDTHS,
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=prompt_width,
-        attention_head_dim=(1, 2),
-        use_linear_projection=True,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(32, 32, 32, 32),
-        latent_channels=4,
-        layers_per_block=1,
-        sample_size=512,
-    )
+    unet = UNet2DConditionModel(**UNET | {"in_channels": channels, "cross_attention_dim": prompt_width})
+    vae = AutoencoderKL(**VAE)
     return unet.eval(), vae.eval()
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sd21, "UNET", UNET)
+    monkeypatch.setattr(sd21, "VAE", VAE)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from torch import nn
 from osdface_core.checkpoint import save_checkpoint
 from osdface_core.config import ProjectionConfig
 from osdface_core.errors import CheckpointError, ConfigError
+from osdface_core.models import sd21
 from osdface_core.models.codebook import Codebook
 from osdface_core.models.vre import Projection
 from osdface_core.one_step import predict_x0
@@ -20,7 +21,7 @@ from osdface_trainer.parameters import describe
 from osdface_trainer.recipe import settings
 from osdface_trainer.recipe.config import Recipe
 from osdface_trainer.recipe.restorer import RestorerTraining
-from osdface_trainer.restorer import benchmark, sd21
+from osdface_trainer.restorer import benchmark
 from osdface_trainer.restorer.generator import Windows, trained
 from osdface_trainer.restorer.init import build_initial, start_at_unit_spread
 from osdface_trainer.restorer.losses import Networks

@@ -1,7 +1,6 @@
 """Load a Stable Diffusion 2.1-base: UNet and VAE only, from a diffusers folder or one .safetensors file.
 
-No text encoder and no network: the prompt comes from the VRE, and the configuration of the single-file
-layout is derived here from the tensors' shapes.
+No text encoder and no network: the prompt comes from the VRE, and the configuration stands here.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from .backbone import Backbone, KLCodec, UNetPredictor
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 PROMPT_WIDTH = 1024  # SD 2.x; SD 1.x has 768, SDXL 2048
-HEAD_CHANNELS = 64  # SD 2.x: heads = width / 64
 WEIGHTS = "diffusion_pytorch_model"
 # .safetensors, .fp16.safetensors, .fp16-00001-of-00002.safetensors, -00001-of-00002.fp16.safetensors
 VARIANT = re.compile(r"(?:-\d+-of-\d+)?(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
@@ -33,6 +31,30 @@ WHERE = (
 # (the rule ComfyUI uses in supported_models.SD20).
 V_PREDICTION_PROBE = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 V_PREDICTION_SPREAD = 0.09
+# The published unet/config.json and vae/config.json: 865.9 M and 83.7 M parameters.
+UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+VAE: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "sample_size": 512,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "scaling_factor": 0.18215,
+}
 
 
 def load_base(path: str | Path) -> Backbone:
@@ -51,6 +73,13 @@ def load_base(path: str | Path) -> Backbone:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path.name}: a single-file base must be .safetensors; {WHERE}")
     return _load_single_file(path)
+
+
+def random_base() -> Backbone:
+    """Build a Stable Diffusion 2.1-base with random weights, for counts and timings."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    return _backbone(UNet2DConditionModel(**UNET), AutoencoderKL(**VAE))
 
 
 def _load_folder(folder: Path) -> Backbone:
@@ -152,13 +181,20 @@ def _load_single_file(path: Path) -> Backbone:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
     tensors = _read_tensors(path)
-    unet_config = unet_config_from(tensors, path.name)
-    vae_config = vae_config_from(tensors, path.name)
-    unet: Any = UNet2DConditionModel(**unet_config)
-    vae: Any = AutoencoderKL(**vae_config)
+    first = tensors.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
+    context = [v for k, v in tensors.items() if k.endswith("attn2.to_k.weight") and k.startswith(UNET_PREFIX)]
+    if first is None or not context:
+        raise CheckpointError(
+            f"{path.name} holds no Stable Diffusion UNet (no {UNET_PREFIX}* tensors); {WHERE}"
+        )
+    _check_widths(context[0].shape[1], first.shape[1], path.name)
+    if not any(name.startswith(VAE_PREFIX) for name in tensors):
+        raise CheckpointError(f"{path.name} holds no VAE (no {VAE_PREFIX}* tensors); {WHERE}")
+    unet: Any = UNet2DConditionModel(**UNET)
+    vae: Any = AutoencoderKL(**VAE)
     try:
-        unet.load_state_dict(convert_ldm_unet_checkpoint(tensors, unet_config))
-        vae.load_state_dict(convert_ldm_vae_checkpoint(tensors, vae_config))
+        unet.load_state_dict(convert_ldm_unet_checkpoint(tensors, UNET))
+        vae.load_state_dict(convert_ldm_vae_checkpoint(tensors, VAE))
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path.name} is incomplete: {_first_line(error)}; {WHERE}") from error
     return _backbone(unet, vae)
@@ -182,61 +218,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if says_v or (probe is not None and probe.std().item() > V_PREDICTION_SPREAD):
         raise CheckpointError(f"{path.name} is a v-prediction model (the 768-px one); {WHERE}")
     return tensors
-
-
-def unet_config_from(tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
-    """Derive UNet2DConditionModel's arguments from the original layout's shapes."""
-    first = tensors.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
-    context = [v for k, v in tensors.items() if k.endswith("attn2.to_k.weight") and k.startswith(UNET_PREFIX)]
-    if first is None or not context:
-        raise CheckpointError(f"{name} holds no Stable Diffusion UNet (no {UNET_PREFIX}* tensors); {WHERE}")
-    _check_widths(context[0].shape[1], first.shape[1], name)
-    downsamplers = sorted(
-        int(k.split(".")[3])
-        for k in tensors
-        if k.startswith(UNET_PREFIX + "input_blocks.") and k.endswith(".op.weight")
-    )
-    layers = downsamplers[0] - 1
-    starts = [1, *(d + 1 for d in downsamplers)]
-    widths = [tensors[f"{UNET_PREFIX}input_blocks.{s}.0.out_layers.3.weight"].shape[0] for s in starts]
-    attends = [f"{UNET_PREFIX}input_blocks.{s}.1.norm.weight" in tensors for s in starts]
-    linear = (
-        tensors[next(k for k in tensors if k.startswith(UNET_PREFIX) and k.endswith(".proj_in.weight"))].ndim
-        == 2
-    )
-    return {
-        "sample_size": 64,
-        "in_channels": 4,
-        "out_channels": 4,
-        "block_out_channels": tuple(widths),
-        "layers_per_block": layers,
-        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-        "cross_attention_dim": context[0].shape[1],
-        "attention_head_dim": tuple(max(1, w // HEAD_CHANNELS) for w in widths),
-        "use_linear_projection": linear,
-    }
-
-
-def vae_config_from(tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
-    """Derive AutoencoderKL's arguments from the original layout's shapes."""
-    stem = f"{VAE_PREFIX}encoder.down."
-    if f"{stem}0.block.0.conv1.weight" not in tensors:
-        raise CheckpointError(f"{name} holds no VAE (no {VAE_PREFIX}* tensors); {WHERE}")
-    levels = 1 + max(int(k[len(stem) :].split(".")[0]) for k in tensors if k.startswith(stem))
-    widths = [tensors[f"{stem}{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
-    blocks = 1 + max(int(k[len(stem) :].split(".")[2]) for k in tensors if k.startswith(f"{stem}0.block."))
-    return {
-        "in_channels": 3,
-        "out_channels": 3,
-        "latent_channels": 4,
-        "sample_size": 512,
-        "block_out_channels": tuple(widths),
-        "layers_per_block": blocks,
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "scaling_factor": 0.18215,
-    }
 
 
 def _first_line(error: BaseException) -> str:

@@ -211,7 +211,7 @@ def hold_out(items: Sequence[FaceFile], share: float, seed: int = 0) -> tuple[li
     people = [item.identity or f"file:{item.name}" for item in items]
     ranked = sorted(set(people), key=lambda person: mix(seed, _text_hash(person)))
     if len(ranked) < 2:
-        raise ConfigError("a hold-out split needs faces of at least two people")
+        raise ConfigError("a validation split needs faces of at least two people")
     count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
     held = set(ranked[:count])
     return (

@@ -27,6 +27,7 @@ from osdface_core.models.backbone import Backbone
 from osdface_core.models.full import build_full
 from osdface_core.models.identity import IdentityNet
 from osdface_core.models.identity_nets import IResNet
+from osdface_core.models.sd21 import random_base
 from osdface_core.models.vre import VRE
 
 from ..distributed import make_accelerator, seed_all
@@ -35,7 +36,6 @@ from ..recipe.config import Recipe, load_recipe
 from ..stage import FaceBatch
 from .init import Initial, assemble, halve, known_config, model_config
 from .losses import Networks
-from .sd21 import random_base
 from .stage import RestorerStage
 
 PREFIX = "part: "
