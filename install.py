@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
+import tempfile
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
@@ -18,31 +19,53 @@ OLD_TORCH, FOR_OLD_TORCH = (2, 6), "diffusers>=0.30,<0.36"
 
 
 def missing_packages() -> list[str]:
-    """Lines of requirements.txt whose distribution is not installed."""
+    """Lines of requirements.txt whose distribution is not installed, or older than the line asks for."""
     lines = [line.strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines()]
-    names = {
-        line: re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0].lower()
-        for line in lines
-        if line and line[0] != "#"
-    }
-    return [line for line, name in names.items() if name not in KEPT and not _installed(name)]
+    return [line for line in lines if line and line[0] != "#" and not _satisfied(line)]
 
 
 def fitting(line: str) -> str:
     """The requirement as the installed PyTorch needs it."""
     if not line.startswith("diffusers"):
         return line
-    numbers = re.findall(r"\d+", importlib.metadata.version("torch") if _installed("torch") else "")
-    old = bool(numbers) and tuple(map(int, numbers[:2])) < OLD_TORCH
-    return FOR_OLD_TORCH if old else line
+    torch = _installed("torch")
+    return FOR_OLD_TORCH if torch and _numbers(torch)[:2] < OLD_TORCH else line
 
 
-def _installed(name: str) -> bool:
+def held(wanted: list[str]) -> list[str]:
+    """Pins of everything that is installed, but for what `wanted` replaces: pip may add and not change."""
+    replaced = {_name(line) for line in wanted}
+    found = {
+        (d.metadata["Name"], d.version) for d in importlib.metadata.distributions() if d.metadata["Name"]
+    }
+    return sorted(f"{name}=={version}" for name, version in found if _canonical(name) not in replaced)
+
+
+def _satisfied(line: str) -> bool:
+    version = _installed(_name(line))
+    if version is None:
+        return _name(line) in KEPT
+    least = re.search(r">=\s*([\d.]+)", line)
+    return _name(line) in KEPT or least is None or _numbers(version) >= _numbers(least[1])
+
+
+def _name(line: str) -> str:
+    return _canonical(re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0])
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version.split("+")[0])))
+
+
+def _installed(name: str) -> str | None:
     try:
-        importlib.metadata.version(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def main() -> None:
@@ -51,10 +74,14 @@ def main() -> None:
         return
     import launch  # type: ignore[import-not-found]
 
-    if not hasattr(launch, "run_pip"):
+    wanted = list(map(fitting, missing_packages()))
+    if not wanted or not hasattr(launch, "run_pip"):
         return
-    for line in map(fitting, missing_packages()):
-        launch.run_pip(f'install "{line}"', f"{line} for OSDFace")
+    with tempfile.TemporaryDirectory() as folder:
+        pins = Path(folder) / "installed.txt"
+        pins.write_text("\n".join(held(wanted)), encoding="utf-8")
+        packages = " ".join(f'"{line}"' for line in wanted)
+        launch.run_pip(f'install {packages} -c "{pins}"', "packages for OSDFace, beside those installed")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from . import host
 from .frames import FrameKind, choose, cut, find_faces, which_faces
 from .helpers import preview_faces
 from .sockets import FACES, FaceSet
-from .widgets import choice, chosen, named, socket, text, widget, widgets
+from .widgets import advanced, choice, chosen, named, socket, text, widget, widgets
 
 DETECTOR = widget(options_of(DetectOptions)["detector"], " Its weights belong into models/facedetection.")
 SELECTION = choice(
@@ -32,6 +32,7 @@ FRAMES = choice(
 
 class OSDFaceDetectFaces:
     CATEGORY = "OSDFace"
+    SEARCH_ALIASES = ["face detection", "retinaface", "mtcnn", "face crop"]  # noqa: RUF012
     DESCRIPTION = (
         "Finds faces and cuts them out, upright and 512 pixels wide; faces of all images of a batch come out "
         "together. No face is no error: one black crop comes out, which the other nodes pass on, and Paste "
@@ -58,7 +59,7 @@ class OSDFaceDetectFaces:
                 "indices": INDICES,
                 **widgets(DetectOptions, "order", "min_face", "max_face", "max_faces"),
             },
-            "optional": {"frames": FRAMES, **widgets(DetectOptions, "threshold", "effort")},
+            "optional": {"frames": FRAMES, **advanced(widgets(DetectOptions, "threshold", "effort"))},
         }
 
     @named

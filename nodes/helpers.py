@@ -82,6 +82,7 @@ class OSDFaceBlendByMask:
 
 class OSDFaceBeforeAfter:
     CATEGORY = "OSDFace"
+    SEARCH_ALIASES = ["compare images", "side by side", "split view"]  # noqa: RUF012
     DESCRIPTION = (
         "Puts the photo before and after restoration into one picture: side by side, stacked, or split."
     )

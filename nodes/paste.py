@@ -17,6 +17,7 @@ from .widgets import named, socket, widget, widgets
 
 class OSDFacePasteBack:
     CATEGORY = "OSDFace"
+    SEARCH_ALIASES = ["uncrop face", "face composite", "stitch face"]  # noqa: RUF012
     DESCRIPTION = (
         "Blends restored crops into the photo with a soft mask. Give it the photo, or the same photo "
         "enlarged by any upscaler: the geometry scales by itself. Every pixel outside the mask keeps its "

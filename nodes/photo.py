@@ -22,7 +22,7 @@ from .models import Embedder, Restorer, load_restorer
 from .paste import with_alpha
 from .restore import GUARD_TIP
 from .sockets import FaceSet
-from .widgets import choice, chosen, decimal, named, socket, widgets
+from .widgets import advanced, choice, chosen, decimal, named, socket, widgets
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,15 @@ class Models:
     embedder: Embedder
     restorer: Restorer
 
+    @staticmethod
+    def key_of(source: str, base: str | None, lora: float, dtype: Dtype) -> tuple[Any, ...]:
+        """Tell models apart; a replaced file is another model."""
+        return (source, base, host.stamp(source, base), lora, dtype)
+
     @classmethod
     def load(cls, source: str, base: str | None, lora: float, dtype: Dtype) -> Models:
         """Load from files, or take what another node holds already."""
-        key = (source, base, host.stamp(source, base), lora, dtype)
+        key = cls.key_of(source, base, lora, dtype)
         if (held := _HELD.get(key)) is not None:
             return held
         restorer, loaded = load_restorer(source, base, lora, dtype)
@@ -58,6 +63,7 @@ _HELD: WeakValueDictionary[tuple[Any, ...], Models] = WeakValueDictionary()
 
 class OSDFaceRestorePhoto:
     CATEGORY = "OSDFace"
+    SEARCH_ALIASES = ["face restore", "gfpgan", "codeformer", "face enhance", "deblur face", "old photo"]  # noqa: RUF012
     DESCRIPTION = (
         "Restores the faces of a photo or clip: finds them, restores all of them in one diffusion step, and "
         "blends them back. Pixels outside the faces keep their exact values; a photo without faces passes "
@@ -94,14 +100,15 @@ class OSDFaceRestorePhoto:
             },
             "optional": {
                 "indices": INDICES,
-                **widgets(DetectOptions, "order", "max_faces"),
-                **widgets(PasteOptions, "feather", "paste_mode", "upscale"),
-                **widgets(RestoreOptions, "timestep"),
-                **widgets(LoadOptions, "lora_scale"),
-                "identity_guard": decimal(0.0, 0.0, 1.0, GUARD_TIP, 0.05),
+                **advanced(widgets(DetectOptions, "order", "max_faces")),
+                **advanced(widgets(PasteOptions, "feather", "paste_mode")),
+                **widgets(PasteOptions, "upscale"),
+                **advanced(widgets(RestoreOptions, "timestep")),
+                **advanced(widgets(LoadOptions, "lora_scale")),
+                **advanced({"identity_guard": decimal(0.0, 0.0, 1.0, GUARD_TIP, 0.05)}),
                 "frames": FRAMES,
-                **widgets(LoadOptions, "dtype"),
-                **widgets(RestoreOptions, "batch_size", "fidelity"),
+                **advanced(widgets(LoadOptions, "dtype")),
+                **advanced(widgets(RestoreOptions, "batch_size", "fidelity")),
             },
         }
 
@@ -133,7 +140,7 @@ class OSDFaceRestorePhoto:
             scorer = load_scorer(required=identity_guard > 0)
             files = host.checkpoint_path(checkpoint), host.base_path(base)
             loading = chosen(LoadOptions, options)
-            self._models = models = Models.load(*files, loading.lora_scale, loading.dtype)
+            models = self._load(*files, loading.lora_scale, loading.dtype)
             restored = models.run(crops, how)
             restored, faces, identity = check_identity(scorer, crops, restored, faces, identity_guard)
         pasted, mask = paste_back(
@@ -141,6 +148,13 @@ class OSDFaceRestorePhoto:
         )
         result = with_alpha(pasted, image), host.to_mask(mask)
         return *result, faces.to_json(), host.to_crops(restored), identity, len(faces)
+
+    def _load(self, *wanted: Any) -> Models:
+        """Load what `Models.load` is asked for; what this node held goes first, so that memory holds one."""
+        if self._models is not None and self._models.key != Models.key_of(*wanted):
+            self._models = None
+        self._models = Models.load(*wanted)
+        return self._models
 
 
 def check_identity(

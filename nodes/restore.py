@@ -13,7 +13,7 @@ from . import host
 from .identity import UNKNOWN, guard, load_scorer, scores
 from .models import Embedder, Restorer
 from .sockets import BACKBONE, VRE
-from .widgets import chosen, decimal, named, socket, widgets
+from .widgets import advanced, chosen, decimal, named, socket, widgets
 
 GUARD_TIP = (
     "A restored face less like the original than this (cosine, 0 to 1) gets a lower strength until it is. 0: "
@@ -53,6 +53,7 @@ class OSDFaceEncodePrompt:
 
 class OSDFaceRestore:
     CATEGORY = "OSDFace"
+    SEARCH_ALIASES = ["face restore", "face enhance", "deblur face"]  # noqa: RUF012
     DESCRIPTION = (
         "Restores face crops in one diffusion step, all faces of all frames in batches. No seed: the same "
         "face gives the same result, alone or among others."
@@ -73,7 +74,7 @@ class OSDFaceRestore:
                 "crops": socket("IMAGE", "The crops that were encoded."),
                 **widgets(RestoreOptions, "strength", "timestep", "color_fix", "batch_size"),
             },
-            "optional": widgets(RestoreOptions, "fidelity"),
+            "optional": advanced(widgets(RestoreOptions, "fidelity")),
         }
 
     @named
@@ -95,6 +96,7 @@ class OSDFaceRestore:
 
 class OSDFaceIdentityGuard:
     CATEGORY = "OSDFace"
+    SEARCH_ALIASES = ["face similarity", "face recognition", "arcface"]  # noqa: RUF012
     DESCRIPTION = (
         "Scores how much each restored face still is the person it was, and blends those that drifted back "
         "towards the original until they reach the threshold. Works after any restorer that gives aligned "

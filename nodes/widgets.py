@@ -37,6 +37,11 @@ def widget(option: Option, more: str = "") -> Entry:
     return decimal(default, low or 0.0, high, tip, option.step or 0.01)
 
 
+def advanced(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Mark widgets that ComfyUI folds away until somebody asks for them."""
+    return {name: (kind, {**details, "advanced": True}) for name, (kind, details) in entries.items()}
+
+
 def chosen(options: type[Chosen], values: Mapping[str, Any]) -> Chosen:
     """Build options from those of a node's values that belong to them, by ComfyUI's names.
 

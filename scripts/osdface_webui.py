@@ -1,124 +1,54 @@
 # pyright: reportMissingImports=false
 """Automatic1111 and Forge: OSDFace in the Extras tab and among the face restorers, thin on the core.
 
-The web UI puts the extension's folder on `sys.path` while it loads this file, which is how the core is found.
+The web UI puts the extension's folder on `sys.path` while it loads this file, which is how the rest is found.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import gradio as gr
-import numpy as np
-from modules import devices, errors, face_restoration, paths, script_callbacks, scripts_postprocessing, shared
-from modules.ui_components import InputAccordion
-from PIL import Image
+try:
+    import gradio as gr
+    import numpy as np
+    from modules import face_restoration, script_callbacks, scripts, scripts_postprocessing, shared
+    from modules.ui_common import create_refresh_button
+    from modules.ui_components import InputAccordion
+    from PIL import Image
 
-import osdface_core
-from osdface_core.choices import ColorFix
+    from osdface_webui.api import add_routes
+    from osdface_webui.choices import NO_BASE, base_names, model_names
+    from osdface_webui.work import last, restore
+except ImportError as lacking:
+    raise ImportError(f"OSDFace needs Automatic1111 1.8 or newer, or Forge: {lacking}") from lacking
+
 from osdface_core.options import (
     WORDS,
     DetectOptions,
     LoadOptions,
     Option,
+    PasteOptions,
     RestoreOptions,
-    in_words_of,
     options_of,
 )
-from osdface_core.released import is_released_folder
 
+__all__ = ["last"]
 NAME = "OSDFace"
-MODELS = Path(paths.models_path) / NAME
-NO_BASE = "none"
 TABLE = {
     name: option
-    for options in (LoadOptions, DetectOptions, RestoreOptions)
+    for options in (LoadOptions, DetectOptions, RestoreOptions, PasteOptions)
     for name, option in options_of(options).items()
 }
-
-
-def model_names() -> list[str]:
-    """List `mini`, checkpoints in models/OSDFace, and folders there with the three released files."""
-    files = sorted(p.name for p in MODELS.glob("*.safetensors")) if MODELS.is_dir() else []
-    folders = sorted(p.name for p in MODELS.iterdir() if is_released_folder(p)) if MODELS.is_dir() else []
-    return ["mini", *files, *folders]
-
-
-def base_names() -> list[str]:
-    """List the web UI's Stable Diffusion checkpoints that are .safetensors; a LoRA needs a 2.1-base."""
-    from modules import sd_models
-
-    return [
-        NO_BASE,
-        *sorted(n for n, c in sd_models.checkpoints_list.items() if c.filename.endswith(".safetensors")),
-    ]
-
-
-def base_path(name: str) -> str | None:
-    """Find the file behind a choice of `base_names`."""
-    from modules import sd_models
-
-    info = sd_models.checkpoints_list.get(name)
-    return info.filename if info else None
-
-
-class LastPipeline:
-    """The last pipeline that was used, kept until another one is asked for."""
-
-    def __init__(self) -> None:
-        self.key: tuple[Any, ...] = ()
-        self.pipeline: Any = None
-
-    def get(self, model: str, base: str) -> Any:
-        """Load the pipeline for these choices. Raises CheckpointError."""
-        dtype = "fp32" if getattr(shared.cmd_opts, "no_half", False) else "auto"
-        key = (model, base, dtype)
-        if key != self.key:
-            self.release()
-            source = "mini" if model == "mini" else MODELS / model
-            self.pipeline = osdface_core.OSDFacePipeline.from_pretrained(
-                source, base=base_path(base), device=devices.get_optimal_device(), dtype=dtype
-            )
-            self.key = key
-        return self.pipeline
-
-    def release(self) -> None:
-        """Give the memory back."""
-        self.key, self.pipeline = (), None
-        devices.torch_gc()
-
-
-last = LastPipeline()
-
-
-def restore(
-    image: np.ndarray,
-    model: str,
-    base: str,
-    strength: float,
-    color_fix: ColorFix,
-    *,
-    fidelity: float = RestoreOptions.fidelity,
-    faces: str = DetectOptions.faces,
-    min_face: float = DetectOptions.min_face,
-) -> tuple[np.ndarray, int]:
-    """Restore RGB (H, W, 3) uint8; return it and the number of faces. Errors leave the image as it was."""
-    try:
-        result = last.get(model, base).restore_photo(
-            image, strength=strength, color_fix=color_fix, fidelity=fidelity, faces=faces, min_face=min_face
-        )
-        return np.asarray(result.image), len(result.faces)
-    except osdface_core.OSDFaceError as error:
-        errors.report(f"OSDFace: {in_words_of('webui', str(error))}")
-        return image, 0
-    finally:
-        if shared.opts.data.get("face_restoration_unload", False):
-            last.release()
+DIALS = ("min_face", "threshold", "fidelity", "feather", "timestep")
+"""Options of the panel that are sliders, and those that are menus:"""
+MENUS = ("faces", "detector", "color_fix")
 
 
 class OSDFaceRestoration(face_restoration.FaceRestoration):
     """The choice "OSDFace" of Settings > Face restoration, of img2img's checkbox and of the API."""
+
+    note: dict[str, Any] = {}  # noqa: RUF012
+    """What the last picture's infotext says."""
 
     def name(self) -> str:
         return NAME
@@ -126,20 +56,44 @@ class OSDFaceRestoration(face_restoration.FaceRestoration):
     def restore(self, np_image: np.ndarray) -> np.ndarray:
         """Restore RGB uint8 (H, W, 3), one picture as the sampler made it."""
         chosen = shared.opts.data
-        return restore(
-            np_image,
-            chosen.get("osdface_model", LoadOptions.source),
-            chosen.get("osdface_base", NO_BASE),
-            chosen.get("osdface_strength", RestoreOptions.strength),
-            chosen.get("osdface_color_fix", RestoreOptions.color_fix),
-        )[0]
+        model = chosen.get("osdface_model", LoadOptions.source)
+        strength = chosen.get("osdface_strength", RestoreOptions.strength)
+        how = {"strength": strength, "color_fix": chosen.get("osdface_color_fix", RestoreOptions.color_fix)}
+        outcome = restore(np_image, model, chosen.get("osdface_base", NO_BASE), how)
+        OSDFaceRestoration.note = (
+            {"OSDFace error": outcome.error}
+            if outcome.error
+            else {"OSDFace model": model, "OSDFace strength": round(strength, 3)}
+        )
+        return outcome.image
+
+
+class OSDFaceInfotext(scripts.Script):
+    """Writes what the face restorer did into the picture's infotext."""
+
+    def title(self) -> str:
+        return f"{NAME} infotext"
+
+    def show(self, is_img2img: bool) -> Any:
+        del is_img2img
+        return scripts.AlwaysVisible
+
+    def postprocess_image(self, p: Any, pp: Any, *arguments: Any) -> None:
+        """Note the picture that was restored just before; nothing where another restorer or none ran."""
+        del pp, arguments
+        for key in [key for key in p.extra_generation_params if key.startswith("OSDFace ")]:
+            del p.extra_generation_params[key]
+        p.extra_generation_params.update(OSDFaceRestoration.note)
+        OSDFaceRestoration.note = {}
 
 
 def dial(option: Option, **changed: Any) -> dict[str, Any]:
-    """Collect what a slider of an option is made with."""
+    """Collect what a slider of an option is made with; a number may stand for None."""
+    low, default = (option.unset, option.unset) if option.optional else (option.low, option.default)
+    info = option.help + (f" {option.unset}: {option.none}." if option.optional else "")
     return {
-        "minimum": option.low, "maximum": option.high, "step": option.step, "value": option.default,
-        "label": option.called("webui"), "info": option.help, **changed,
+        "minimum": low, "maximum": option.high, "step": option.step or 1, "value": default,
+        "label": option.called("webui"), "info": info, **changed,
     }  # fmt: skip
 
 
@@ -158,26 +112,27 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
     order = 3100
 
     def ui(self) -> dict[str, Any]:
-        with InputAccordion(False, label=NAME, elem_id="extras_osdface") as enable:
+        with InputAccordion(False, label=NAME) as enable:
             with gr.Row():
                 visibility = gr.Slider(**dial(TABLE["strength"], label="Visibility", step=0.01))
-                min_face = gr.Slider(**dial(TABLE["min_face"], maximum=512, step=4))
-            with gr.Row():
                 model = gr.Dropdown(**menu(TABLE["source"], model_names()))
+                create_refresh_button(model, lambda: None, lambda: {"choices": model_names()}, None)
                 base = gr.Dropdown(**menu(TABLE["base"], base_names(), value=NO_BASE))
+                create_refresh_button(base, lambda: None, lambda: {"choices": base_names()}, None)
             with gr.Row():
-                faces = gr.Dropdown(**menu(TABLE["faces"], list(WORDS)))
-                color_fix = gr.Dropdown(**menu(TABLE["color_fix"]))
-                fidelity = gr.Slider(**dial(TABLE["fidelity"]))
+                faces = gr.Dropdown(**menu(TABLE["faces"], list(WORDS), allow_custom_value=True))
+                rest = {name: gr.Dropdown(**menu(TABLE[name])) for name in MENUS[1:]}
+            with gr.Row():
+                for name in DIALS:
+                    limits = {"maximum": 512, "step": 4} if name == "min_face" else {}
+                    rest[name] = gr.Slider(**dial(TABLE[name], **limits))
         return {
             "enable": enable,
             "visibility": visibility,
-            "min_face": min_face,
             "model": model,
             "base": base,
             "faces": faces,
-            "color_fix": color_fix,
-            "fidelity": fidelity,
+            **rest,
         }
 
     def process(
@@ -185,34 +140,28 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
         pp: Any,
         enable: bool = False,
         visibility: float = RestoreOptions.strength,
-        min_face: float = DetectOptions.min_face,
         model: str | None = None,
         base: str | None = None,
-        faces: str | None = None,
-        color_fix: ColorFix | None = None,
-        fidelity: float | None = None,
+        **options: Any,
     ) -> None:
         """Restore one picture; arguments that an API call leaves out arrive as None."""
         if not enable or not visibility:
             return
-        name = model or str(LoadOptions.source)
-        pixels, count = restore(
-            np.array(pp.image.convert("RGB")),
-            name,
-            base or NO_BASE,
-            visibility,
-            color_fix or RestoreOptions.color_fix,
-            fidelity=RestoreOptions.fidelity if fidelity is None else fidelity,
-            faces=faces or DetectOptions.faces,
-            min_face=min_face or DetectOptions.min_face,
-        )
-        image = Image.fromarray(pixels)
+        how = {name: value for name, value in options.items() if value is not None}
+        if how.get("timestep") == TABLE["timestep"].unset:
+            del how["timestep"]
+        source, model = np.array(pp.image.convert("RGB")), model or LoadOptions.source
+        outcome = restore(source, model, base or NO_BASE, {**how, "strength": visibility})
+        if outcome.error:
+            pp.info["OSDFace error"] = outcome.error
+            return
+        image = Image.fromarray(outcome.image)
         if pp.image.mode in ("RGBA", "LA"):
             image.putalpha(pp.image.getchannel("A"))
         pp.image = image
         pp.info["OSDFace visibility"] = round(visibility, 3)
-        pp.info["OSDFace model"] = name
-        pp.info["OSDFace faces"] = count
+        pp.info["OSDFace model"] = model
+        pp.info["OSDFace faces"] = len(outcome.faces)
 
 
 def on_ui_settings() -> None:
@@ -228,11 +177,29 @@ def on_ui_settings() -> None:
         ),
         "color_fix": (gr.Dropdown, {"choices": list(TABLE["color_fix"].choices)}),
     }
+    read_back = {"source": "OSDFace model", "strength": "OSDFace strength"}
     for name, (component, arguments) in pickers.items():
         default = NO_BASE if name == "base" else TABLE[name].default
         label = f"OSDFace: {TABLE[name].called('webui')}"
-        info = shared.OptionInfo(default, label, component, arguments, section=section)
+        info = shared.OptionInfo(
+            default, label, component, arguments, section=section, infotext=read_back.get(name),
+            refresh=(lambda: None) if name in ("source", "base") else None,
+        )  # fmt: skip
         shared.opts.add_option("osdface_model" if name == "source" else f"osdface_{name}", info)
+
+
+def add_axes() -> None:
+    """Offer strength and model to the X/Y/Z plot, whose script has no other door than its list."""
+    for data in scripts.scripts_data:
+        grid = data.module
+        if getattr(grid, "__name__", "").removesuffix(".py") != "xyz_grid":
+            continue
+        if any(axis.label == "OSDFace strength" for axis in grid.axis_options):
+            return
+        grid.axis_options += [
+            grid.AxisOption("OSDFace strength", float, grid.apply_override("osdface_strength")),
+            grid.AxisOption("OSDFace model", str, grid.apply_override("osdface_model"), choices=model_names),
+        ]
 
 
 def register() -> None:
@@ -243,3 +210,5 @@ def register() -> None:
 
 register()
 script_callbacks.on_ui_settings(on_ui_settings)
+script_callbacks.on_before_ui(add_axes)
+script_callbacks.on_app_started(add_routes)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,23 @@ def test_models_are_loaded_once_and_a_new_file_is_noticed(comfy, group, tmp_path
     assert node.IS_CHANGED(checkpoint="tiny.safetensors", base="none") != before
     node.restore(image=group, **PHOTO)
     assert node._models is not first
+
+
+def test_old_models_go_before_new_ones_come(comfy, group, monkeypatch):
+    import osdface_pack.nodes.photo as photo  # type: ignore[import-not-found]
+
+    node = NODES["OSDFaceRestorePhoto"]()
+    node.restore(image=group, **PHOTO)
+    old, load, gone = weakref.ref(node._models.restorer), photo.load_restorer, []
+
+    def watched(*arguments):
+        gone.append(old() is None)
+        return load(*arguments)
+
+    monkeypatch.setattr(photo, "load_restorer", watched)
+    write_tiny(comfy.models / "osdface" / "tiny.safetensors", seed=1)
+    node.restore(image=group, **PHOTO)
+    assert gone == [True]
 
 
 def test_memory_manager_owns_the_modules(comfy, group):

@@ -61,6 +61,15 @@ def test_declaration_is_complete(name):
         assert len(lists) == len(node.RETURN_TYPES)
 
 
+def test_people_find_the_nodes_and_few_widgets():
+    aliases = NODES["OSDFaceRestorePhoto"].SEARCH_ALIASES
+    assert {"face restore", "gfpgan", "codeformer", "face enhance", "deblur face"} <= set(aliases)
+    shown = [
+        k for k, (_, options) in entries(NODES["OSDFaceRestorePhoto"]).items() if not options.get("advanced")
+    ]
+    assert "strength" in shown and "timestep" not in shown and len(shown) <= 12
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_function_takes_the_declared_inputs(name):
     node = NODES[name]
@@ -82,6 +91,10 @@ def test_help_page_names_every_input_and_output(name):
     page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
     for key in [*entries(NODES[name]), *NODES[name].RETURN_NAMES]:
         assert f"`{key}`" in page, f"{name}.md does not mention {key}"
+    tips = [options["tooltip"] for _, options in entries(NODES[name]).values()]
+    for text in [NODES[name].DESCRIPTION, *tips, *NODES[name].OUTPUT_TOOLTIPS]:
+        assert text in page, f"{name}.md says something else than: {text}"
+    assert "|" not in page, "tables do not fit ComfyUI's side panel"
 
 
 def test_only_host_imports_comfyui_and_only_in_functions():

@@ -69,7 +69,7 @@ def test_it_holds_all_that_the_nodes_import(files, tmp_path):
 
 
 def test_no_node_reaches_what_is_left_out(files):
-    """Imports in functions, too; the core's door offers photo files by name, and a fetch is refused before."""
+    """Imports in functions, too; the core's door offers photo files by name, a fetch is refused before."""
     lazy = {"osdface_core/__init__.py", "osdface_core/faces/retinaface.py"}
     shipped = {path.relative_to(ROOT).as_posix() for path in files}
     for path in files:

@@ -10,7 +10,7 @@ from tests.comfy_stub import ROOT, install, load_pack
 from tests.test_nodes_native import Model, Vae
 
 NODES = load_pack().NODE_CLASS_MAPPINGS
-FILES = sorted((ROOT / "workflows").glob("*.json"))
+FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 NAMES = [path.stem for path in FILES]
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN"}
@@ -22,11 +22,15 @@ def comfy(monkeypatch, tmp_path):
 
 
 def load(name: str) -> dict:
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def api(name: str) -> dict:
-    return json.loads((ROOT / "tests" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((ROOT / "tests" / "api" / api_file(name)).read_text(encoding="utf-8"))
+
+
+def api_file(name: str) -> str:
+    return name[2:].replace(" ", "_") + ".json"
 
 
 def widgets(kind: str) -> dict:
@@ -37,16 +41,14 @@ def widgets(kind: str) -> dict:
 
 
 def test_the_promised_workflows_are_there():
-    assert NAMES == ["clip", "compare", "group_step_by_step", "restore_photo", "sd21_native"]
+    assert NAMES == ["1 restore photo", "2 group step by step", "3 compare", "4 clip", "5 sd21 native"]
 
 
 def test_the_folder_holds_workflows_and_thumbnails_only():
     """ComfyUI lists every .json of this folder, and shows NAME.jpg beside it."""
-    found = sorted(path.name for path in (ROOT / "workflows").iterdir())
+    found = sorted(path.name for path in (ROOT / "example_workflows").iterdir())
     assert found == sorted([f"{name}.json" for name in NAMES] + [f"{name}.jpg" for name in NAMES])
-    assert not any(
-        (ROOT / other).exists() for other in ("example_workflows", "example", "examples", "workflow")
-    )
+    assert not any((ROOT / other).exists() for other in ("example", "examples", "workflow", "workflows"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,7 +115,8 @@ def test_workflow_runs_without_downloads(name):
 
 
 def test_api_prompts_have_a_workflow():
-    assert sorted(path.stem for path in Path(ROOT / "tests" / "api").glob("*.json")) == NAMES
+    found = sorted(path.name for path in Path(ROOT / "tests" / "api").glob("*.json"))
+    assert found == sorted(map(api_file, NAMES))
 
 
 def landscape() -> torch.Tensor:
