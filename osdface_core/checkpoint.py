@@ -11,17 +11,17 @@ import types
 import typing
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import OSDFaceConfig
-from .errors import CheckpointError
+from .config import OSDFaceConfig, Within
+from .errors import CheckpointError, one_line
 from .file_kinds import kind_of_file, kind_of_tensors
 from .files import writing
-from .weights import misfits, shapes_of
+from .weights import misfits, shapes_of, unusable
 
 T = TypeVar("T")
 FORMAT = 1
@@ -106,7 +106,7 @@ def read_header(path: str | Path) -> tuple[OSDFaceConfig, dict[str, Any], list[s
     if version is None:
         known = kind_of_tensors(names) or "no OSDFace checkpoint (no osdface.format)"
         raise CheckpointError(f"{path.name} is {known}; give an OSDFace .safetensors or a released folder")
-    if not version.isdigit() or int(version) > FORMAT:
+    if not version.isdecimal() or len(version) > 9 or int(version) > FORMAT:
         raise CheckpointError(
             f"{path.name} has format {version}, this osdface reads up to {FORMAT}; update osdface"
         )
@@ -115,7 +115,7 @@ def read_header(path: str | Path) -> tuple[OSDFaceConfig, dict[str, Any], list[s
         training = json.loads(metadata.get("osdface.training", "{}"))
         if not isinstance(raw, dict) or not isinstance(training, dict):
             raise ValueError("no JSON objects")
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path.name}: the header's config is missing or damaged; download it again"
         ) from error
@@ -145,21 +145,27 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def load_strict(module: Any, tensors: dict[str, Tensor], where: str) -> None:
     """Load all tensors into all of a module's weights, in the module's own dtype.
 
+    A module on the meta device, which has shapes only, gets its memory here, on the CPU.
+
     Raises:
-        CheckpointError: names the first missing, extra or misshapen tensor.
+        CheckpointError: names the first missing, extra or misshapen tensor, or one that holds no numbers.
     """
-    if problems := misfits(shapes_of(module.state_dict()), shapes_of(tensors)):
+    own = module.state_dict()
+    if problems := misfits(shapes_of(own), shapes_of(tensors)) or unusable(tensors):
         raise CheckpointError(f"{where}: {problems[0]}; the file is incomplete or of another model")
-    module.load_state_dict(tensors)
+    empty = any(value.is_meta for value in own.values())
+    if empty:  # copies, since the file's own memory changes when somebody writes over it
+        tensors = {name: value.to(own[name].dtype, copy=True) for name, value in tensors.items()}
+    module.load_state_dict(tensors, assign=empty)
 
 
 def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
     """Build a frozen dataclass from JSON types, strictly.
 
     Raises:
-        CheckpointError: an unknown key, a missing one without default, or a value of another type.
+        CheckpointError: an unknown key, a missing one without default, a value of another type or range.
     """
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - known):
         raise CheckpointError(f"{where}: unknown keys {', '.join(unknown)}; update osdface to read this file")
@@ -171,6 +177,9 @@ def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
+    if origin is Annotated:
+        kind, allowed = typing.get_args(hint)
+        return _check(_coerce(kind, value, where), allowed, where)
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
@@ -179,7 +188,9 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if is_dataclass(hint) and isinstance(value, dict):
         return from_dict(typing.cast(type, hint), value, where)
     if origin is tuple and isinstance(value, (list, tuple)):
-        item = typing.get_args(hint)[0]
+        item, rest = typing.get_args(hint)
+        if rest is not Ellipsis:
+            _check(value, Within(2, 2), where)
         return tuple(_coerce(item, v, where) for v in value)
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
@@ -188,5 +199,12 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
+        return one_line(value) if isinstance(value, str) else value
     raise CheckpointError(f"{where}: got {value!r}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _check(value: Any, allowed: Within, where: str) -> Any:
+    size, what = (value, "") if isinstance(value, (int, float)) else (len(value), " values")
+    if not allowed.low <= size <= allowed.high:  # NaN is not within
+        raise CheckpointError(f"{where}: got {size}{what}, expected {allowed.low:g}..{allowed.high:g}{what}")
+    return value

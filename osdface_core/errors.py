@@ -1,8 +1,26 @@
 """The named errors of this package. Each message says what failed, got X, expected Y, and what to do."""
 
+import re
+
+LONGEST = 1500  # characters of a line; what comes from a file may be of any length
+
 
 class OSDFaceError(Exception):
-    """Base of every error that a user can act on; the command line prints it as one line."""
+    """Base of every error that a user can act on: one line for each argument, whatever stands in them.
+
+    Line ends and control characters, as in the names of a hostile file's tensors, become spaces; the middle
+    of what is too long is left out.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(map(one_line, lines)))
+
+
+def one_line(text: str) -> str:
+    """Make any text one line of at most `LONGEST` characters."""
+    text = re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[: half - 3]} ... {text[-half + 2 :]}"
 
 
 class CheckpointError(OSDFaceError):

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from .pickles import read_pickle
+
 HEAD = 512  # bytes that tell a file's kind
 _WEB_PAGE = (
     "a web page; download the file itself (Hugging Face: the download arrow, or /resolve/ instead of /blob/ "
@@ -88,14 +90,12 @@ def kind_of_weights(path: Path) -> str:
 
 def _tensor_names(path: Path) -> list[str]:
     """The names in a .safetensors header or a pickle of tensors, wrappers removed; [] for anything else."""
-    import torch
-
     try:
         if path.suffix == ".safetensors":
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 return list(json.loads(file.read(min(length, 100_000_000))))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_pickle(path)
     except Exception:  # a damaged file fails in as many ways as there are readers; its kind is then unknown
         return []
     for wrapper in WRAPPERS:

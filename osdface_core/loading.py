@@ -14,11 +14,12 @@ from .choices import Codec, LoRAMode, check_choice
 from .config import CodecConfig, OSDFaceConfig
 from .errors import CheckpointError, OptionError
 from .file_kinds import kind_of_weights
-from .models.backbone import Backbone, UNetPredictor
+from .models.backbone import Backbone, UNetPredictor, try_shapes
 from .models.full import build_full
 from .models.lora import attach_lora, merge_lora, parse_lora
 from .models.sd21 import load_base
 from .models.vre import VRE, Projection, PromptEncoder
+from .one_step import alpha_bar
 
 MINI = Path(__file__).parent / "assets" / "mini.safetensors"
 
@@ -52,7 +53,7 @@ def read_model(source: str | Path) -> Checkpoint:
         if path.suffix in {".ckpt", ".pth", ".pt"} and path.is_file():
             _refuse_pickle(path)
         return load_checkpoint(path)
-    from .released import read_released  # the one module that opens pickles: only for released folders
+    from .released import read_released
 
     return read_released(path)
 
@@ -91,11 +92,12 @@ def load_model(
         raise CheckpointError(
             f"{name} lacks {', '.join(checkpoint.missing_parts)}: a file of stage 1; train the restorer on it"
         )
-    prompt_encoder = load_prompt_encoder(checkpoint, name)
+    parts = build_empty(checkpoint.config, name)
+    for part, module in parts.items():
+        load_strict(module, checkpoint.part(part), f"{name}: {part}")
+    prompt_encoder = PromptEncoder(cast(VRE, parts["vre"]), cast(Projection, parts["projection"]))
     if checkpoint.config.arch == "full":
-        backbone = build_full(checkpoint.config)
-        load_strict(backbone.codec, checkpoint.part("codec"), f"{name}: codec")
-        load_strict(cast(UNetPredictor, backbone.predictor).unet, checkpoint.part("unet"), f"{name}: unet")
+        backbone = Backbone(cast(Any, parts["codec"]), UNetPredictor(parts["unet"]))
     else:
         backbone = _adapted_base(checkpoint, name, base, lora_scale, lora)
     config = checkpoint.config
@@ -136,12 +138,36 @@ def check_diffusers() -> None:
 
 def load_prompt_encoder(checkpoint: Checkpoint, name: str) -> PromptEncoder:
     """Build the prompt side of a complete checkpoint."""
-    config = checkpoint.config
-    vre = VRE(config.vre)
-    load_strict(vre, checkpoint.part("vre"), f"{name}: vre")
-    projection = Projection(config.vre.z_channels, config.projection)
-    load_strict(projection, checkpoint.part("projection"), f"{name}: projection")
-    return PromptEncoder(vre, projection)
+    parts = build_empty(checkpoint.config, name)
+    for part in ("vre", "projection"):
+        load_strict(parts[part], checkpoint.part(part), f"{name}: {part}")
+    return PromptEncoder(cast(VRE, parts["vre"]), cast(Projection, parts["projection"]))
+
+
+def build_empty(config: OSDFaceConfig, name: str) -> dict[str, nn.Module]:
+    """Build the modules that a config describes on the meta device: shapes, and no memory.
+
+    Returns:
+        vre and projection; of a self-contained model unet and codec too.
+    Raises:
+        CheckpointError: the numbers give no modules, or none that fit each other.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            vre, projection = VRE(config.vre), Projection(config.vre.z_channels, config.projection)
+            alpha_bar(config)
+            PromptEncoder(vre, projection)(torch.zeros(1, 3, 512, 512))
+            parts: dict[str, nn.Module] = {"vre": vre, "projection": projection}
+            if config.arch == "full":
+                backbone = build_full(config)
+                try_shapes(backbone, config.projection.out)
+                unet = cast(UNetPredictor, backbone.predictor).unet
+                parts |= {"unet": unet, "codec": cast(nn.Module, backbone.codec)}
+    except CheckpointError:
+        raise
+    except Exception as error:  # as many kinds as there are layers
+        raise CheckpointError(f"{name}: its config gives no model ({error}); get the file again") from error
+    return parts
 
 
 def _adapted_base(

@@ -1,4 +1,4 @@
-"""Released files and ours, both ways. The only place that reads pickles, and only with weights_only=True.
+"""Released files and ours, both ways.
 
 The release is three files: `associate_2.ckpt` (stage 1: HQ and LQ branches), `embedding_change_weights.pth`
 and `pytorch_lora_weights.safetensors`.
@@ -6,7 +6,6 @@ and `pytorch_lora_weights.safetensors`.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from .errors import CheckpointError
 from .file_kinds import kind_of_file
 from .files import writing
 from .models.lora import lora_config, parse_lora
+from .pickles import read_pickle, tensors_by_name
 
 VRE_FILE = "associate_2.ckpt"
 PROJECTION_FILE = "embedding_change_weights.pth"
@@ -54,8 +54,8 @@ def read_released(folder: str | Path) -> Checkpoint:
             raise CheckpointError(
                 f"{folder} lacks {name}; a released folder holds {', '.join(RELEASED_FILES)}"
             )
-    vre = _lq_branch(read_pickle(folder / VRE_FILE))
-    projection = read_pickle(folder / PROJECTION_FILE)
+    vre = _lq_branch(read_tensors(folder / VRE_FILE))
+    projection = read_tensors(folder / PROJECTION_FILE)
     try:
         lora = load_file(folder / LORA_FILE)
     except (SafetensorError, OSError) as error:
@@ -104,7 +104,7 @@ def convert_to_released(source: str | Path, folder: str | Path) -> None:
         save_file(lora, path, {"format": "pt"})
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a .ckpt or .pth as tensors by name; refuse objects other than plain data.
 
     Raises:
@@ -113,19 +113,13 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no file {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path.name} is {kind_of_file(path) or _damage(error)}") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path.name} holds no tensors by name")
-    return state
-
-
-def _damage(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):
-        return "not opened for safety: it holds more than tensors; get it from its authors"
-    return "truncated or no PyTorch file; download it again"
+        content = read_pickle(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} is {kind_of_file(path) or error}") from error
+    try:
+        return tensors_by_name(content, path.stat().st_size)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} {error}; give the released file") from error
 
 
 def _lq_branch(state: dict[str, Tensor]) -> dict[str, Tensor]:

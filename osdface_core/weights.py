@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .file_kinds import kind_of_file
+from .pickles import read_pickle, tensors_by_name
 
 
 def find_weights(weights: str | Path | None, filename: str, what: str, source: str) -> Path:
@@ -49,22 +50,21 @@ def read_state_dict(path: Path, what: str, source: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            content = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
-        reason = str(error).strip().split("\n")[0][:200]
+            content = read_pickle(path)
+    except Exception as error:  # safetensors raises several kinds
         if known := kind_of_file(path):
             raise CheckpointError(f"{what} weights at {path}: the file is {known} (from {source})") from error
         raise CheckpointError(
-            f"{what} weights at {path} cannot be read ({reason}): get them again from {source}"
+            f"{what} weights at {path} cannot be read ({error}): get them again from {source}"
         ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    try:
+        state = tensors_by_name(content, path.stat().st_size)
+    except ValueError as error:
         raise CheckpointError(
-            f"{what} weights at {path}: expected a dict of tensors; get the file from {source}"
-        )
+            f"{what} weights at {path}: the file {error}, expected a dict of tensors; get it from {source}"
+        ) from error
     return {
         key.removeprefix("module."): value.float() if value.is_floating_point() else value
         for key, value in state.items()
@@ -88,6 +88,17 @@ def misfits(own: Shapes, given: Shapes) -> list[str]:
     problems = [f"{len(names)} {kind}, first {names[0]}" for kind, names in named.items() if names]
     wrong = [name for name in own if name in given and own[name] != given[name]]
     return problems + [f"{name} is {given[name]}, expected {own[name]}" for name in wrong]
+
+
+def unusable(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Say in a line each which tensors are no weights: numbers of other kinds, infinite ones, none."""
+    problems = []
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            problems.append(f"{name} is {value.dtype}, expected floating point")
+        elif not value.float().sum().isfinite():
+            problems.append(f"{name} holds NaN or infinity")
+    return problems
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str, source: str) -> None:

@@ -51,10 +51,10 @@ def require_weights(recipe: Recipe, stage: StageName) -> None:
     """
     bad = [check for check in check_weights(recipe, stage) if check.problem]
     if bad:
-        lines = "\n".join(f"  {check.key}: {check.problem}" for check in bad)
+        lines = (f"  {check.key}: {check.problem}" for check in bad)
         unset = any(isinstance(check.problem, ConfigError) for check in bad)
         kind = ConfigError if unset else CheckpointError
-        raise kind(f"weights that this recipe needs are missing or cannot be used:\n{lines}")
+        raise kind("weights that this recipe needs are missing or cannot be used:", *lines)
 
 
 NO_BASE = (

@@ -119,7 +119,7 @@ def test_another_programs_file(tmp_path: Path) -> None:
     one_line(error)
 
 
-@pytest.mark.parametrize("version", ["2", "99", "next", "-1", ""])
+@pytest.mark.parametrize("version", ["2", "99", "next", "-1", "", "²", "1" * 5000])
 def test_newer_format(tiny_checkpoint: Path, tmp_path: Path, version: str) -> None:
     path = damaged(tiny_checkpoint, tmp_path / "new.safetensors", **{"osdface.format": version})
     with pytest.raises(CheckpointError, match="reads up to 1; update osdface") as error:
@@ -138,6 +138,15 @@ def test_newer_format(tiny_checkpoint: Path, tmp_path: Path, version: str) -> No
         (json.dumps({"vre": {"channel_multipliers": [1, "x"]}}), "channel_multipliers: got 'x'"),
         (json.dumps({"unet": {"layers_per_block": 1}}), "block_out_channels"),
         (json.dumps([1, 2]), "damaged|expected"),
+        ("[" * 100_000, "missing or damaged"),
+        (json.dumps({"timestep": -1}), r"timestep: got -1, expected 0\.\.99999"),
+        (json.dumps({"beta_end": float("nan")}), "beta_end: got nan, expected"),
+        (json.dumps({"vre": {"resolution": 10**12}}), r"resolution: got 1000000000000, expected 8\.\.1024"),
+        (json.dumps({"vre": {"res_blocks": 10**9}}), "res_blocks: got 1000000000, expected"),
+        (json.dumps({"vre": {"channel_multipliers": [1] * 99}}), "got 99 values, expected 1..8 values"),
+        (json.dumps({"vre": {"channel_multipliers": []}}), "got 0 values, expected 1..8 values"),
+        (json.dumps({"vre": {"input_range": [1.0]}}), "input_range: got 1 values, expected 2..2 values"),
+        (json.dumps({"codec": {"scaling_factor": 0.0}}), "scaling_factor: got 0.0, expected"),
     ],
 )
 def test_damaged_config(tiny_checkpoint: Path, tmp_path: Path, config: str, message: str) -> None:
@@ -169,6 +178,27 @@ def test_strict_load_names_what_does_not_fit() -> None:
         load_strict(layer, good | {"weight": torch.ones(3, 2)}, "x")
     load_strict(layer, good, "x")
     assert layer.weight.equal(good["weight"])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(2, 2, dtype=torch.int64), "weight is torch.int64, expected floating point"),
+        (torch.tensor([[1.0, float("nan")], [0.0, 0.0]]), "weight holds NaN or infinity"),
+    ],
+)
+def test_tensors_that_are_no_weights(value: torch.Tensor, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_strict(torch.nn.Linear(2, 2, bias=False), {"weight": value}, "x")
+
+
+def test_a_module_without_memory_gets_its_own_copy() -> None:
+    with torch.device("meta"):
+        module = torch.nn.Linear(2, 2, bias=False)
+    weight = torch.ones(2, 2, dtype=torch.float16)
+    load_strict(module, {"weight": weight}, "x")
+    weight.zero_()
+    assert module.weight.equal(torch.ones(2, 2)) and module.weight.requires_grad
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from osdface_core.released import (
     convert_released,
     convert_to_released,
     is_released_folder,
-    read_pickle,
     read_released,
+    read_tensors,
 )
 
 KEPT = {
@@ -76,8 +77,8 @@ def test_bit_for_bit_there_and_back(released: Path, tmp_path: Path) -> None:
 
     convert_to_released(tmp_path / "one.safetensors", tmp_path / "back")
     assert sorted(p.name for p in (tmp_path / "back").iterdir()) == sorted(RELEASED_FILES)
-    assert same(read_pickle(tmp_path / "back" / VRE_FILE), KEPT)
-    assert same(read_pickle(tmp_path / "back" / PROJECTION_FILE), PROJECTION)
+    assert same(read_tensors(tmp_path / "back" / VRE_FILE), KEPT)
+    assert same(read_tensors(tmp_path / "back" / PROJECTION_FILE), PROJECTION)
     assert same(load_file(tmp_path / "back" / LORA_FILE), LORA)
     assert read_released(tmp_path / "back").config == one.config
 
@@ -145,10 +146,36 @@ def test_a_lora_that_lost_a_half(released: Path) -> None:
         read_released(released)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"a": 3}, torch.ones(2)])
+@pytest.mark.parametrize("content", [[1, 2], {"a": 3}, torch.ones(2), {0: torch.ones(2)}, {"state_dict": {}}])
 def test_a_pickle_without_named_tensors(released: Path, content: object) -> None:
-    torch.save(content, released / PROJECTION_FILE)
-    with pytest.raises(CheckpointError, match="holds no tensors by name"):
+    for name in (PROJECTION_FILE, VRE_FILE):
+        torch.save(content, released / name)
+        with pytest.raises(CheckpointError, match=f"{name} holds no tensors by name"):
+            read_released(released)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(1).expand(1000, 1000), "names more numbers than it holds"),
+        (torch.ones(2, 2).to_sparse(), "holds no plain numbers under conv1.weight"),
+        (torch.ones(2, 2, device="meta"), "holds no plain numbers under conv1.weight"),
+    ],
+)
+def test_tensors_that_are_not_there(released: Path, value: torch.Tensor, message: str) -> None:
+    torch.save(PROJECTION | {"conv1.weight": value}, released / PROJECTION_FILE)
+    with pytest.raises(CheckpointError, match=message):
+        read_released(released)
+
+
+def test_a_pickle_that_unpacks_to_more_than_it_is(released: Path) -> None:
+    """Gigabytes of zeros fit into a megabyte that is packed, which torch.save never does."""
+    with zipfile.ZipFile(released / PROJECTION_FILE) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(released / PROJECTION_FILE, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content + bytes(10_000) * name.endswith("data.pkl"))
+    with pytest.raises(CheckpointError, match="unpacks to more than its own size"):
         read_released(released)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.memory import peak_bytes
 from osdface_core import loading
 from osdface_core.checkpoint import save_checkpoint
 from osdface_core.config import CodecConfig, OSDFaceConfig
@@ -181,6 +182,37 @@ def test_a_config_that_builds_nothing(
     save_checkpoint(tmp_path / "a.safetensors", tiny_tensors, dataclasses.replace(tiny_config, unet=None))
     with pytest.raises(CheckpointError, match="needs unet and a tiny codec"):
         load_model(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timestep": 1000}, "`timestep` is 1000, expected 0..999"),
+        ({"vre": {"norm_groups": 3}}, "must be divisible by num_groups"),
+        (
+            {"vre": {"resolution": 1024, "channel_multipliers": (1,)}},
+            "attends to 1024x1024 cells, expected at most",
+        ),
+        ({"projection": {"out": 64}}, r"projection: conv2.weight is .*, expected \(64, "),
+        ({"unet": {"block_out_channels": (8, 16, 16)}}, "unet: 3 widths, 2 attention flags"),
+        ({"unet": {"attention_head_dim": 5}}, r"proj_in.weight is \(16, 16\), expected \(15, 16\)"),
+        ({"vre": {"base_channels": 16384, "norm_groups": 1}}, "vre: .* expected"),
+    ],
+)
+def test_numbers_that_give_no_model(
+    tiny_config: OSDFaceConfig, tiny_tensors: Tensors, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """Found without memory for the model that they describe: the last is one of 60 GB."""
+    parts = {
+        name: dataclasses.replace(getattr(tiny_config, name), **value) if isinstance(value, dict) else value
+        for name, value in change.items()
+    }
+    save_checkpoint(tmp_path / "a.safetensors", tiny_tensors, dataclasses.replace(tiny_config, **parts))
+    before = peak_bytes(torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_model(tmp_path / "a.safetensors")
+    assert "\n" not in str(error.value)
+    assert peak_bytes(torch.device("cpu")) - before < 256 << 20
 
 
 @pytest.mark.parametrize("error", [ImportError("x"), AttributeError("no 'xpu'"), RuntimeError("a\nno 'xpu'")])

@@ -143,6 +143,10 @@ def test_each_style_alone_is_only_half(tensors: dict) -> None:
     [
         ({"unet.block.to_q.alpha": torch.tensor(4.0)}, r"unexpected tensor unet\.block\.to_q\.alpha"),
         ({"unet.other.lora_A.weight": torch.ones(1, 2)}, "other has only its down factor"),
+        ({"block.to_q.lora.down.weight": torch.ones(2, 6)}, "block.to_q has two down factors"),
+        ({"unet.block.to_q.lora_A.weight": torch.ones(0, 6)}, r"is \(0, 6\), expected 2 to 4 sides"),
+        ({"unet.block.to_q.lora_A.weight": torch.ones(12)}, r"is \(12,\), expected 2 to 4 sides"),
+        ({"unet.block.to_q.lora_A.weight": torch.ones(2, 6).int()}, "is torch.int32, expected floating"),
     ],
 )
 def test_unknown_keys_and_missing_halves(tensors: dict, change: dict, message: str) -> None:
@@ -156,8 +160,14 @@ def test_layers_that_do_not_fit(net: nn.Module, tensors: dict, apply: Any) -> No
     with pytest.raises(CheckpointError, match=r"the base model has no layer block\.to_z"):
         apply(copy.deepcopy(net), parse_lora(renamed), ALPHA)
     wide = tensors | {"unet.block.to_q.lora_A.weight": torch.ones(RANK, 9)}
-    with pytest.raises(CheckpointError, match=r"factors give \(5, 9\), the layer has \(5, 6\)"):
+    with pytest.raises(CheckpointError, match=r"A \(2, 9\) .* the layer \(5, 6\), expected A \(r, 6\)"):
         apply(copy.deepcopy(net), parse_lora(wide), ALPHA)
+    turned = {k: v.T if "to_q" in k else v for k, v in tensors.items()}
+    with pytest.raises(CheckpointError, match=r"A \(6, 2\) and B \(2, 5\) do not fit.*transposed"):
+        apply(copy.deepcopy(net), parse_lora(turned), ALPHA)
+    as_linear = tensors | {"unet.block.conv1.lora.down.weight": torch.ones(RANK, 54)}
+    with pytest.raises(CheckpointError, match=r"expected A \(r, 6, 3, 3\) and B \(4, r\)"):
+        apply(copy.deepcopy(net), parse_lora(as_linear), ALPHA)
     nothing = {k.replace("block.to_q", "block"): v for k, v in tensors.items()}
     with pytest.raises(CheckpointError, match="block has no weight to adapt"):
         apply(copy.deepcopy(net), parse_lora(nothing), ALPHA)

@@ -8,15 +8,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
 from .. import __version__
 from ..checkpoint import missing_parts, read_header
 from ..config import OSDFaceConfig
 from ..console import say
-from ..errors import CheckpointError
-from ..loading import resolve
+from ..loading import build_empty, resolve
 from ..weights import Shapes, misfits, shapes_of
 
 
@@ -127,23 +125,9 @@ def _released(path: Path) -> tuple[OSDFaceConfig, dict[str, Any], Shapes]:
 
 def _expected(config: OSDFaceConfig) -> Shapes:
     """Names and shapes of a complete file, from the empty modules; nothing is allocated."""
-    from ..models.backbone import UNetPredictor
-    from ..models.full import build_full
-    from ..models.vre import VRE, Projection
-
-    with torch.device("meta"):
-        modules: dict[str, Any] = {
-            "vre": VRE(config.vre),
-            "projection": Projection(config.vre.z_channels, config.projection),
-        }
-        if config.arch == "full":
-            backbone = build_full(config)
-            if not isinstance(backbone.predictor, UNetPredictor):
-                raise CheckpointError(f"{config.name}: the config names no UNet")
-            modules |= {"unet": backbone.predictor.unet, "codec": backbone.codec}
     return {
         f"{part}.{k}": tuple(v.shape)
-        for part, module in modules.items()
+        for part, module in build_empty(config, config.name).items()
         for k, v in module.state_dict().items()
     }
 

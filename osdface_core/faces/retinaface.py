@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DetectorError
+from ..pickles import read_pickle
 from .retinaface_nets import Network
 
 MEAN_BGR = (104.0, 117.0, 123.0)
@@ -160,7 +161,7 @@ def load_network(release: Release, path: Path) -> Network:
     """Build the network with the weights of `path`; only tensors are unpickled."""
     network = Network(release.network)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_pickle(path)
         network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     except Exception as error:  # torch raises a dozen kinds for damaged files
         reason = str(error).strip().split("\n")[0][:160]

@@ -46,6 +46,21 @@ class Backbone:
     predictor: NoisePredictor
 
 
+def try_shapes(backbone: Backbone, prompt_width: int) -> None:
+    """Send a picture through modules on the meta device, which computes shapes alone.
+
+    Raises:
+        ValueError: what comes out is not what went in; or whatever the layers raise.
+    """
+    picture = torch.zeros(1, 3, 512, 512, device="meta")
+    latent = backbone.codec.encode(picture)
+    eps = backbone.predictor(latent, 0, torch.zeros(1, 77, prompt_width, device="meta"))
+    back = backbone.codec.decode(latent, picture)
+    if eps.shape != latent.shape or back.shape != picture.shape:
+        shapes = ", ".join(str(tuple(value.shape)) for value in (picture, latent, eps, back))
+        raise ValueError(f"picture, latent, noise and picture are {shapes}")
+
+
 def dtype_of(module: nn.Module) -> torch.dtype:
     """Return the floating type of a module's weights."""
     return next(module.parameters()).dtype

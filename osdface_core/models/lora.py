@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import LORA_TARGETS, LoRAConfig
 from ..errors import CheckpointError
+from ..weights import unusable
 
 _KEY = re.compile(
     r"^(?:unet\.)?(?:base_model\.model\.)?(?P<module>.+?)\.(?P<kind>lora_A|lora_B|lora\.down|lora\.up|lora_down|lora_up)(?:\.default)?\.weight$"
@@ -33,9 +34,11 @@ def parse_lora(tensors: dict[str, Tensor]) -> dict[str, Factors]:
     """Parse both key styles to {module name: factors}.
 
     Raises:
-        CheckpointError: a key of no known style, or a factor without its partner.
+        CheckpointError: a key of no known style, a factor without its partner, twice, or of no numbers.
     """
     halves: dict[str, dict[str, Tensor]] = {}
+    if problems := unusable(tensors):
+        raise CheckpointError(f"LoRA: {problems[0]}; the file is damaged or of another kind")
     for key, value in tensors.items():
         match = _KEY.match(key)
         if match is None:
@@ -43,22 +46,38 @@ def parse_lora(tensors: dict[str, Tensor]) -> dict[str, Factors]:
                 f"LoRA: unexpected tensor {key}; expected <module>.lora_A.weight or .lora.down.weight"
             )
         side = "down" if match["kind"] in _DOWN else "up"
-        halves.setdefault(match["module"], {})[side] = value
+        if halves.setdefault(match["module"], {}).setdefault(side, value) is not value:
+            raise CheckpointError(f"LoRA: {match['module']} has two {side} factors, the second is {key}")
     for module, pair in halves.items():
         if len(pair) != 2:
             raise CheckpointError(
                 f"LoRA: {module} has only its {next(iter(pair))} factor; the file is incomplete"
             )
+    for key, value in tensors.items():
+        if not 2 <= value.ndim <= 4 or not value.numel():
+            raise CheckpointError(f"LoRA: {key} is {tuple(value.shape)}, expected 2 to 4 sides; no factor")
     return {module: Factors(pair["down"], pair["up"]) for module, pair in halves.items()}
 
 
 def delta(factors: Factors, alpha: float, shape: torch.Size) -> Tensor:
-    """Compute (alpha / r) * B A in float32, in the layer's shape."""
-    rank = factors.down.shape[0]
+    """Compute (alpha / r) * B A in float32, in the layer's shape.
+
+    Raises:
+        CheckpointError: the factors are of another layer, or transposed; a 1x1 convolution counts as linear.
+    """
+    rank, (outputs, *inputs) = factors.down.shape[0], shape
+    if [_padded(*f.shape) for f in factors] != [_padded(rank, *inputs), _padded(outputs, rank)]:
+        a, b = (tuple(factor.shape) for factor in factors)
+        raise CheckpointError(
+            f"LoRA: factors A {a} and B {b} do not fit the layer {tuple(shape)}, expected A (r, "
+            f"{', '.join(map(str, inputs))}) and B ({outputs}, r); the file is of another model or transposed"
+        )
     product = factors.up.float().flatten(1) @ factors.down.float().flatten(1)
-    if product.numel() != shape.numel():
-        raise CheckpointError(f"LoRA: factors give {tuple(product.shape)}, the layer has {tuple(shape)}")
     return (alpha / rank) * product.reshape(shape)
+
+
+def _padded(*shape: int) -> tuple[int, ...]:
+    return (*shape, 1, 1)[:4]
 
 
 def merge_lora(unet: nn.Module, lora: dict[str, Factors], alpha: float, strength: float = 1.0) -> None:

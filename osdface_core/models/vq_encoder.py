@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import VREConfig
+from ..errors import CheckpointError
+
+MOST_CELLS = 128  # side of a feature map with attention, whose time grows with the fourth power of it
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -112,6 +115,11 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [cfg.base_channels * m for m in cfg.channel_multipliers]
         sides = [cfg.resolution >> i for i in range(len(widths))]
+        if sides[-1] > MOST_CELLS:
+            raise CheckpointError(
+                f"vre: its middle attends to {sides[-1]}x{sides[-1]} cells, expected at most {MOST_CELLS}: "
+                "more channel_multipliers or a smaller resolution"
+            )
         self.conv_in = nn.Conv2d(3, cfg.base_channels, 3, padding=1)
         self.down = nn.ModuleList(
             Level(
