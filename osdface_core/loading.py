@@ -184,6 +184,11 @@ def _adapted_base(
         )
     backbone = load_base(base)
     unet = cast(UNetPredictor, backbone.predictor).unet
+    width = cast(Any, unet).config.cross_attention_dim
+    if (out := checkpoint.config.projection.out) != width:
+        raise CheckpointError(
+            f"{name} gives prompts of width {out}, the base takes {width}; give its own base"
+        )
     adapters = parse_lora(checkpoint.part("lora"))
     alpha = checkpoint.config.lora.alpha if checkpoint.config.lora else 16.0
     (merge_lora if mode == "merged" else attach_lora)(unet, adapters, alpha, scale)

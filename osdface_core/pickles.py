@@ -25,8 +25,7 @@ def read_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that torch.save does not write
-            if _unpacked(path) > path.stat().st_size:
-                raise ValueError(PACKED)
+            refuse_packed(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zip each raise their own kinds for damaged files
         if str(error) == PACKED:
@@ -34,11 +33,12 @@ def read_pickle(path: Path) -> Any:
         raise ValueError(UNSAFE if _refused(error, path) else DAMAGED) from error
 
 
-def _unpacked(path: Path) -> int:
-    if not zipfile.is_zipfile(path):
-        return 0
-    with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist())
+def refuse_packed(path: Path) -> None:
+    """Raise ValueError for a file that unpacks to more than it is, which none of PyTorch's own does."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError(PACKED)
 
 
 def _refused(error: Exception, path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,82 @@ def test_a_folder_that_holds_a_variant_only(models: tuple[Any, Any], tmp_path: P
         expected = {name: value.half().float() for name, value in own.state_dict().items()}
         assert all(value.dtype == torch.float32 for value in module.state_dict().values())
         assert all(value.equal(expected[name]) for name, value in module.state_dict().items())
+
+
+def test_old_names_of_the_vaes_attention(models: tuple[Any, Any], folder: Path, tmp_path: Path) -> None:
+    """Stable Diffusion 2.1-base as it was published; diffusers has renamed the layers since."""
+    (tmp_path / "unet").symlink_to(folder / "unet")
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_bytes((folder / "vae" / "config.json").read_bytes())
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for name, value in load_file(folder / "vae" / "diffusion_pytorch_model.safetensors").items():
+        for new, former in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{former}.")
+        tensors[name] = value
+    save_file(tensors, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    assert not any("to_q" in name for name in tensors)
+    loaded: Any = load_base(tmp_path)
+    assert all(v.equal(models[1].state_dict()[k]) for k, v in loaded.codec.vae.state_dict().items())
+
+
+def changed(folder: Path, target: Path, part: str, **values: Any) -> Path:
+    """A copy of a diffusers folder with other numbers in the config of a part."""
+    shutil.copytree(folder, target)
+    config = target / part / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("unet", {"layers_per_block": 10**9}, "layers_per_block = 1000000000; use a Stable Diffusion 2.1"),
+        ("unet", {"block_out_channels": [64] * 17}, r"block_out_channels = \[64, "),
+        ("unet", {"block_out_channels": [65536, 131072]}, r"asks for \d.* numbers, the weights are"),
+        ("unet", {"class_embed_type": "identity"}, "gives no model"),
+        ("unet", {"out_channels": 3}, "gives no model"),
+        ("unet", {"attention_head_dim": None}, "cannot read the base model in"),
+        ("unet", {"cross_attention_dim": [1024, 1024]}, "looks like another model"),
+        ("vae", {"latent_channels": 8}, "asks for|gives no model"),
+        ("vae", {"scaling_factor": "x"}, "scaling_factor is 'x'"),
+        ("vae", {"scaling_factor": 0}, "scaling_factor is 0"),
+        ("vae", {"block_out_channels": 32}, "cannot read the base model in"),
+    ],
+)
+def test_numbers_that_give_no_base(
+    folder: Path, tmp_path: Path, part: str, values: dict[str, Any], message: str
+) -> None:
+    refused(changed(folder, tmp_path / "sd", part, **values), message)
+
+
+def test_a_folder_whose_weights_lack_a_tensor(folder: Path, tmp_path: Path) -> None:
+    """diffusers fills it with random numbers."""
+    path = shutil.copytree(folder, tmp_path / "sd") / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    removed = tensors.pop("conv_in.weight")
+    save_file(tensors | {"filler": torch.zeros(removed.numel())}, path)
+    refused(tmp_path / "sd", "1 tensors missing, first conv_in.weight")
+    save_file(tensors | {"conv_in.weight": torch.full_like(removed, float("nan"))}, path)
+    refused(tmp_path / "sd", "conv_in.weight holds NaN")
+
+
+def test_weights_outside_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    vae = shutil.copytree(folder, tmp_path / "sd") / "vae"
+    index = {"weight_map": {"conv_in.weight": "../../elsewhere.safetensors"}}
+    (vae / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    refused(tmp_path / "sd", "names files outside of its folder")
+
+
+@pytest.mark.parametrize("content", ["[1]", "[" * 100_000, "3", '{"prediction_type": '])
+def test_configs_that_are_no_tables(folder: Path, tmp_path: Path, content: str) -> None:
+    shutil.copytree(folder, tmp_path / "sd")
+    for name in ("scheduler/scheduler_config.json", "unet/config.json"):
+        path = tmp_path / "sd" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        refused(tmp_path / "sd", f"cannot read .*{path.name}")
+        path.unlink()
 
 
 def test_which_variant_is_taken(tmp_path: Path) -> None:

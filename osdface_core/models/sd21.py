@@ -6,16 +6,21 @@ No text encoder and no network: the prompt comes from the VRE, and the configura
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..checkpoint import load_strict
 from ..errors import CheckpointError
 from ..file_kinds import kind_of_file
-from .backbone import Backbone, KLCodec, UNetPredictor
+from ..pickles import refuse_packed
+from ..weights import unusable
+from .backbone import Backbone, KLCodec, UNetPredictor, try_shapes
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
@@ -91,19 +96,82 @@ def _load_folder(folder: Path) -> Backbone:
     _refuse_v_prediction(folder)
     config = _read_json(folder / "unet" / "config.json")
     _check_widths(config.get("cross_attention_dim"), config.get("in_channels"), str(folder))
-    unet = _load_part(UNet2DConditionModel, folder / "unet")
-    return _backbone(unet, _load_part(AutoencoderKL, folder / "vae"))
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    unet, vae = (_build_part(cls, folder / part) for part, cls in kinds.items())
+    try:
+        with torch.no_grad():
+            try_shapes(Backbone(KLCodec(vae, 1.0), UNetPredictor(unet)), PROMPT_WIDTH)
+    except Exception as error:  # as many kinds as there are layers
+        raise CheckpointError(f"{folder} gives no model ({_first_line(error)}); {WHERE}") from error
+    return _backbone(*(_load_part(cls, folder / part) for part, cls in kinds.items()))
+
+
+def _build_part(cls: Any, folder: Path) -> Any:
+    """Build a part of a diffusers folder on the meta device: shapes, no memory.
+
+    Raises:
+        CheckpointError: its config gives no model, or one that asks for more memory than its files are worth.
+    """
+    config = _read_json(folder / "config.json")
+    _check_numbers(config, f"{folder}/config.json")
+    for index in folder.glob("*.index.json"):  # of weights in several files
+        names = _read_json(index).get("weight_map")
+        if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
+            raise CheckpointError(f"{index} names files outside of its folder; download it again")
+    files = find_weight_files(folder)
+    try:
+        with torch.device("meta"):
+            part = cls.from_config(config)
+        held = sum(map(_count_numbers, files))
+    except Exception as error:  # diffusers checks little of a config: every layer fails in its own way
+        raise _unreadable(folder, error) from error
+    if (needed := sum(p.numel() for p in part.parameters())) > held:
+        raise CheckpointError(
+            f"{folder}: config.json asks for {needed:,} numbers, the weights are {held:,}; download it again"
+        )
+    return part
+
+
+def _check_numbers(config: dict[str, Any], where: str) -> None:
+    """Refuse what takes years to build: more than 16 layers or levels, more than 131,072 of anything."""
+    for key, value in config.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        most = 16 if "layers" in key else 1 << 17
+        if len(numbers) > 16 or any(isinstance(n, (int, float)) and not -most <= n <= most for n in numbers):
+            raise CheckpointError(f"{where} has {key} = {value!r}; {WHERE}")
+
+
+def _count_numbers(file: Path) -> int:
+    """How many numbers a weight file holds; of a pickle, at most."""
+    if file.suffix != ".safetensors":
+        return file.stat().st_size
+    with safe_open(file, framework="pt") as content:
+        return sum(math.prod(content.get_slice(name).get_shape()) for name in content.keys())  # noqa: SIM118
 
 
 def _load_part(cls: Any, folder: Path) -> Any:
     """Load a part of a diffusers folder in float32, from whichever of its weight files is there."""
     variant = find_variant(folder)
     try:
-        return cls.from_pretrained(folder, variant=variant, local_files_only=True, low_cpu_mem_usage=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reasons = (f"{file.name} is {kind}" for file in _weight_files(folder) if (kind := kind_of_file(file)))
-        reason = next(reasons, _first_line(error))
-        raise CheckpointError(f"cannot read the base model in {folder}: {reason}") from error
+        for file in _weight_files(folder):
+            if file.suffix == ".bin":
+                refuse_packed(file)
+        how = {"variant": variant, "local_files_only": True, "low_cpu_mem_usage": False}
+        part, told = cls.from_pretrained(folder, output_loading_info=True, **how)
+    except Exception as error:  # diffusers and safetensors raise their own kinds for damaged files
+        raise _unreadable(folder, error) from error
+    if missing := told["missing_keys"]:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} tensors missing, first {missing[0]}; download it again"
+        )
+    if problems := unusable(dict(part.named_parameters())):
+        raise CheckpointError(f"{folder}: {problems[0]}; download it again")
+    return part
+
+
+def _unreadable(folder: Path, error: Exception) -> CheckpointError:
+    kinds = (f"{file.name} is {kind}" for file in _weight_files(folder) if (kind := kind_of_file(file)))
+    return CheckpointError(f"cannot read the base model in {folder}: {next(kinds, _first_line(error))}")
 
 
 def find_weight_files(folder: Path) -> list[Path]:
@@ -152,21 +220,25 @@ def _refuse_v_prediction(folder: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"cannot read {path}: it holds no table; download it again")
+    return content
 
 
 def _backbone(unet: Any, vae: Any) -> Backbone:
-    scaling = float(vae.config.scaling_factor)
-    return Backbone(
-        KLCodec(vae.eval().requires_grad_(False), scaling), UNetPredictor(unet.eval().requires_grad_(False))
-    )
+    scaling = vae.config.scaling_factor
+    if not isinstance(scaling, (int, float)) or not 1e-3 <= scaling <= 100:
+        raise CheckpointError(f"the VAE's scaling_factor is {scaling!r}, expected 0.18215; {WHERE}")
+    vae, unet = (part.eval().requires_grad_(False) for part in (vae, unet))
+    return Backbone(KLCodec(vae, float(scaling)), UNetPredictor(unet))
 
 
 def _check_widths(prompt_width: Any, in_channels: Any, where: str) -> None:
     if prompt_width != PROMPT_WIDTH:
-        family = {768: "Stable Diffusion 1.x", 2048: "SDXL"}.get(prompt_width, "another model")
+        family = {"768": "Stable Diffusion 1.x", "2048": "SDXL"}.get(str(prompt_width), "another model")
         raise CheckpointError(
             f"{where} looks like {family} (prompt width {prompt_width}, expected 1024); {WHERE}"
         )
@@ -183,20 +255,22 @@ def _load_single_file(path: Path) -> Backbone:
     tensors = _read_tensors(path)
     first = tensors.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
     context = [v for k, v in tensors.items() if k.endswith("attn2.to_k.weight") and k.startswith(UNET_PREFIX)]
-    if first is None or not context:
+    if first is None or not context or first.ndim < 2 or context[0].ndim < 2:
         raise CheckpointError(
             f"{path.name} holds no Stable Diffusion UNet (no {UNET_PREFIX}* tensors); {WHERE}"
         )
     _check_widths(context[0].shape[1], first.shape[1], path.name)
     if not any(name.startswith(VAE_PREFIX) for name in tensors):
         raise CheckpointError(f"{path.name} holds no VAE (no {VAE_PREFIX}* tensors); {WHERE}")
-    unet: Any = UNet2DConditionModel(**UNET)
-    vae: Any = AutoencoderKL(**VAE)
     try:
-        unet.load_state_dict(convert_ldm_unet_checkpoint(tensors, UNET))
-        vae.load_state_dict(convert_ldm_vae_checkpoint(tensors, VAE))
-    except (KeyError, RuntimeError) as error:
+        with torch.device("meta"):
+            unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+        unet_tensors = convert_ldm_unet_checkpoint(tensors, UNET)
+        vae_tensors = convert_ldm_vae_checkpoint(tensors, VAE)
+    except Exception as error:  # names that lead nowhere, in as many ways as there are layers
         raise CheckpointError(f"{path.name} is incomplete: {_first_line(error)}; {WHERE}") from error
+    load_strict(unet, unet_tensors, f"{path.name}: unet")
+    load_strict(vae, vae_tensors, f"{path.name}: vae")
     return _backbone(unet, vae)
 
 
