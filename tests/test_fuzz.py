@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.test_image_metadata import chunks_of, jpeg_with, picture, png_with
 SECONDS = 10.0
 
 
-def at_once(step: str, action: Callable[[], object], decoded: int) -> object:
+def at_once(step: str, action: Callable[[], Any], decoded: object) -> Any:
     return action()
 
 

@@ -1,6 +1,7 @@
 """Try many damaged files: each is read, or refused in one line, soon, in little memory, executing nothing.
 
     python -m tests.fuzz photos 0 10000     # damaged photos number 0 to 9999
+    python -m tests.fuzz models 0 2000      # damaged checkpoints, LoRAs, released folders, base models
 
 A file depends on its number alone; ranges can run side by side. Linux only.
 """
@@ -13,6 +14,7 @@ import ctypes
 import faulthandler
 import importlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,14 +32,22 @@ from benchmarks.memory import peak_bytes, reset_peak, resident_bytes
 SECONDS = 10.0  # of processor time; a file that takes more counts as a hang
 ALLOWANCE = 64 << 20  # bytes beside twice the decoded size: tables of the decoders, unpacked side notes
 CPU = torch.device("cpu")
-RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "pty.spawn")
+T = TypeVar("T")
+RUNS_CODE = (
+    "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pty.spawn", "socket.connect",
+    "socket.getaddrinfo",
+)  # fmt: skip
+READ = tuple(
+    map(str, (Path(__file__).parents[2], sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/", "/usr/"))
+)
+"""Where Python itself, its packages and this project read."""
 
 
 class Watch:
     """Measures the steps of one file, and notes what was started or written where it should not."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.active = str(folder), False
+        self.folder, self.active = str(folder.resolve()), False
         self.events: list[str] = []
         self.memory: dict[str, float] = {}
         sys.addaudithook(self._audit)
@@ -47,19 +57,27 @@ class Watch:
             return
         if event in RUNS_CODE:
             self.events.append(f"{event} {args[:1]}")
-        written = event == "open" and bool(set(args[1] or "") & set("wax+"))
-        if written and not str(args[0]).startswith((self.folder, "/proc/self/", "/dev/null")):
-            self.events.append(f"writes {args[0]}")
+        if event != "open" or isinstance(args[0], int):
+            return
+        written = bool(set(args[1] or "") & set("wax+"))
+        allowed = ("/proc/self/", "/dev/null") if written else READ
+        if not str(Path.cwd() / os.fsdecode(args[0])).startswith((self.folder, *allowed)):
+            self.events.append(f"{'writes' if written else 'reads'} {args[0]}")
 
-    def measure(self, step: str, action: Callable[[], object], decoded: int) -> object:
-        """Run a step; keep by how much its peak exceeds what it may take, relative to that."""
-        before = resident_bytes()
+    def measure(self, step: str, action: Callable[[], T], decoded: Callable[[T | None], int]) -> T:
+        """Run a step; keep by how much its peak exceeds what it may take, relative to that.
+
+        Args:
+            decoded: the step's result, None where it failed, to the bytes that it may take twice.
+        """
+        before, result = resident_bytes(), None
         reset_peak(CPU)
         try:
-            return action()
+            result = action()
+            return result
         finally:
             grown = peak_bytes(CPU) - before
-            self.memory[step] = max(self.memory.get(step, 0.0), grown / (2 * decoded + ALLOWANCE))
+            self.memory[step] = max(self.memory.get(step, 0.0), grown / (2 * decoded(result) + ALLOWANCE))
 
 
 def work(kind: str, first: int, last: int) -> None:
@@ -72,6 +90,7 @@ def work(kind: str, first: int, last: int) -> None:
         (folder / "work").mkdir()
         whole = cases.seeds(folder / "seeds")
         watch = Watch(folder / "work")
+        os.chdir(folder / "work")
         for label, data in whole.items():  # imports what is imported late
             cases.check(cases.put(folder / "work", label, data), lambda step, action, decoded: action())
         for number in range(first, last):
@@ -154,7 +173,7 @@ def campaign(kind: str, first: int, last: int) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("kind", choices=("photos",))
+    parser.add_argument("kind", choices=("photos", "models"))
     parser.add_argument("first", type=int)
     parser.add_argument("last", type=int)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)

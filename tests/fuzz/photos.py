@@ -10,7 +10,9 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -198,29 +200,34 @@ def claimed(path: Path) -> int:
         return 0
 
 
-def check(path: Path, measure: Callable[[str, Callable[[], object], int], object]) -> str:
+def size_of(photo: Photo | None) -> int:
+    """Bytes of a photo's samples."""
+    parts = (photo.pixels, photo.alpha) if photo else ()
+    return sum(part.nbytes for part in parts if part is not None)
+
+
+def check(path: Path, measure: Callable[..., Any]) -> str:
     """Read a photo, write it in every format, and read it back.
 
     Args:
-        measure: (step, action, decoded bytes) -> the action's result.
+        measure: (step, action, the action's result -> decoded bytes) -> the result.
     Returns:
         "read", or "refused: " and why.
     Raises:
         AssertionError: what comes back is not what was written.
     """
     try:
-        photo = measure("read", lambda: read_photo(path), claimed(path))
+        photo = measure("read", lambda: read_photo(path), lambda read: max(claimed(path), size_of(read)))
     except ImageError as error:
         return _refusal(error)
-    assert isinstance(photo, Photo)
     lines = list(photo.notes)
-    size = photo.pixels.nbytes + (0 if photo.alpha is None else photo.alpha.nbytes)
     for suffix in TARGETS:
         target = path.with_name("out" + suffix)
         opaque = replace(photo, alpha=None) if suffix in (".jpg", ".bmp") else photo
         if max(photo.pixels.shape) > {".webp": 16383, ".jpg": 65500}.get(suffix, 1 << 30):
             continue
-        lines += measure(f"write {suffix}", lambda t=target, p=opaque: write_photo(t, p), size)  # type: ignore
+        write = partial(write_photo, target, opaque)
+        lines += measure(f"write {suffix}", write, lambda told: size_of(photo))
         again = read_photo(target)
         lines += again.notes
         assert not any("damaged" in note for note in again.notes), (suffix, again.notes)
