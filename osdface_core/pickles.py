@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-DAMAGED = "truncated or no PyTorch file; download it again"
-UNSAFE = "not opened for safety: it holds more than tensors; get it from its authors"
-PACKED = "not opened for safety: it unpacks to more than its own size; get it from its authors"
+DAMAGED = "truncated or no PyTorch file"
+UNSAFE = "not opened for safety: it holds more than tensors"
+PACKED = "not opened for safety: it unpacks to more than its own size"
 
 
 def read_pickle(path: Path) -> Any:

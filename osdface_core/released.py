@@ -115,7 +115,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         content = read_pickle(path)
     except ValueError as error:
-        raise CheckpointError(f"{path.name} is {kind_of_file(path) or error}") from error
+        what = kind_of_file(path) or f"{error}; get it again from its authors"
+        raise CheckpointError(f"{path.name} is {what}") from error
     try:
         return tensors_by_name(content, path.stat().st_size)
     except ValueError as error:

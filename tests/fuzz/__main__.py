@@ -91,6 +91,7 @@ def work(kind: str, first: int, last: int) -> None:
         whole = cases.seeds(folder / "seeds")
         watch = Watch(folder / "work")
         os.chdir(folder / "work")
+        tempfile.tempdir = watch.folder
         for label, data in whole.items():  # imports what is imported late
             cases.check(cases.put(folder / "work", label, data), lambda step, action, decoded: action())
         for number in range(first, last):
