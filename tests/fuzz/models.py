@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load, load_file, save, save_file
@@ -19,9 +20,9 @@ from osdface_core.cli.info import as_text, describe
 from osdface_core.config import LoRAConfig, OSDFaceConfig, ProjectionConfig
 from osdface_core.errors import LONGEST, OSDFaceError
 from osdface_core.loading import load_model
+from osdface_core.models import sd21
 from osdface_core.models.identity import embed, load_identity
 from osdface_core.models.identity_nets import MobileFaceNet
-from osdface_core.models.sd21 import load_base
 from osdface_core.models.vre import VRE, Projection
 from osdface_core.released import LORA_FILE, PROJECTION_FILE, VRE_FILE, convert_released
 from tests import test_base as single
@@ -221,7 +222,9 @@ def _restore(file: Path, base: Path | None) -> None:
 
 
 def _load_base(path: Path) -> None:
-    backbone = load_base(path / "base" if (path / "base").is_dir() else path / "model.safetensors")
+    small = {"UNET": single.UNET, "VAE": single.VAE}  # what single files are read with
+    with mock.patch.multiple(sd21, **small):
+        backbone = sd21.load_base(path / "base" if (path / "base").is_dir() else path / "model.safetensors")
     with torch.inference_mode():
         latent = backbone.codec.encode(torch.zeros(1, 3, 64, 64))
         assert backbone.predictor(latent, 399, torch.zeros(1, 77, 1024)).shape == latent.shape
