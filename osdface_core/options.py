@@ -300,6 +300,11 @@ class DetectOptions(Options):
         ),
     ] = "size"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_face and self.min_face > self.max_face:  # 0 is no limit
+            raise OptionError("min_face", self.min_face, f"at most `max_face`, {self.max_face:g}")
+
 
 @dataclass(frozen=True)
 class RestoreOptions(Options):

@@ -515,11 +515,87 @@ def test_wrong_models(
     monkeypatch.chdir(tmp_path)
     blank(tmp_path / "a.png")
     Path("cut.safetensors").write_bytes(tiny_checkpoint.read_bytes()[:-100])
-    assert main(["restore", "a.png", "-o", "o.png", "--model", model, "--device", "cpu"]) == 1
+    assert main(["restore", "a.png", "-o", "o.png", "--model", model, "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(lines(err)) == 1
     assert not Path("o.png").exists()
+
+
+@pytest.mark.parametrize("aligned", [[], ["--aligned"]])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--base", "nope"], "no file or folder at --base nope"),
+        (["--codec-dir", "nope"], "no file or folder at --codec-dir nope"),
+        (["--detector-dir", "nope"], "no file or folder at --detector-dir nope"),
+        (["--min-face", "500", "--max-face", "20"], "--min-face is 500.0, expected at most --max-face, 20"),
+        (["--identity", "nope"], "--identity nope: face identity (MobileFaceNet) weights not found at nope"),
+        (["--identity", "a.png"], "--identity a.png: face identity weights at a.png: the file is a picture"),
+        (["--crops", "notes.txt"], "--crops notes.txt: notes.txt is a file; give a folder"),
+        (["--crops", "notes.txt/x"], "notes.txt is a file; give a folder"),
+        (["--json", "in"], "--json in is a folder; give a file name"),
+        (["--fidelity", "0.5"], "--fidelity is 0.5, expected 1: this model has no such dial"),
+    ],
+)
+def test_wrong_values_are_found_before_the_model_loads(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], aligned: list[str],
+    options: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(restore, "load", lambda args: pytest.fail("the model was loaded"))
+    blank(Path("a.png"))
+    Path("in").mkdir()
+    Path("notes.txt").touch()
+    assert message in refused(run, capsys, "a.png", "-o", "o.png", *options, *aligned)
+    assert not Path("o.png").exists()
+
+
+def test_a_missing_upscaling_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    blank(Path("a.png"))
+    said = refused(run, capsys, "a.png", "-o", "o.png", "--upscale", "2", "--upscale-model", "nope.pth")
+    assert "no file or folder at --upscale-model nope.pth" in said
+
+
+def test_a_folder_for_fetched_weights_need_not_exist(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "_restore_all", lambda *args: None)
+    blank(Path("a.png"))
+    options = ["--detector", "retinaface_resnet50", "--detector-dir", "new/folder"]
+    assert main(["restore", "a.png", "-o", "o.png", *options]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--base", "in"], ["--base not used: the model is self-contained"]),
+        (
+            ["--lora-scale", "0.5", "--lora", "live"],
+            ["--lora-scale --lora not used: the model is self-contained"],
+        ),
+        (["--codec-dir", "in"], ["--codec-dir not used: --codec is own"]),
+        (["--detector-dir", "in"], ["--detector-dir not used: MTCNN comes with this program"]),
+        (["--upscale-model", "a.png"], ["--upscale-model not used: --upscale is 1"]),
+        (
+            ["--aligned", "--faces", "99", "--threshold", "0.5", "--feather", "0.3"],
+            [
+                "--detector --threshold --faces not used: --aligned looks for no faces",
+                "--feather not used: --aligned pastes nothing",
+            ],
+        ),
+    ],
+)
+def test_options_that_do_nothing_are_named(
+    run: Run, capsys: pytest.CaptureFixture[str], options: list[str], said: list[str]
+) -> None:
+    blank(Path("a.png"))
+    Path("in").mkdir()
+    assert run("a.png", "-o", "o.png", *options) == 0
+    assert lines(capsys.readouterr().err) == said
+    assert Path("o.png").exists()
+
+
+def test_a_face_that_is_not_there(run: Run, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(faces, "-o", "o.png", "--faces", "99") == 1
+    assert "face 99 is not there: only faces 0 to 1 are" in capsys.readouterr().err
 
 
 def test_the_model_is_loaded_as_asked(

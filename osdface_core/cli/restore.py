@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..console import complain, say
-from ..errors import ConfigError, OSDFaceError
+from ..errors import CheckpointError, ConfigError, OSDFaceError
 from ..options import (
     SETS,
     DetectOptions,
@@ -60,10 +60,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> OSDFacePipeline:
-    """Load the pipeline that `add_model_arguments` describe. Raises CheckpointError."""
+    """Load the pipeline that `add_model_arguments` describe.
+
+    Raises:
+        ConfigError: the model cannot be loaded, which no input has part in.
+    """
     from ..photo import OSDFacePipeline
 
-    return OSDFacePipeline.from_pretrained(**vars(pick(LoadOptions, vars(args))))
+    try:
+        return OSDFacePipeline.from_pretrained(**vars(pick(LoadOptions, vars(args))))
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _add_writing_arguments(group: Any) -> None:
@@ -80,20 +87,22 @@ def run(args: argparse.Namespace) -> int:
 
     Returns: 0 or 1, see the parser's epilog.
     Raises:
-        ConfigError: the options or paths do not fit together; nothing was touched.
-        CheckpointError: the model cannot be loaded.
+        ConfigError: the options or paths do not fit together, or the model cannot be loaded; nothing was
+            touched.
     """
     from .inputs import Guard, plan
     from .report import save_json
+    from .usage import check_usage
 
     if args.aligned and (args.upscale != 1.0 or args.upscale_model):
         name = "upscale_model" if args.upscale == 1.0 else "upscale"
         raise ConfigError(f"--aligned gives 512x512 faces; leave `{name}` out")
+    unused = check_usage(args)
     jobs, missing = plan(args.inputs, args.out.expanduser())
     guard = Guard(job.source for job in jobs)
     _refuse_overwriting(jobs, args, guard)
-    for item in missing:
-        complain(f"{item.source}: {item.reason}")
+    for line in (*unused, *(f"{item.source}: {item.reason}" for item in missing)):
+        complain(line)
     records = [_failure(item) for item in missing if item.failed]
     left_out = [f"{item.source}: {item.reason}" for item in missing if not item.failed]
     try:

@@ -1,0 +1,93 @@
+"""What is wrong with the options of a run, and which of them do nothing: said before the model loads."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checkpoint import read_header
+from ..config import OSDFaceConfig
+from ..errors import CheckpointError, ConfigError, OptionError
+from ..loading import resolve
+from ..models.identity import load_identity
+from ..options import DetectOptions, LoadOptions, Options, PasteOptions, RestoreOptions, options_of, pick
+
+PLACES = ("base", "codec_dir", "detector_dir", "upscale_model")
+"""Options that name a file or folder which has to be there."""
+
+
+def check_usage(args: argparse.Namespace) -> list[str]:
+    """Check options against each other and against the disk.
+
+    Returns:
+        the options that were given and do nothing, a line for each reason.
+    Raises:
+        ConfigError: a value that is wrong, whether or not it is used.
+    """
+    for options in (DetectOptions, RestoreOptions, PasteOptions):
+        pick(options, vars(args))
+    _check_places(args)
+    config = _config(args.source)
+    if args.fidelity < 1.0 and config and not config.codec.fidelity_dial:
+        raise OptionError("fidelity", args.fidelity, "1: this model has no such dial")
+    if args.crops is not None:
+        _check_folder("--crops", args.crops)
+    if args.json is not None and args.json.is_dir():
+        raise ConfigError(f"--json {args.json} is a folder; give a file name")
+    if args.identity is not None:
+        try:
+            load_identity(args.identity)
+        except CheckpointError as error:
+            raise ConfigError(f"--identity {args.identity}: {error}") from error
+    return [f"{' '.join(flags)} not used: {reason}" for flags, reason in _unused(args, config) if flags]
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    for name in PLACES:
+        value = getattr(args, name)
+        if value is None or Path(value).expanduser().exists():
+            continue
+        if name == "detector_dir" and args.detector.startswith("retinaface"):
+            _check_folder("--detector-dir", Path(value))  # weights are fetched into it
+        else:
+            raise ConfigError(f"no file or folder at `{name}` {value}: check the path, or leave it out")
+
+
+def _check_folder(flag: str, path: Path) -> None:
+    """Refuse a folder that cannot be made since a file is in its way."""
+    path = path.expanduser()
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"{flag} {path}: {place} is a file; give a folder")
+
+
+def _unused(args: argparse.Namespace, config: OSDFaceConfig | None) -> Iterator[tuple[list[str], str]]:
+    """Options that differ from their defaults and have no effect, with the reason."""
+    if args.aligned:
+        yield _given(args, DetectOptions), "--aligned looks for no faces"
+        yield _given(args, PasteOptions), "--aligned pastes nothing"
+    elif args.detector == "mtcnn":
+        yield _given(args, DetectOptions, "detector_dir"), "MTCNN comes with this program"
+    if args.upscale == 1.0:
+        yield _given(args, PasteOptions, "upscale_model"), "--upscale is 1"
+    if args.codec == "own":
+        yield _given(args, LoadOptions, "codec_dir"), "--codec is own"
+    if config and config.arch == "full":
+        yield _given(args, LoadOptions, "base", "lora_scale", "lora"), "the model is self-contained"
+
+
+def _given(args: argparse.Namespace, options: type[Options], *names: str) -> list[str]:
+    table = options_of(options)
+    return [
+        table[name].called("cli") for name in names or table if getattr(args, name) != table[name].default
+    ]
+
+
+def _config(source: str | Path) -> OSDFaceConfig | None:
+    """Read what a model is; what is no model is reported when it is loaded."""
+    path = resolve(source)
+    try:
+        return OSDFaceConfig() if path.is_dir() else read_header(path)[0]
+    except CheckpointError:
+        return None
