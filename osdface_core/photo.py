@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .choices import ColorFix, DetectorName, Effort, Order, PasteMode
 from .color import keep_grey
+from .errors import ImageError
 from .faces.align import align
 from .faces.face import Face
 from .faces.paste import paste
@@ -131,8 +132,14 @@ def detect_and_align(
 def restore_crops(
     restorer: FacePipeline, crops: Tensor, options: RestoreOptions, progress: OnProgress | None = None
 ) -> Tensor:
-    """Restore aligned crops, grey ones to exactly grey: the second step of `restore_photo`."""
+    """Restore aligned crops, grey ones to exactly grey: the second step of `restore_photo`.
+
+    Raises:
+        ImageError: the model gives NaN, as half precision may, where the crops are pictures.
+    """
     restored = restorer.restore(crops, **vars(options), progress=progress)
+    if restored.isnan().any() and not crops.isnan().any():
+        raise ImageError("the model gives no picture (NaN): try `dtype` fp32; else its file is damaged")
     height, width = restored.shape[-2:]
     for face, before in zip(restored.split(1), crops[..., :height, :width].split(1), strict=True):
         face.copy_(keep_grey(face, before))  # one by one: a crowd's crops are large

@@ -14,7 +14,7 @@ import pytest
 
 from osdface_core.errors import ImageError
 from osdface_core.images import Photo, exif, jpeg, png, read_photo, write_photo, xmp
-from tests.fuzz import photos
+from tests.fuzz import models, photos
 from tests.test_image_metadata import chunks_of, jpeg_with, picture, png_with
 
 SECONDS = 10.0
@@ -22,6 +22,11 @@ SECONDS = 10.0
 
 def at_once(step: str, action: Callable[[], Any], decoded: object) -> Any:
     return action()
+
+
+@pytest.fixture(scope="module")
+def whole_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, models.Files]:
+    return models.seeds(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,23 @@ def test_damaged_photos(number: int, whole: dict[str, bytes], tmp_path: Path) ->
     start = time.process_time()
     photos.check(photos.put(tmp_path, *photos.mutant(number, whole)), at_once)
     assert time.process_time() - start < SECONDS
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_damaged_models(
+    number: int, whole_models: dict[str, models.Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = time.process_time()
+    path = models.put(tmp_path, *models.mutant(number, whole_models))
+    models.check(path, at_once)
+    assert time.process_time() - start < SECONDS
+    assert not (tmp_path / "executed").exists()
+
+
+def test_whole_models_are_loaded(whole_models: dict[str, models.Files], tmp_path: Path) -> None:
+    for kind, files in whole_models.items():
+        assert models.check(models.put(tmp_path, kind, files), at_once) == f"loaded: {kind}"
 
 
 def test_whole_photos_are_read(whole: dict[str, bytes], tmp_path: Path) -> None:

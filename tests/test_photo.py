@@ -39,6 +39,20 @@ class Painter:
         return torch.lerp(crops, painted, strength)
 
 
+class Overflowing(Painter):
+    """Every number of a face is NaN, as where half precision overflows."""
+
+    def restore(self, crops: Tensor, **options: Any) -> Tensor:
+        return torch.full_like(crops, torch.nan)
+
+
+def test_a_model_that_gives_no_picture() -> None:
+    photo = np.zeros((80, 80, 3), np.uint8)
+    restorer: Any = Overflowing()
+    with pytest.raises(ImageError, match=r"gives no picture \(NaN\): try `dtype` fp32"):
+        restore_photo(restorer, photo, faces=[face_at(40, 40, 60)])
+
+
 def face_at(x: float, y: float, side: float) -> Face:
     """A face whose upright crop is a square of `side` px around (x, y)."""
     template = np.array([[193, 240], [319, 240], [256, 314], [201, 371], [313, 371]], dtype=float)

@@ -93,7 +93,10 @@ def work(kind: str, first: int, last: int) -> None:
         os.chdir(folder / "work")
         tempfile.tempdir = watch.folder
         for label, data in whole.items():  # imports what is imported late
-            cases.check(cases.put(folder / "work", label, data), lambda step, action, decoded: action())
+            told = cases.check(
+                cases.put(folder / "work", label, data), lambda step, action, decoded: action()
+            )
+            assert not told.startswith("refused"), f"{label}: {told}"
         for number in range(first, last):
             print(json.dumps({"begin": number}), flush=True)
             print(json.dumps(one(cases, number, whole, watch)), flush=True)

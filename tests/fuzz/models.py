@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from safetensors.torch import load, load_file, save, save_file
 
-from osdface_core import OSDFacePipeline
+from osdface_core import OSDFacePipeline, released
 from osdface_core.checkpoint import save_checkpoint
 from osdface_core.cli.info import as_text, describe
 from osdface_core.config import LoRAConfig, OSDFaceConfig, ProjectionConfig
@@ -24,7 +24,7 @@ from osdface_core.models import sd21
 from osdface_core.models.identity import embed, load_identity
 from osdface_core.models.identity_nets import MobileFaceNet
 from osdface_core.models.vre import VRE, Projection
-from osdface_core.released import LORA_FILE, PROJECTION_FILE, VRE_FILE, convert_released
+from osdface_core.released import LORA_FILE, PROJECTION_FILE, VRE_FILE
 from tests import test_base as single
 from tests.fuzz.pickle_files import written
 from tests.fuzz.weight_files import JUNK, change
@@ -32,6 +32,7 @@ from tests.tiny_model import write_tiny
 from tests.tiny_training import TINY_VRE, UNET, VAE
 
 Files = dict[str, bytes]
+PLAIN = ProjectionConfig(hidden=16)
 FOLDERS = ("released", "base")
 WEIGHTS = "diffusion_pytorch_model"
 LINEAR, CONVOLUTION = (
@@ -64,13 +65,11 @@ def seeds(folder: Path) -> dict[str, Files]:
     save_checkpoint(
         folder / "lora.safetensors", tensors | {f"lora.{k}": v for k, v in factors.items()}, config
     )
-    released = VRE(dataclasses.replace(OSDFaceConfig().vre, base_channels=32, z_channels=32))
-    plain = Projection(32, ProjectionConfig())
+    vre, plain = VRE(TINY_VRE), Projection(TINY_VRE.z_channels, PLAIN)
     (folder / "released").mkdir()
-    vre = {f"vqvae_LQ.{k}": v.half() for k, v in released.state_dict().items()} | {
-        "logit_scale": torch.ones(())
-    }
-    torch.save({"state_dict": vre, "epoch": 3}, folder / "released" / VRE_FILE)
+    state = {f"vqvae_LQ.{k}": v.half() for k, v in vre.state_dict().items()}
+    state["logit_scale"] = torch.ones(())
+    torch.save({"state_dict": state, "epoch": 3}, folder / "released" / VRE_FILE)
     torch.save(plain.state_dict(), folder / "released" / PROJECTION_FILE)
     save_file({f"unet.{k}": v for k, v in factors.items()}, folder / "released" / LORA_FILE)
     halves = {k: v.half() for k, v in single.original_layout(*single.build()).items()}
@@ -209,9 +208,11 @@ def _lora(path: Path) -> None:
 
 
 def _released(path: Path) -> None:
-    describe(path / "released")
-    convert_released(path / "released", path / "converted.safetensors")
-    _restore(path / "released", path / "base")
+    small = partial(OSDFaceConfig, vre=TINY_VRE, projection=PLAIN)  # what released folders are read with
+    with mock.patch.object(released, "OSDFaceConfig", small):
+        describe(path / "released")
+        released.convert_released(path / "released", path / "converted.safetensors")
+        _restore(path / "released", path / "base")
 
 
 def _restore(file: Path, base: Path | None) -> None:
