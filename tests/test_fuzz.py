@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from osdface_core.errors import ImageError
-from osdface_core.images import Photo, exif, jpeg, png, read_photo, write_photo, xmp
+from osdface_core.images import Photo, exif, jpeg, png, read_photo, tiff, write_photo, xmp
 from tests.fuzz import models, photos
 from tests.test_image_metadata import chunks_of, jpeg_with, picture, png_with
 
@@ -102,6 +102,21 @@ def test_a_field_beyond_the_file_costs_only_itself(tmp_path: Path) -> None:
     data[place + 12 : place + 20] = b"\xff" * 8
     (tmp_path / "a.tif").write_bytes(data)
     assert np.array_equal(read_photo(tmp_path / "a.tif").pixels, picture())
+
+
+def test_a_tiff_of_bits_that_nobody_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", picture("uint16")[..., 0], photometric="minisblack")
+    data, field = (tmp_path / "a.tif").read_bytes(), struct.Struct("<HHIHH")
+    for tag, old, new in ((258, 16, 5384), (262, 1, 5)):  # bits a sample; grey to CMYK
+        assert data.count(field.pack(tag, 3, 1, old, 0)) == 1
+        data = data.replace(field.pack(tag, 3, 1, old, 0), field.pack(tag, 3, 1, new, 0))
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ImageError, match="a TIFF of 5384 bits, expected 8, 16 or 32: export it so"):
+        read_photo(tmp_path / "a.tif")
+    monkeypatch.setattr(tiff, "_has_tifffile", lambda: False)
+    with pytest.raises(ImageError, match="which needs: pip install"):
+        read_photo(tmp_path / "a.tif")
 
 
 def test_all_notes_of_a_png_together_are_bounded(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def read(path: Path) -> tuple[Plane, Metadata]:
     bits = max((*first[BITS].numbers(order), 0)) if BITS in first else 1
     plane = _by_tifffile(path) if _has_tifffile() else None
     if plane is None and bits > 8:
-        raise ImageError(f'is a TIFF of {bits} bits, which needs: pip install "osdface[tiff]"')
+        known, missing = "expected 8, 16 or 32: export it so", 'which needs: pip install "osdface[tiff]"'
+        raise ImageError(f"is a TIFF of {bits} bits, {known if _has_tifffile() else missing}")
     return plane or _by_pillow(path, about), about
 
 

@@ -248,5 +248,5 @@ def _refusal(error: ImageError) -> str:
     text = str(error)
     assert "\n" not in text and len(text) < 500, text
     kinds = ("incomplete", "is no picture", "frames", "pages", "px: at most", "pixels: split", "channels",
-             "samples", "raw file", "is empty", "does not fit into memory", "convert")  # fmt: skip
+             "samples", "raw file", "is empty", "into memory", "convert", "export it")  # fmt: skip
     return "refused: " + next((kind for kind in kinds if kind in text), text)
