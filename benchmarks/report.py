@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from osdface_core import __version__
-from osdface_core.files import replacing
+from osdface_core.files import write_text
 
 from .models import STAGES
 
@@ -63,8 +63,7 @@ def table(result: dict[str, Any]) -> str:
 
 def save(result: dict[str, Any], path: Path) -> None:
     """Write the JSON whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def _line(label: str, values: dict[str, float], digits: int) -> str:

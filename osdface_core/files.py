@@ -46,6 +46,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text as `replacing` does; file names in it that are no UTF-8 are escaped."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8", "backslashreplace")
+
+
 @contextmanager
 def writing(path: str | Path, failure: type[OSDFaceError]) -> Iterator[Path]:
     """Yield a temporary path as `replacing` does.

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from osdface_core.errors import OSDFaceError
-from osdface_core.files import replacing
+from osdface_core.files import replacing, write_text
+from osdface_core.images import from_unit
 
 from .distributed import SAMPLE, all_mean, all_sum, seed_all, start_trackers
 from .loader import Loader
@@ -96,8 +97,7 @@ class MetricsWriter:
         if not accelerator.is_main_process:
             return
         kept = [line for line in read_metrics(self._path) if line["step"] <= resume_at]
-        with replacing(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, float], **facts: Any) -> None:
         """Append one line: steps done, facts (`phase`, `kind`), then the values."""
@@ -133,9 +133,8 @@ def stack_strips(strips: Tensor, gap: int = 4) -> Tensor:
 
 def write_png(path: Path, picture: Tensor) -> None:
     """Write (3, H, W) unit as an 8-bit PNG, whole or not at all."""
-    array = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
     with replacing(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(array.cpu().numpy())).save(temporary)
+        Image.fromarray(from_unit(picture, np.uint8)).save(temporary)
 
 
 class TrainingLogger:

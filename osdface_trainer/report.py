@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from osdface_core.errors import ConfigError
-from osdface_core.files import replacing
+from osdface_core.files import replacing, write_text
 
 from .logging import read_metrics
 
@@ -123,8 +123,7 @@ def write_report(folder: Path, stage: str) -> Path:
         *(f"<h2>{path.stem.replace('_', ' ')}</h2>{_picture(path)}" for path in shown),
         f"<h2>recipe</h2><pre>{html.escape(recipe)}</pre>",
     ]
-    with replacing(folder / "report.html") as temporary:
-        temporary.write_text("\n".join(page), encoding="utf-8")
+    write_text(folder / "report.html", "\n".join(page))
     return folder / "report.html"
 
 

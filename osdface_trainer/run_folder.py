@@ -19,7 +19,7 @@ from pathlib import Path
 from osdface_core.checkpoint import read_header
 from osdface_core.console import complain
 from osdface_core.errors import CheckpointError, ConfigError
-from osdface_core.files import replacing
+from osdface_core.files import replacing, write_text
 
 from .checkpointing import list_checkpoints
 from .recipe import settings
@@ -80,8 +80,7 @@ def open_run(recipe: Recipe, stage: StageName, *, fresh: bool = False, resume: b
         if taken:
             complain(f"continuing with changes to the recipe: {', '.join(taken)}")
         folder.samples.mkdir(parents=True, exist_ok=True)
-        with replacing(folder.recipe) as temporary:
-            temporary.write_text(settings.to_toml(recipe), encoding="utf-8")
+        write_text(folder.recipe, settings.to_toml(recipe))
     except OSError as error:
         raise ConfigError(f"run folder {folder.path} cannot be written: {error}") from error
     return folder

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from osdface_core.errors import ConfigError
 from osdface_trainer.losses.association import association_accuracy, association_loss
 
 
@@ -98,5 +97,3 @@ def test_half_precision_input_is_computed_in_float32() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"\(1, 2, 3, 3\)"):
         association_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4, 4))
-    with pytest.raises(ConfigError, match="batch or image"):
-        association_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3), scope="world")  # type: ignore[arg-type]

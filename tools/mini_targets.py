@@ -24,7 +24,7 @@ from torch import Tensor
 
 from osdface_core import OSDFacePipeline
 from osdface_core.errors import OSDFaceError
-from osdface_core.files import replacing
+from osdface_core.files import replacing, write_text
 from osdface_core.loading import resolve
 from osdface_trainer.evaluation import gallery, table
 from osdface_trainer.evaluation.collect import EvaluationOptions
@@ -36,7 +36,6 @@ from osdface_trainer.evaluation.scores import (
     finite_values,
     to_json,
     worst_first,
-    write_text,
 )  # fmt: skip
 from osdface_trainer.metrics import WeightFinder, load_metrics
 from osdface_trainer.metrics.landmarks import five_points

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from osdface_core.color import luma
 from osdface_core.errors import ConfigError
 
 from ..seeds import as_seeds, mix
@@ -73,8 +74,8 @@ def _colour(hq: Tensor, seeds: list[int], config: Augmentation) -> Tensor:
     hq = hq * factors[:, 0] * factors[:, 3:, 0]
     mean = hq.mean((1, 2, 3), keepdim=True)
     hq = (hq - mean) * factors[:, 1] + mean
-    luma = (hq * hq.new_tensor((0.299, 0.587, 0.114))[:, None, None]).sum(1, keepdim=True)
-    return ((hq - luma) * factors[:, 2] + luma).clamp(0, 1)
+    grey = luma(hq)
+    return ((hq - grey) * factors[:, 2] + grey).clamp(0, 1)
 
 
 def _geometry(hq: Tensor, seeds: list[int], config: Augmentation) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from osdface_core.errors import ConfigError, ImageError
-from osdface_core.files import replacing
+from osdface_core.files import write_text
 
 from .prefetch import prefetch
 from .sources import FaceFile, refuse_oblong
@@ -85,8 +85,8 @@ class CheckedFiles:
     def save(self) -> None:
         """Write the outcomes; a folder that cannot be written costs the next run its time, nothing else."""
         if self.keep:
-            with suppress(OSError), replacing(self.path) as temporary:
-                temporary.write_text(json.dumps(self.known), "utf-8")
+            with suppress(OSError):
+                write_text(self.path, json.dumps(self.known))
 
 
 def find_broken(

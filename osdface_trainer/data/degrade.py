@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from osdface_core.color import luma
 from osdface_core.errors import ConfigError
 
 from ..seeds import as_seeds, mix
@@ -97,7 +98,6 @@ def _finish(image: Tensor, params: DegradationParams) -> Tensor:
     """Shift and drop colours, and round as a file would."""
     image = image + image.new_tensor(params.shift)[:, None, None] if any(params.shift) else image
     if params.grey:
-        luma = (image * image.new_tensor((0.299, 0.587, 0.114))[:, None, None]).sum(1, keepdim=True)
-        image = luma.expand_as(image)
+        image = luma(image).expand_as(image)
     image = image.clamp(0, 1)
     return torch.round(image * 255) / 255 if params.eight_bit else image

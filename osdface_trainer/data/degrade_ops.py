@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from osdface_core.images import from_unit, to_unit
+
 from .degrade_profiles import ResizeKernel
 
 
@@ -155,8 +157,6 @@ def simulate_jpeg(image: Tensor, quality: int) -> Tensor:
 
 def real_jpeg(image: Tensor, quality: int) -> Tensor:
     """Compress and decompress one (3, H, W) unit image on the CPU with Pillow's libjpeg (4:2:0)."""
-    pixels = (image * 255).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=2)
-    decoded = torch.from_numpy(np.array(Image.open(buffer)))
-    return decoded.permute(2, 0, 1).float().div_(255)
+    Image.fromarray(from_unit(image, np.uint8)).save(buffer, "JPEG", quality=quality, subsampling=2)
+    return to_unit(np.array(Image.open(buffer)))

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from osdface_core.images import from_unit
 
 from ..seeds import mix
 from .degrade import degrade
@@ -52,5 +54,4 @@ def preview_grid(
 
 def _thumbnails(faces: Tensor, side: int) -> list[Image.Image]:
     small = F.interpolate(faces.cpu().float(), size=(side, side), mode="bicubic", antialias=True)
-    pixels = (small * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return [Image.fromarray(face.numpy()) for face in pixels.contiguous()]
+    return [Image.fromarray(from_unit(face, np.uint8)) for face in small]

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from osdface_core.console import say
 from osdface_core.errors import ConfigError, OSDFaceError
+from osdface_core.files import write_text
 
 from ..data.degrade import Enlarge
 from ..data.degrade_profiles import named_profile
@@ -13,7 +14,7 @@ from ..metrics import check_names
 from . import gallery, table
 from .collect import EvaluationOptions
 from .evaluate import Restore, evaluate, evaluate_degraded
-from .scores import Report, to_json, write_text
+from .scores import Report, to_json
 
 EXAMPLES = """examples:
   osdface evaluate restored/ reference/ --lq input/ --html report.html

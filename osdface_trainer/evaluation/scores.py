@@ -4,12 +4,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from osdface_core.files import replacing
 
 from ..metrics.base import Better, Column
 from .intervals import Interval, mean_interval, ratio_interval
@@ -177,12 +174,6 @@ def to_json(report: Report, extra: dict[str, Any] | None = None) -> str:
         "images": [_row_dict(row) for row in report.rows],
     }
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, "utf-8", "backslashreplace")  # file names may be no UTF-8
 
 
 def _row_dict(row: Row) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from osdface_core.errors import ConfigError
-
 TEMPERATURE = 0.07
 """Constant, never learned (DAEFR, arXiv 2308.07314, trains with it so)."""
 
@@ -28,7 +26,6 @@ def association_loss(
         float32 scalar; ln(N) where all tokens are alike, N = B·H·W or H·W. Gradients flow to both sides.
     Raises:
         ValueError: if the shapes differ.
-        ConfigError: for an unknown scope.
     Source: OSDFace §3.3, Eq. 9-10; scope: the paper prints image, DAEFR uses batch.
     """
     with torch.autocast(hq.device.type, enabled=False):
@@ -56,8 +53,6 @@ def _cosines(hq: Tensor, lq: Tensor, scope: Scope) -> Tensor:
         raise ValueError(
             f"association: got {tuple(hq.shape)} and {tuple(lq.shape)}, expected equal (B, C, H, W)"
         )
-    if scope not in ("batch", "image"):
-        raise ConfigError(f"unknown association scope {scope!r}: expected batch or image")
     tokens_hq, tokens_lq = (F.normalize(x.float().flatten(2).transpose(1, 2), dim=2) for x in (hq, lq))
     if scope == "batch":
         tokens_hq, tokens_lq = (x.flatten(0, 1).unsqueeze(0) for x in (tokens_hq, tokens_lq))

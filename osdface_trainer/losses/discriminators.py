@@ -31,8 +31,6 @@ class PatchDiscriminator(nn.Module):
         spectral: bool = False,
     ) -> None:
         super().__init__()
-        if norm not in ("batch", "none"):
-            raise ConfigError(f"unknown norm {norm!r} of the patch discriminator: expected batch or none")
         widths = [3, *(width * min(2**level, 8) for level in range(layers + 1))]
         stack: list[nn.Module] = []
         for level in range(layers + 1):

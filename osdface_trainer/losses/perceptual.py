@@ -6,8 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from osdface_core.errors import ConfigError
-
 from .features import Frozen, FrozenFeatures, Weights, backbone_spec, torchmetrics_weights
 
 Distance = Literal["lpips", "l1", "mse"]
@@ -28,7 +26,7 @@ class PerceptualLoss(Frozen):
                 "mse" with "vgg19" is Eq. 8 of the paper as printed (its choice of levels is not stated).
     Raises:
         CheckpointError: if the weight file is missing or does not fit.
-        ConfigError: for an unknown backbone or distance.
+        ConfigError: for an unknown backbone.
 
     Features run in the dtype of the surrounding autocast; differences and means are float32.
     """
@@ -37,8 +35,6 @@ class PerceptualLoss(Frozen):
         self, backbone: str = "squeezenet", weights: Weights = None, distance: Distance = "lpips"
     ) -> None:
         super().__init__()
-        if distance not in ("lpips", "l1", "mse"):
-            raise ConfigError(f"unknown perceptual distance {distance!r}: expected lpips, l1 or mse")
         self.features = FrozenFeatures(backbone, weights)
         self.features.to(memory_format=torch.channels_last)
         self.distance = distance

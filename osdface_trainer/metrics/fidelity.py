@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from osdface_core.color import LUMA
+from osdface_core.color import luma
 
 from .base import Column, Metric
 
@@ -13,12 +13,6 @@ WINDOW = 5
 """[px] border in which an 11×11 window does not fit."""
 HIGH_PASS_SIGMA = 2.0
 """[px] blur whose residual counts as high frequency; at 512 px it holds skin texture, hair and eyelashes."""
-
-
-def luma(images: Tensor) -> Tensor:
-    """Compute (B,3,H,W) RGB -> (B,1,H,W): BT.601 weights, in the range of the input."""
-    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from osdface_core.color import luma
 from osdface_core.models.identity import MOBILEFACENET_FILE, MOBILEFACENET_SOURCE, embed, load_identity
 
 from .arcface_resnet import ArcFaceResNet18
 from .base import Column, Metric, WeightFile, WeightFinder, load_frozen
-from .fidelity import luma
 
 MOBILEFACENET = WeightFile((MOBILEFACENET_FILE,), "face identity (MobileFaceNet)", MOBILEFACENET_SOURCE)
 ARCFACE = WeightFile(

@@ -16,6 +16,7 @@ from osdface_core.errors import ConfigError
 from osdface_core.faces import CROP_SIZE, Face, align, detect
 from osdface_core.faces.sharpness import sharpness
 from osdface_core.files import replacing, shorten
+from osdface_core.images import from_unit
 from osdface_core.options import DetectorName
 
 from .similarity import perceptual_hash
@@ -50,10 +51,6 @@ class PrepareOptions:
     format: FaceFormat = "png"
 
     def __post_init__(self) -> None:
-        if self.multi_faces not in ("all", "largest", "skip"):
-            raise ConfigError(f"multi_faces is {self.multi_faces!r}, expected all, largest or skip")
-        if self.format not in ("png", "jpg"):
-            raise ConfigError(f"format is {self.format!r}, expected png or jpg")
         if self.size < 64:
             raise ConfigError(f"size is {self.size} px, expected at least 64")
 
@@ -203,10 +200,9 @@ def _face_name(source: str, sha256: str, number: int, suffix: str) -> str:
 
 def _write(path: Path, crop: Tensor) -> str:
     """Write a (3, S, S) unit face whole or not at all; returns the sha256 of the file."""
-    pixels = (crop.cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
     with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, **options)
+        Image.fromarray(from_unit(crop, np.uint8)).save(temporary, **options)
         return hashlib.sha256(temporary.read_bytes()).hexdigest()
 
 

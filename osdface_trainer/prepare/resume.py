@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from osdface_core.files import replacing
+from osdface_core.files import write_text
 
 from .photos import PhotoRecord, PrepareOptions
 
@@ -55,5 +55,4 @@ class PhotoRecords:
     def rewrite(self) -> None:
         """Write one line per record, without those that were replaced."""
         lines = [self.header, *(asdict(record) for record in self.records.values())]
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))

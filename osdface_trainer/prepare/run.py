@@ -21,7 +21,7 @@ from torch import Tensor
 
 from osdface_core.errors import CheckpointError, ConfigError, ImageError
 from osdface_core.faces import align, detect
-from osdface_core.files import replacing
+from osdface_core.files import write_text
 from osdface_core.images import FoundPhotos, find_photos, read_photo, readable
 from osdface_core.models.identity import MOBILEFACENET_FILE, MOBILEFACENET_SOURCE, embed, load_identity
 from osdface_core.weights import find_weights
@@ -154,9 +154,8 @@ def prepare(
         ),
         left_out=tuple(found.left_out),
     )
-    with replacing(dst / "report.json") as temporary:
-        report = json.dumps(asdict(summary), default=str, indent=1, ensure_ascii=False)
-        temporary.write_text(report, "utf-8", "backslashreplace")
+    report = json.dumps(asdict(summary), default=str, indent=1, ensure_ascii=False)
+    write_text(dst / "report.json", report)
     run.records.rewrite()
     _remove_unlisted(dst, {face.file for _, face in chosen})
     return summary

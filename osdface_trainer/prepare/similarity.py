@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from osdface_core.color import luma
+
 HASH_BITS = 255
 _CHUNK = 2048  # rows compared at a time: 2,048 × 100,000 floats are 0.8 GB
 
@@ -30,8 +32,7 @@ def perceptual_hash(faces: Tensor) -> list[str]:
         faces: (N, 3, H, W) unit float.
     Returns: N strings of 64 hexadecimal digits.
     """
-    luma = (faces.float() * faces.new_tensor((0.299, 0.587, 0.114))[:, None, None]).sum(1, keepdim=True)
-    small = F.interpolate(luma.cpu(), size=(32, 32), mode="bilinear", antialias=True)[:, 0]
+    small = F.interpolate(luma(faces.float()).cpu(), size=(32, 32), mode="bilinear", antialias=True)[:, 0]
     spectrum = (_cosines() @ small @ _cosines().T).flatten(1)[:, 1:]
     bits = (spectrum > spectrum.median(1, keepdim=True).values).numpy()
     return [np.packbits(row).tobytes().hex() for row in bits]

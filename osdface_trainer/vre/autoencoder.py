@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -148,8 +147,3 @@ def compile_parts(net: VQAutoencoder) -> None:
     net.decoder.mid.compile(dynamic=False)
     for level in net.decoder.up:
         level.compile(dynamic=False)
-
-
-def pixel_loss(image: Tensor, target: Tensor) -> Tensor:
-    """Compute the mean absolute difference, 0-d float32 (paper Eq. 7)."""
-    return F.l1_loss(image.float(), target.float())

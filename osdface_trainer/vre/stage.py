@@ -21,11 +21,12 @@ from ..distributed import all_mean
 from ..losses.adversarial import adaptive_weight
 from ..losses.association import association_accuracy, association_loss
 from ..losses.perceptual import PerceptualLoss
+from ..losses.reconstruction import l1
 from ..optim import lr_factor
 from ..recipe.config import Recipe
 from ..snapshot import full_state
 from ..stage import FaceBatch, Position, position, to_signed, to_unit
-from .autoencoder import Branch, Reconstruction, pixel_loss
+from .autoencoder import Branch, Reconstruction
 from .codebook import usage
 
 BRANCHES = {"hq": ("hq",), "lq": ("lq",), "assoc": ("hq", "lq")}
@@ -127,7 +128,7 @@ class VREStage:
         self, branch: Branch, result: Reconstruction, target: Tensor, judged: bool
     ) -> dict[str, Tensor]:
         """Compute the loss terms of one autoencoder and their weighted sum (paper Eq. 7)."""
-        terms = {"l1": pixel_loss(result.image, target), "vq": branch.vq_loss(result)}
+        terms = {"l1": l1(result.image, target), "vq": branch.vq_loss(result)}
         reconstruction = self.cfg.pixel * terms["l1"]
         if self.perceptual is not None:
             with self.accelerator.autocast():
@@ -204,7 +205,7 @@ class VREStage:
                     continue
                 target = self._target(batch, name)
                 result = branch.reconstruct(target)
-                scores[f"{name}/l1"] = pixel_loss(result.image, target)
+                scores[f"{name}/l1"] = l1(result.image, target)
                 if self.perceptual is not None:
                     scores[f"{name}/perceptual"] = self.perceptual(result.image, target)
                 health = usage(result.indices, self.cfg.model.codebook_size, self.cfg.model.tokens)
