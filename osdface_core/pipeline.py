@@ -77,13 +77,8 @@ class FacePipeline:
         Args:
             source: "mini" (embedded), a checkpoint .safetensors, or a folder with the three released files.
             base: Stable Diffusion 2.1-base for LoRA checkpoints: a diffusers folder or one .safetensors file.
-            lora_scale: strength of the LoRA; 0 is the bare base model, 1 the trained one.
-            lora: "merged" into the weights, or "live" (needs peft) so that `set_lora_scale` can turn it.
-            device: auto | cpu | cuda[:n] | mps.
-            dtype: auto | fp32 | fp16 | bf16 or a torch dtype, for everything but the VRE.
-            engine: how it runs; see `engines.choose_engine`.
-            codec: "own", or "taesd" for quicker, softer previews with a model on Stable Diffusion.
-            codec_dir: folder with TAESD's two files; torch's cache without one.
+            device, dtype: by name or as torch has them; the VRE is float32 always.
+            lora_scale, lora, engine, codec, codec_dir: as `LoadOptions` in options.py says.
         Raises:
             OptionError: an unknown choice, or a device or engine that is not here.
             CheckpointError: one line that says which file is wrong and what to do.
@@ -197,12 +192,8 @@ class FacePipeline:
 
         Args:
             faces: (B, 3, 512, 512) float in [0, 1]; other sides work and are rounded down to multiples of 8.
-            strength: 0 returns the input, 1 the restored face, between them a blend of the pixels.
-            fidelity: 0..1, how much of the face the decoder may take over, for models trained with that dial
-                (`config.codec.fidelity_dial`): 0 paints from the restored latent alone.
-            color_fix: none | adain | wavelet | luma, with the input as reference.
+            strength, fidelity, color_fix, batch_size: as `RestoreOptions` in options.py says.
             posterior: "mode" is deterministic; "sample" draws the posterior with `generator` (parity).
-            batch_size: faces at once; None takes what fits in free memory. Halved when memory runs out.
             progress: called with (faces done, faces in all).
             timestep: T_L if None. Other values move the balance between keeping and inventing.
             prompt: (B or 1, 77, D) from `encode_prompt`, instead of the faces' own.

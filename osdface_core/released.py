@@ -1,4 +1,4 @@
-"""Released files and ours, both ways.
+"""The released files, read as ours.
 
 The release is three files: `associate_2.ckpt` (stage 1: HQ and LQ branches), `embedding_change_weights.pth`
 and `pytorch_lora_weights.safetensors`.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint
 from .config import LoRAConfig, OSDFaceConfig
 from .errors import CheckpointError
 from .file_kinds import kind_of_file
-from .files import writing
 from .models.lora import lora_config, parse_lora
 from .pickles import read_pickle, tensors_by_name
 
@@ -70,38 +68,6 @@ def read_released(folder: str | Path) -> Checkpoint:
     # The key style is kept: the way back to the released layout gives the same names.
     tensors |= {f"lora.{k.removeprefix('unet.')}": v for k, v in lora.items()}
     return Checkpoint(config, tensors, {"source": "released files"})
-
-
-def convert_released(folder: str | Path, target: str | Path) -> None:
-    """Convert a released folder to one .safetensors; every tensor bit for bit."""
-    checkpoint = read_released(folder)
-    save_checkpoint(target, checkpoint.tensors, checkpoint.config, checkpoint.training)
-
-
-def convert_to_released(source: str | Path, folder: str | Path) -> None:
-    """Convert one of our LoRA checkpoints to the three released files.
-
-    Raises:
-        CheckpointError: the checkpoint is self-contained or incomplete, or the folder cannot be written.
-    """
-    checkpoint = load_checkpoint(source)
-    if checkpoint.config.arch != "lora" or checkpoint.missing_parts:
-        raise CheckpointError(
-            f"{Path(source).name} has no LoRA for Stable Diffusion; only such models have the released layout"
-        )
-    if checkpoint.config.projection.positions:
-        raise CheckpointError(
-            f"{Path(source).name} has a prompt with positions, which the released layout cannot hold"
-        )
-    folder = Path(folder)
-    vre = {BRANCH + k: v for k, v in checkpoint.part("vre").items()}
-    lora = {f"unet.{k}": v for k, v in checkpoint.part("lora").items()}
-    with writing(folder / VRE_FILE, CheckpointError) as path:
-        torch.save({"state_dict": vre}, path)
-    with writing(folder / PROJECTION_FILE, CheckpointError) as path:
-        torch.save(checkpoint.part("projection"), path)
-    with writing(folder / LORA_FILE, CheckpointError) as path:
-        save_file(lora, path, {"format": "pt"})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -12,16 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osdface_core import released as module
 from osdface_core.checkpoint import load_checkpoint
+from osdface_core.cli.convert import convert_released, convert_to_released
 from osdface_core.errors import CheckpointError
 from osdface_core.released import (
     LORA_FILE,
     PROJECTION_FILE,
     RELEASED_FILES,
     VRE_FILE,
-    convert_released,
-    convert_to_released,
     is_released_folder,
     read_released,
     read_tensors,
@@ -194,7 +192,7 @@ def test_a_full_disk_leaves_nothing_behind(
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         convert_to_released(tmp_path / "one.safetensors", tmp_path / "back")
     assert not list((tmp_path / "back").iterdir())

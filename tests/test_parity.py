@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from osdface_core import OSDFacePipeline
+from osdface_core.cli.convert import convert_released
 from osdface_core.one_step import alpha_bar, predict_x0
-from osdface_core.released import convert_released
 
 pytestmark = pytest.mark.shared
 INPUTS = ("gradient", "noise", "face")

@@ -13,8 +13,9 @@ from torch import nn
 
 from osdface_core import OSDFacePipeline
 from osdface_core.checkpoint import save_checkpoint
+from osdface_core.cli.convert import convert_to_released
 from osdface_core.config import LORA_TARGETS
-from osdface_core.released import convert_to_released, read_released
+from osdface_core.released import read_released
 from osdface_trainer import snapshot
 from osdface_trainer.restorer.generator import trained
 from osdface_trainer.restorer.stage import build

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..console import say
-from ..errors import ConfigError
-from ..released import RELEASED_FILES, convert_released, convert_to_released
+from ..errors import CheckpointError, ConfigError
+from ..files import writing
+from ..released import BRANCH, LORA_FILE, PROJECTION_FILE, RELEASED_FILES, VRE_FILE, read_released
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,3 +58,35 @@ def run(args: argparse.Namespace) -> int:
     convert_released(source, target)
     say(str(target))
     return 0
+
+
+def convert_released(folder: str | Path, target: str | Path) -> None:
+    """Convert a released folder to one .safetensors; every tensor bit for bit."""
+    checkpoint = read_released(folder)
+    save_checkpoint(target, checkpoint.tensors, checkpoint.config, checkpoint.training)
+
+
+def convert_to_released(source: str | Path, folder: str | Path) -> None:
+    """Convert one of our LoRA checkpoints to the three released files.
+
+    Raises:
+        CheckpointError: the checkpoint is self-contained or incomplete, or the folder cannot be written.
+    """
+    checkpoint = load_checkpoint(source)
+    if checkpoint.config.arch != "lora" or checkpoint.missing_parts:
+        raise CheckpointError(
+            f"{Path(source).name} has no LoRA for Stable Diffusion; only such models have the released layout"
+        )
+    if checkpoint.config.projection.positions:
+        raise CheckpointError(
+            f"{Path(source).name} has a prompt with positions, which the released layout cannot hold"
+        )
+    folder = Path(folder)
+    vre = {BRANCH + k: v for k, v in checkpoint.part("vre").items()}
+    lora = {f"unet.{k}": v for k, v in checkpoint.part("lora").items()}
+    with writing(folder / VRE_FILE, CheckpointError) as path:
+        torch.save({"state_dict": vre}, path)
+    with writing(folder / PROJECTION_FILE, CheckpointError) as path:
+        torch.save(checkpoint.part("projection"), path)
+    with writing(folder / LORA_FILE, CheckpointError) as path:
+        save_file(lora, path, {"format": "pt"})

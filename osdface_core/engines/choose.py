@@ -22,9 +22,7 @@ def choose_engine(name: EngineName, device: torch.device) -> Engine:
     """Return the engine of that name for a model on `device`.
 
     Args:
-        name: auto: native on a CPU where osdface-cpu is installed, eager elsewhere. eager: PyTorch as it
-            comes. native: osdface-cpu's compiled layers. graphs: CUDA graphs, one launch instead of hundreds.
-            compile: `torch.compile`, which takes minutes at the first face of a size.
+        name: as `engine` in options.py says.
     Raises:
         ConfigError: an unknown name, or an engine that this device or installation lacks.
     """
