@@ -19,7 +19,7 @@ class Command:
     """A subcommand: what it does in a line, how it adds its arguments, what runs it."""
 
     about: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
+    add_arguments: Callable[[argparse.ArgumentParser], object]
     run: Callable[[argparse.Namespace], int]
 
 
@@ -142,10 +142,6 @@ def _degrade(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="stage folder of a run, e.g. runs/osdface/vre")
-
-
 def _report(args: argparse.Namespace) -> int:
     from .report import write_report
 
@@ -158,5 +154,9 @@ COMMANDS = {
     "prepare": _of_package("prepare", "make training faces from photos"),
     "evaluate": _of_package("evaluation", "judge restored faces"),
     "degrade": Command("preview what a degradation does", _degrade_arguments, _degrade),
-    "report": Command("draw the curves and the report of a run again", _report_arguments, _report),
+    "report": Command(
+        "draw the curves and the report of a run again",
+        lambda parser: parser.add_argument("folder", type=Path, help="stage folder, e.g. runs/osdface/vre"),
+        _report,
+    ),
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, ImageError
-from ..images import SUFFIXES, find_photos, is_photo, is_unwritable, unread_photos, written_suffix
+from ..images import SUFFIXES, find_photos, is_photo, is_unwritable, unread_photos, within, written_suffix
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _expand(given: str, out: Path) -> tuple[list[tuple[Path, Path]], list[Missin
     root = _fixed_part(path)
     former = _inside(out, root)
     matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-    matches = [p for p in matches if not _below(p, former)]
+    matches = [p for p in matches if not within(p, former)]
     photos = [(p, p.relative_to(root)) for p in matches if is_photo(p) and not p.is_dir()]
     told = [Missing(given, line, failed=False) for line in unread_photos(matches)]
     folders = sum(p.is_dir() for p in matches)
@@ -119,10 +119,6 @@ def _inside(out: Path, root: Path) -> Path | None:
     """The output folder if it lies below the searched one: what is in it are results of a former run."""
     out, root = out.resolve(), root.resolve()
     return out if out != root and out.is_relative_to(root) else None
-
-
-def _below(path: Path, folder: Path | None) -> bool:
-    return folder is not None and path.resolve().is_relative_to(folder)
 
 
 def _fixed_part(pattern: Path) -> Path:

@@ -56,15 +56,14 @@ def _pick(faces: list[Face], shape: tuple[int, ...], word: str, wanted: list[int
     if not faces or word == "all":
         return faces
     if wanted is None:
-        height, width = shape[:2]
-        middle = ((width - 1) / 2, (height - 1) / 2)
-        return [min(faces, key=KEYS["size"] if word == "largest" else lambda face: _distance(face, middle))]
+        x, y = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+
+        def off_centre(face: Face) -> float:
+            return (face.center[0] - x) ** 2 + (face.center[1] - y) ** 2
+
+        return [min(faces, key=KEYS["size"] if word == "largest" else off_centre)]
     missing = [number for number in wanted if number >= len(faces)]
     if missing:
         have = "only face 0 is" if len(faces) == 1 else f"only faces 0 to {len(faces) - 1} are"
         raise ImageError(f"face {missing[0]} is not there: {have}; choose others, or lower `min_face`")
     return [faces[number] for number in wanted]
-
-
-def _distance(face: Face, point: tuple[float, float]) -> float:
-    return (face.center[0] - point[0]) ** 2 + (face.center[1] - point[1]) ** 2

@@ -1,6 +1,6 @@
 """Photo files: read with every bit and all metadata, write back the same way, whole or not at all."""
 
-from .find import FoundPhotos, find_photos, is_photo, unread_photos
+from .find import FoundPhotos, find_photos, is_photo, unread_photos, within
 from .formats import SUFFIXES, is_unwritable, readable, written_suffix
 from .photo import Photo, from_unit, to_unit
 from .read import read_photo
@@ -19,6 +19,7 @@ __all__ = [
     "readable",
     "to_unit",
     "unread_photos",
+    "within",
     "write_photo",
     "written_suffix",
 ]

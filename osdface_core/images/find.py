@@ -51,7 +51,7 @@ def find_photos(folder: Path, skip: Path | None = None) -> FoundPhotos:
         for root, folders, files in os.walk(top, onerror=refuse):
             here = Path(root)
             place = below / here.relative_to(top)
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and not _within(here / f, skip))
+            folders[:] = sorted(f for f in folders if not f.startswith(".") and not within(here / f, skip))
             for name in (name for name in folders if (here / name).is_symlink()):
                 _follow(here / name, place / name, entered, waiting, found)
             found.photos += [(here / f, place / f) for f in sorted(files) if is_photo(Path(f))]
@@ -82,5 +82,6 @@ def unread_photos(paths: Iterable[Path]) -> list[str]:
     return [f"left out: {'; '.join(parts)}"] if parts else []
 
 
-def _within(path: Path, folder: Path | None) -> bool:
+def within(path: Path, folder: Path | None) -> bool:
+    """Tell whether a path, links followed, lies in a (resolved) folder; False without one."""
     return folder is not None and path.resolve().is_relative_to(folder)

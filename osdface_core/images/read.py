@@ -90,12 +90,9 @@ def _read_jpeg(path: Path) -> tuple[Plane, Metadata]:
     stream, about = jpeg.read(path.read_bytes())
     with Image.open(io.BytesIO(stream), formats=["JPEG"]) as image:
         _load(image)
-        about.dpi = _dpi(image.info.get("dpi")) or _exif_dpi(about.exif)
+        fields = {entry.tag: entry for entry in exif.fields(about.exif)}
+        about.dpi = _dpi(image.info.get("dpi")) or tiff.dpi(fields, exif.byte_order(about.exif))
         return from_pillow(image, about), about
-
-
-def _exif_dpi(block: bytes | None) -> tuple[float, float] | None:
-    return tiff.dpi({entry.tag: entry for entry in exif.fields(block)}, exif.byte_order(block))
 
 
 def _load(image: Image.Image) -> None:

@@ -117,7 +117,9 @@ def evaluate_degraded(
             same = enlarge == "bicubic"
             lq = baseline if same else degraded(clean, names, profile, options.seed, enlarge)
             candidates[profile, "restored"] = eight_bit(restore(lq).float().cpu())
-            candidates[profile, "input"] = _jpeg(clean) if profile == CLEAN else eight_bit(baseline)
+            if profile == CLEAN:
+                baseline = torch.stack([real_jpeg(face, YARDSTICK_QUALITY) for face in clean])
+            candidates[profile, "input"] = eight_bit(baseline)
         collector.add(names, clean, candidates)
         if save:
             _save(save, names, candidates)
@@ -149,10 +151,6 @@ def read_face(file: Path) -> tuple[Tensor, bool]:
     if h != w:
         raise ImageError(f"{file.name}: got {w}×{h} px, expected a square face crop")
     return eight_bit(resize_bicubic(face, (FACE, FACE))), h != FACE
-
-
-def _jpeg(images: Tensor) -> Tensor:
-    return torch.stack([real_jpeg(image, YARDSTICK_QUALITY) for image in images])
 
 
 def _save(folder: Path, names: list[str], candidates: Candidates) -> None:

@@ -210,15 +210,11 @@ def build_networks(
 
 def diffusion_discriminator(trunk: nn.Module, config: OSDFaceConfig, cfg: GANTerms) -> DiffusionDiscriminator:
     """Build down and middle blocks with a head, with LoRA or trained whole (paper §3.3)."""
+    from diffusers import DDPMScheduler
+
     table = cfg.diffusion
     if table.train == "lora":
         assert config.lora is not None
         add_lora(trunk, table.rank, table.alpha, config.lora.targets)
-    return DiffusionDiscriminator(trunk, noiser(config), table.hidden)
-
-
-def noiser(config: OSDFaceConfig) -> Any:
-    """Build Stable Diffusion's forward process."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler(config.train_timesteps, config.beta_start, config.beta_end, "scaled_linear")
+    noiser = DDPMScheduler(config.train_timesteps, config.beta_start, config.beta_end, "scaled_linear")
+    return DiffusionDiscriminator(trunk, noiser, table.hidden)

@@ -83,11 +83,7 @@ def assemble(
     choose_trained(cfg, config, backbone, whole)
     prompt = _prompt(cfg, config, vre, whole)
     generator = Generator(config, prompt, backbone, cfg.posterior)
-    return Initial(generator, judge, _parent(cfg))
-
-
-def _parent(cfg: RestorerTraining) -> str:
-    return Path(cfg.init).name if cfg.init else Path(cfg.base).name
+    return Initial(generator, judge, Path(cfg.init or cfg.base).name)
 
 
 def model_config(cfg: RestorerTraining, known: OSDFaceConfig | None, vre: VREConfig) -> OSDFaceConfig:
