@@ -1,5 +1,8 @@
 """The generator's losses apart from the adversarial ones, and the networks they need (paper Eq. 12-14)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,9 @@ from ..losses.identity import IdentityLoss
 from ..losses.perceptual import PerceptualLoss
 from ..recipe.restorer import RestorerTraining
 from .generator import Restored, Windows
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of (B, 3, H, W) restored and target, signed; 0-d."""
 
 
 class Networks:
@@ -64,12 +70,17 @@ class Objectives:
     """
 
     def __init__(self, cfg: RestorerTraining, networks: Networks) -> None:
-        self.cfg = cfg
         self.weights = {name: weight for name, weight in _weights(cfg).items() if weight > 0}
         asked = {name.removeprefix("preview_") for name in self.weights}
-        self._perceptual = networks.perceptual() if "perceptual" in asked else None
-        self._ea_dists = networks.edge_dists() if "ea_dists" in self.weights else None
-        self._identity = IdentityLoss(networks.identity()) if "identity" in asked else None
+        load: dict[str, Callable[[], Loss]] = {
+            "mse": lambda: reconstruction.mse,
+            "l1": lambda: reconstruction.l1,
+            "perceptual": networks.perceptual,
+            "ea_dists": networks.edge_dists,
+            "color": lambda: partial(reconstruction.low_frequency_loss, sigma=cfg.color.sigma),
+            "identity": lambda: IdentityLoss(networks.identity()),
+        }
+        self._losses = {name: make() for name, make in load.items() if name in asked}
 
     @property
     def needs_latent(self) -> bool:
@@ -87,22 +98,12 @@ class Objectives:
             windows: the parts that `restored.image` shows; without them identity counts too.
         """
         target = hq if windows is None else windows.of_image(hq)
-        image, has = restored.image, self.weights.__contains__
         terms: dict[str, Tensor] = {}
-        if has("mse"):
-            terms["mse"] = reconstruction.mse(image, target)
-        if has("l1"):
-            terms["l1"] = reconstruction.l1(image, target)
-        if has("latent_mse") and clean is not None:
-            terms["latent_mse"] = reconstruction.mse(restored.latent, clean)
-        if self._perceptual is not None and has("perceptual"):
-            terms["perceptual"] = self._perceptual(image, target)
-        if self._ea_dists is not None:
-            terms["ea_dists"] = self._ea_dists(image, target)
-        if has("color"):
-            terms["color"] = reconstruction.low_frequency_loss(image, target, self.cfg.color.sigma)
-        if self._identity is not None and has("identity") and windows is None:
-            terms["identity"] = self._identity(image, target)
+        for name in self.weights:
+            if name == "latent_mse" and clean is not None:
+                terms[name] = reconstruction.mse(restored.latent, clean)
+            elif name in self._losses and (name != "identity" or windows is None):
+                terms[name] = self._losses[name](restored.image, target)
         return terms
 
     def preview_terms(self, picture: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -111,15 +112,8 @@ class Objectives:
         Args:
             picture, target: (B, 3, h, w) signed.
         """
-        has = self.weights.__contains__
-        terms: dict[str, Tensor] = {}
-        if has("preview_l1"):
-            terms["preview_l1"] = reconstruction.l1(picture, target)
-        if self._perceptual is not None and has("preview_perceptual"):
-            terms["preview_perceptual"] = self._perceptual(picture, target)
-        if self._identity is not None and has("preview_identity"):
-            terms["preview_identity"] = self._identity(picture, target)
-        return terms
+        names = [name for name in self.weights if name.startswith("preview_")]
+        return {name: self._losses[name.removeprefix("preview_")](picture, target) for name in names}
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Sum the weighted terms, 0-d."""
@@ -137,8 +131,8 @@ def _weights(cfg: RestorerTraining) -> dict[str, float]:
         "latent_mse": cfg.latent.mse,
         "perceptual": cfg.perceptual.weight,
         "ea_dists": cfg.ea_dists.weight,
-        "identity": cfg.identity.weight,
         "color": cfg.color.weight,
+        "identity": cfg.identity.weight,
         "preview_l1": cfg.preview.l1,
         "preview_perceptual": cfg.preview.perceptual,
         "preview_identity": cfg.preview.identity,
