@@ -46,7 +46,6 @@ def test_vgg16_is_torchmetrics_dists(weights: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(dists, "vgg16", lambda **_: SimpleNamespace(features=load_features("vgg16", weights)))
     a, b = _pictures()
     ours = EdgeAwareDists("vgg16", weights)
-    assert ours.name == "EA-DISTS"
     unit_a, unit_b = (a + 1) / 2, (b + 1) / 2
     plain = dists.deep_image_structure_and_texture_similarity(unit_a, unit_b)
     torch.testing.assert_close(ours.distance(unit_a, unit_b), plain.detach(), rtol=1e-4, atol=1e-5)
@@ -67,7 +66,6 @@ def test_published_weights_sum_to_one_and_are_not_trained(weights: Path) -> None
 def test_squeezenet_form_is_the_mean_over_levels(weights: Path) -> None:
     """The same formula, computed with numpy statistics per channel."""
     loss = EdgeAwareDists("squeezenet", weights)
-    assert "EA-DISTS" not in loss.name
     a, b = ((x + 1) / 2 for x in _pictures(1))
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)

@@ -19,7 +19,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_is_one_minus_the_cosine_of_unit_faces(weights: Path) -> None:
-    loss = IdentityLoss(weights)
+    loss = IdentityLoss(load_identity(weights))
     a, b = torch.rand(2, 2, 3, 128, 128).unbind(0)
     net = MobileFaceNet().eval()
     net.load_state_dict(torch.load(weights, weights_only=True))

@@ -39,14 +39,11 @@ def detect(
     Args:
         photo: (3, H, W) unit tensor on any device, (H, W, 3) array of uint8, uint16 or float, or Pillow
             image.
-        detector: "mtcnn" (works offline), "retinaface_resnet50", "retinaface_mobile0.25" (weights are fetched
-            once), or "auto": a RetinaFace whose weights are on this machine, else MTCNN.
-        detector_dir: folder with RetinaFace weights, looked at before the cache; fetched ones go there.
+        detector, detector_dir, threshold: as `DetectOptions` in options.py says.
         device: where to compute; the photo's by default. Anything but CUDA means the CPU.
         min_face: leave out faces smaller than this [px, longer side of the box]. 0 finds what shows at a
             sensible size (about 1/64 of the photo's longer side); a smaller number makes the search go into
             the photo tile by tile.
-        threshold: least score of a face, 0 to 1.
         effort: "fast" looks once; "auto" looks again at each face closely and in four turns, at tiles of
             crowds, and at turned and padded copies when nothing was found; "thorough" does all of it always.
     Returns:

@@ -33,11 +33,9 @@ def select(
     Args:
         faces: as found by `detect`.
         shape: height and width of the photo [px], for "center".
-        which: "all"; "largest"; "center" (nearest to the photo's middle); or numbers such as "0,2" or "1-3",
-            counted from 0 in the sorted list.
+        which: `faces` of `DetectOptions` in options.py; numbers count in the sorted list.
         min_face, max_face: bounds of the longer side of the box [px], ends included; None or 0: no upper one.
-        max_faces: keep the first so many; None: all.
-        order: "size" (largest first), "left_to_right", "top_to_bottom" or "score".
+        max_faces, order: as options.py says.
     Returns:
         The chosen faces; an empty list where none fits. Numbers keep the order they were written in.
     Raises:

@@ -110,9 +110,6 @@ class EdgeAwareDists(Frozen):
     def __init__(self, backbone: str = "vgg16", weights: Weights = None) -> None:
         super().__init__()
         self.distance = StructureTexture(backbone, weights)
-        self.name = (
-            "EA-DISTS" if backbone == "vgg16" else f"edge-aware structure/texture distance ({backbone})"
-        )
         self.eval()
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:

@@ -95,7 +95,6 @@ class FrozenFeatures(Frozen):
     def __init__(self, backbone: str, weights: Weights = None, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         spec = backbone_spec(backbone)
-        self.backbone = backbone
         self.taps = tuple(spec.taps if taps is None else taps)
         self.channels = tuple(spec.channels[spec.taps.index(tap)] for tap in self.taps)
         # ImageNet mean/std carried over to [-1, 1]; LPIPS' shift and scale are the same numbers rounded.

@@ -1,11 +1,9 @@
 """The identity loss: the restored face must be recognised as the same person (OSDFace Eq. 13)."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from osdface_core.models.identity import IdentityNet, embed, load_identity
+from osdface_core.models.identity import IdentityNet, embed
 
 from .features import Frozen
 
@@ -14,15 +12,13 @@ class IdentityLoss(Frozen):
     """1 − cos(F(Î), F(I)) with a frozen recognition network F on a fixed crop.
 
     Args:
-        network: from `load_identity`, or a path to its weights (see there for the kinds).
-    Raises:
-        CheckpointError: if the weights are missing or of no known kind.
+        network: from `load_identity`.
     Source: OSDFace Eq. 13; crop and colours are ours (RGB, 112 px).
     """
 
-    def __init__(self, network: IdentityNet | str | Path) -> None:
+    def __init__(self, network: IdentityNet) -> None:
         super().__init__()
-        self.network = network if isinstance(network, IdentityNet) else load_identity(network)
+        self.network = network
         self.eval()
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:

@@ -71,7 +71,6 @@ class Branch:
             self.core.quantize.embedding.weight, cfg.codebook,
             reduce=lambda x: all_sum(accelerator, x), gather=lambda x: all_rows(accelerator, x),
         )  # fmt: skip
-        self.norms: dict[str, Tensor] = {}
 
     def _adam(self, module: nn.Module) -> Optimizer:
         trained = [p for p in module.parameters() if p.requires_grad]
