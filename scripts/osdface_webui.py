@@ -150,7 +150,7 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
         how = {name: value for name, value in options.items() if value is not None}
         if how.get("timestep") == TABLE["timestep"].unset:
             del how["timestep"]
-        source, model = np.array(pp.image.convert("RGB")), model or LoadOptions.source
+        source, model = np.array(pp.image.convert("RGB")), model or str(LoadOptions.source)
         outcome = restore(source, model, base or NO_BASE, {**how, "strength": visibility})
         if outcome.error:
             pp.info["OSDFace error"] = outcome.error
