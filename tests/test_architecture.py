@@ -35,8 +35,10 @@ LAYERS = (
     {"__main__"},
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
-READING_COST = 3300
-"""Most lines that the code of a pipeline is made of."""
+READING_COST = 3000
+"""Most lines that `OSDFacePipeline` is made of."""
+LOADING_COST = 3300
+"""Most lines of what restores aligned faces and of all that loading takes."""
 DOORS = {
     "engines/graphs", "faces/detect", "images", "loading", "models/identity", "models/lora", "upscale",
 }  # fmt: skip
@@ -243,7 +245,7 @@ def test_the_reading_cost_of_aligned_faces() -> None:
     """Faces in, faces out, with all that loading takes."""
     files = needed_by(ROOT / "osdface_core/pipeline.py")
     assert ROOT / "osdface_core/models/vre.py" in files
-    assert lines_of(files) < READING_COST, f"{lines_of(files)} lines in {len(files)} files"
+    assert lines_of(files) < LOADING_COST, f"{lines_of(files)} lines in {len(files)} files"
 
 
 def test_the_reading_cost_of_osdface_pipeline() -> None:
