@@ -18,10 +18,12 @@ if TYPE_CHECKING:
         ImageError,
         OptionError,
         OSDFaceError,
+        VideoError,
     )
     from .faces import Face, align, detect, paste, select
     from .images import Photo, read_photo, write_photo
     from .photo import OSDFacePipeline, PhotoResult
+    from .video import VideoResult, restore_video
 
     __version__: str
 
@@ -30,10 +32,12 @@ _HOME = {
     "config": ("OSDFaceConfig",),
     "errors": (
         "CheckpointError", "ConfigError", "DetectorError", "ImageError", "OSDFaceError", "OptionError",
+        "VideoError",
     ),
     "faces": ("Face", "align", "detect", "paste", "select"),
     "images": ("Photo", "read_photo", "write_photo"),
     "photo": ("OSDFacePipeline", "PhotoResult"),
+    "video": ("VideoResult", "restore_video"),
 }  # fmt: skip
 
 __all__ = [
@@ -48,11 +52,14 @@ __all__ = [
     "OptionError",
     "Photo",
     "PhotoResult",
+    "VideoError",
+    "VideoResult",
     "align",
     "detect",
     "load_config",
     "paste",
     "read_photo",
+    "restore_video",
     "select",
     "write_photo",
 ]

@@ -15,6 +15,7 @@ Posterior = Literal["mode", "sample"]
 LoRAMode = Literal["merged", "live"]
 Codec = Literal["own", "taesd"]
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
+VideoCodec = Literal["auto", "h264", "hevc", "vp9", "av1", "prores", "ffv1"]
 EngineName = Literal["auto", "eager", "native", "graphs", "compile"]
 
 

@@ -31,6 +31,10 @@ class ImageError(OSDFaceError):
     """A photo cannot be read, written or processed."""
 
 
+class VideoError(OSDFaceError):
+    """A video cannot be read, written or processed, or PyAV is missing."""
+
+
 class DetectorError(OSDFaceError):
     """A face detector or its weights are unavailable."""
 

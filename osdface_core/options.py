@@ -17,7 +17,18 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-from .choices import Codec, ColorFix, DetectorName, Dtype, Effort, EngineName, LoRAMode, Order, PasteMode
+from .choices import (
+    Codec,
+    ColorFix,
+    DetectorName,
+    Dtype,
+    Effort,
+    EngineName,
+    LoRAMode,
+    Order,
+    PasteMode,
+    VideoCodec,
+)
 from .errors import OptionError
 
 Host = Literal["cli", "comfyui", "webui"]
@@ -397,8 +408,47 @@ class PasteOptions(Options):
     ] = "residual"
 
 
+@dataclass(frozen=True)
+class VideoOptions(Options):
+    """How a restored video is written; see `video.restore_video`."""
+
+    video_codec: Annotated[
+        VideoCodec,
+        Option(
+            "The codec of the result. auto: the input's where it can be written, else h264 (vp9 in .webm)."
+        ),
+    ] = "auto"
+    crf: Annotated[
+        int | None,
+        Option(
+            "Quality of the video, lower is better and larger: constant rate factor of the codec.",
+            none="16 for h264, 18 for hevc, 24 for vp9 and av1",
+            low=0,
+            high=63,
+            unset=-1,
+        ),
+    ] = None
+    pixel_format: Annotated[
+        str | None,
+        Option(
+            "FFmpeg's name of a pixel format, such as yuv420p or yuv420p10le.",
+            none="the input's, or the nearest that the codec has",
+            metavar="NAME",
+        ),
+    ] = None
+    fps: Annotated[
+        float,
+        Option(
+            "Frames per second of an image sequence that is read; videos keep their own times.",
+            low=0.001,
+            high=1000.0,
+            step=1.0,
+        ),
+    ] = 25.0
+
+
 Chosen = TypeVar("Chosen", bound=Options)
-SETS: tuple[type[Options], ...] = (LoadOptions, DetectOptions, RestoreOptions, PasteOptions)
+SETS: tuple[type[Options], ...] = (LoadOptions, DetectOptions, RestoreOptions, PasteOptions, VideoOptions)
 
 
 @cache

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from .choices import ColorFix, DetectorName, Effort, Order, PasteMode
-from .color import keep_grey
-from .errors import ImageError
 from .faces.align import align
 from .faces.face import Face
-from .faces.paste import paste
 from .options import DetectOptions, PasteOptions, RestoreOptions
 from .photo_array import PhotoArray, Pixels
 from .pipeline import FacePipeline, OnProgress
+from .steps import paste_back, restore_crops
 
 
 @dataclass(frozen=True)
@@ -126,56 +124,6 @@ def detect_and_align(
     given = not isinstance(options.faces, str)
     found = list(options.faces) if given else detect_and_select(photo, options, device)
     return found, align(photo, found, device=device)
-
-
-@torch.inference_mode()
-def restore_crops(
-    restorer: FacePipeline, crops: Tensor, options: RestoreOptions, progress: OnProgress | None = None
-) -> Tensor:
-    """Restore aligned crops, grey ones to exactly grey: the second step of `restore_photo`.
-
-    Raises:
-        ImageError: the model gives NaN, as half precision may, where the crops are pictures.
-    """
-    restored = restorer.restore(crops, **vars(options), progress=progress)
-    if restored.isnan().any() and not crops.isnan().any():
-        raise ImageError("the model gives no picture (NaN): try `dtype` fp32; else its file is damaged")
-    height, width = restored.shape[-2:]
-    for face, before in zip(restored.split(1), crops[..., :height, :width].split(1), strict=True):
-        face.copy_(keep_grey(face, before))  # one by one: a crowd's crops are large
-    return restored
-
-
-def paste_back(
-    photo: Pixels | PhotoArray,
-    faces: Sequence[Face],
-    crops: Tensor,
-    restored: Tensor,
-    options: PasteOptions,
-    *,
-    in_place: bool = False,
-) -> tuple[Pixels, Tensor | np.ndarray]:
-    """Enlarge the photo and paste the restored faces: the third step of `restore_photo`.
-
-    Args:
-        in_place: see `faces.paste`.
-    Returns:
-        the photo and the mask, see `PhotoResult`.
-    """
-    from .upscale import enlarge
-
-    photo = PhotoArray.of(photo)
-    image, ratio = enlarge(photo, options.upscale, options.upscale_model, crops.device)
-    return paste(
-        image,
-        faces,
-        restored,
-        crops=crops if ratio == (1.0, 1.0) else None,
-        feather=options.feather,
-        mode=options.paste_mode,
-        scale=ratio,
-        in_place=in_place or image is not photo,
-    )
 
 
 @torch.inference_mode()

@@ -1,7 +1,8 @@
-"""What a run leaves besides the photos: crops, before/after pictures, a JSON report."""
+"""What a run leaves besides its results: crops, before/after pictures, a JSON report, lines on failures."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ImageError
+from .. import __version__
+from ..console import complain
+from ..errors import ImageError, OSDFaceError
+from ..faces.detect import choose_detector
 from ..files import writing
 from ..images import from_unit
+from ..options import SETS, in_words_of, options_of
 
 GAP = 8  # [px] between before and after
 LARGEST = 4096  # [px], longer side of one half: a picture to look at, whatever the photo's size
@@ -78,3 +83,45 @@ def save_json(content: dict[str, Any], path: Path) -> None:
     """
     with writing(path, ImageError) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def summary(
+    args: argparse.Namespace, records: list[dict[str, Any]], left_out: list[str], what: str = "photos"
+) -> dict[str, Any]:
+    """Collect what `--json` writes: the options, and one record per input under the name `what`."""
+    failed = sum("error" in record for record in records)
+    names = ["aligned", *(name for options in SETS for name in options_of(options) if name != "source")]
+    return {
+        "osdface": __version__,
+        "model": args.source,
+        "options": {name: getattr(args, name) for name in (*names, "identity")},
+        "detector": _detector(args),
+        "done": len(records) - failed,
+        "failed": failed,
+        "left_out": left_out,
+        what: records,
+    }
+
+
+def tell_detector(args: argparse.Namespace) -> None:
+    """Say which detector was chosen, unless one was named."""
+    if args.detector == "auto" and (detector := _detector(args)) and not args.quiet:
+        complain(f"face detector: {detector['name']} ({detector['reason']})")
+
+
+def _detector(args: argparse.Namespace) -> dict[str, str] | None:
+    """Name the detector that runs and why it is that one; None for crops, which need none."""
+    if args.aligned:
+        return None
+    name, reason = choose_detector(args.detector, args.detector_dir)
+    return {"name": name, "reason": reason}
+
+
+def failure_line(error: Exception) -> str:
+    """Say in one line why a file failed; errors nobody planned for carry their kind."""
+    text = in_words_of("cli", " ".join(str(error).split()))
+    if isinstance(error, OSDFaceError):
+        return text
+    if isinstance(error, MemoryError):
+        return f"not enough memory {text}; use a smaller --batch-size or --upscale".replace("  ", " ")
+    return f"{type(error).__name__}: {text}"[:500]

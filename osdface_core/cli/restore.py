@@ -10,19 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from .. import __version__
 from ..console import complain, say
-from ..errors import CheckpointError, ConfigError, OSDFaceError
-from ..options import (
-    SETS,
-    DetectOptions,
-    LoadOptions,
-    PasteOptions,
-    RestoreOptions,
-    in_words_of,
-    options_of,
-    pick,
-)
+from ..errors import CheckpointError, ConfigError
+from ..options import DetectOptions, LoadOptions, PasteOptions, RestoreOptions, VideoOptions, pick
 from .arguments import add_options
 
 if TYPE_CHECKING:  # PyTorch and all that needs it load in the functions: --help answers at once
@@ -36,10 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit status: 0 all done, 1 some inputs failed (each is named, the others are done), 2 wrong usage."
     )
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="photos, folders (with all below them) or globs"
-    )
+        "inputs", nargs="+", metavar="INPUT",
+        help="photos, folders (with all below them) or globs; videos, or numbered pictures: frame_%%05d.png",
+    )  # fmt: skip
     parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="OUT", help="a file for one photo, else a folder"
+        "-o", "--out", type=Path, required=True, metavar="OUT", help="a file for one input, else a folder"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_model_arguments(parser)
@@ -51,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     look = parser.add_argument_group("look")
     add_options(look, RestoreOptions)
     add_options(look, PasteOptions)
+    add_options(parser.add_argument_group("videos"), VideoOptions)
     _add_writing_arguments(parser.add_argument_group("further results"))
 
 
@@ -90,10 +82,15 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: the options or paths do not fit together, or the model cannot be loaded; nothing was
             touched.
     """
+    from ..video import is_video
     from .inputs import Guard, plan
-    from .report import save_json
+    from .report import save_json, summary
     from .usage import check_usage
 
+    if any(is_video(given) for given in args.inputs):
+        from .video import run_videos
+
+        return run_videos(args, load)
     if args.aligned and (args.upscale != 1.0 or args.upscale_model):
         name = "upscale_model" if args.upscale == 1.0 else "upscale"
         raise ConfigError(f"--aligned gives 512x512 faces; leave `{name}` out")
@@ -110,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             _restore_all(load(args), jobs, args, guard, records)
     finally:
         if args.json:
-            save_json(_report(args, records, left_out), args.json)
+            save_json(summary(args, records, left_out), args.json)
     return 1 if any("error" in record for record in records) else 0
 
 
@@ -123,19 +120,19 @@ def _restore_all(
 ) -> None:
     """A photo that fails is named and the others go on; three are in memory at a time at most."""
     from .batch import FileRestorer, Plan
+    from .report import failure_line, tell_detector
 
     values = vars(args)
     sets = pick(DetectOptions, values), pick(RestoreOptions, values), pick(PasteOptions, values)
     how = Plan(*sets, args.identity, args.aligned, args.crops, args.compare)
     single = len(jobs) == 1
-    if args.detector == "auto" and (detector := _detector(args)) and not args.quiet:
-        complain(f"face detector: {detector['name']} ({detector['reason']})")
+    tell_detector(args)
     hidden = True if args.quiet else None  # None: hidden where stderr is no terminal
     with tqdm(total=len(jobs), unit="face" if single else "photo", disable=hidden, file=sys.stderr) as bar:
 
         def tell(job: Job, result: Any) -> None:
             if isinstance(result, Exception):
-                result = {"input": str(job.source), "error": _reason(result)}
+                result = {"input": str(job.source), "error": failure_line(result)}
                 complain(f"{job.source}: {result['error']}")
             else:
                 say(_line(result, args.aligned))
@@ -182,31 +179,6 @@ def _refuse_overwriting(jobs: list[Job], args: argparse.Namespace, guard: Guard)
         raise ConfigError(f"--json {args.json} is a photo of this run; give another name")
 
 
-def _detector(args: argparse.Namespace) -> dict[str, str] | None:
-    """Name the detector that runs and why it is that one; None for crops, which need none."""
-    from ..faces.detect import choose_detector
-
-    if args.aligned:
-        return None
-    name, reason = choose_detector(args.detector, args.detector_dir)
-    return {"name": name, "reason": reason}
-
-
-def _report(args: argparse.Namespace, records: list[dict[str, Any]], left_out: list[str]) -> dict[str, Any]:
-    failed = sum("error" in record for record in records)
-    names = ["aligned", *(name for options in SETS for name in options_of(options) if name != "source")]
-    return {
-        "osdface": __version__,
-        "model": args.source,
-        "options": {name: getattr(args, name) for name in (*names, "identity")},
-        "detector": _detector(args),
-        "done": len(records) - failed,
-        "failed": failed,
-        "left_out": left_out,
-        "photos": records,
-    }
-
-
 def _failure(item: Missing) -> dict[str, Any]:
     return {"input": item.source, "error": item.reason}
 
@@ -214,13 +186,3 @@ def _failure(item: Missing) -> dict[str, Any]:
 def _line(record: dict[str, Any], aligned: bool) -> str:
     count = 1 if aligned else len(record["faces"])
     return f"{record['output']}  {count} face{'' if count == 1 else 's'}  {record['seconds']:.1f} s"
-
-
-def _reason(error: Exception) -> str:
-    """One line for a file that failed; errors nobody planned for carry their kind."""
-    text = in_words_of("cli", " ".join(str(error).split()))
-    if isinstance(error, OSDFaceError):
-        return text
-    if isinstance(error, MemoryError):
-        return f"not enough memory {text}; use a smaller --batch-size or --upscale".replace("  ", " ")
-    return f"{type(error).__name__}: {text}"[:500]
