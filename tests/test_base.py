@@ -353,6 +353,7 @@ def test_an_inpainting_model(tmp_path: Path) -> None:
         ("first_stage_model.", "holds no VAE"),
         ("model.diffusion_model.middle_block.0.in_layers.2.weight", "incomplete"),
         ("first_stage_model.decoder.mid.block_1.conv1.weight", "incomplete"),
+        ("first_stage_model.encoder.down.0.downsample.conv.bias", "1 tensors missing"),
     ],
 )
 def test_incomplete_files(single_file: Path, tmp_path: Path, prefix: str, message: str) -> None:

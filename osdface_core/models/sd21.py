@@ -269,8 +269,9 @@ def _load_single_file(path: Path) -> Backbone:
         vae_tensors = convert_ldm_vae_checkpoint(tensors, VAE)
     except Exception as error:  # names that lead nowhere, in as many ways as there are layers
         raise CheckpointError(f"{path.name} is incomplete: {_first_line(error)}; {WHERE}") from error
-    load_strict(unet, unet_tensors, f"{path.name}: unet")
-    load_strict(vae, vae_tensors, f"{path.name}: vae")
+    for part, module, found in (("unet", unet, unet_tensors), ("vae", vae, vae_tensors)):
+        given = {name: value for name, value in found.items() if value is not None}  # None: not in the file
+        load_strict(module, given, f"{path.name}: {part}")
     return _backbone(unet, vae)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load, load_file, save, save_file
 
 from osdface_core import OSDFacePipeline, released
 from osdface_core.checkpoint import save_checkpoint
+from osdface_core.cli.convert import convert_released
 from osdface_core.cli.info import as_text, describe
 from osdface_core.config import LoRAConfig, OSDFaceConfig, ProjectionConfig
 from osdface_core.errors import LONGEST, OSDFaceError
@@ -211,7 +212,7 @@ def _released(path: Path) -> None:
     small = partial(OSDFaceConfig, vre=TINY_VRE, projection=PLAIN)  # what released folders are read with
     with mock.patch.object(released, "OSDFaceConfig", small):
         describe(path / "released")
-        released.convert_released(path / "released", path / "converted.safetensors")
+        convert_released(path / "released", path / "converted.safetensors")
         _restore(path / "released", path / "base")
 
 
