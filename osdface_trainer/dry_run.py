@@ -8,7 +8,7 @@ from osdface_core.console import say
 from osdface_core.errors import ConfigError, OSDFaceError
 
 from .data.check import CheckedFiles, describe_broken, find_broken, without_broken
-from .loader import Split, checked_files, listed_faces
+from .loader import Split, checked_files, counted, listed_faces
 from .parameters import describe
 from .recipe.config import Recipe, StageName
 from .recipe.settings import to_toml
@@ -29,13 +29,16 @@ def dry_run(
 
     Returns: 0; 2 when something that the recipe names keeps the run from starting.
     """
+    progress = not quiet and sys.stderr.isatty()
+    faces = list(_faces(recipe, progress))
+    if not any(fails for _, fails in faces):
+        recipe = counted(recipe)
     say(to_toml(recipe))
     try:
         say(describe(recipe, stage))
     except OSDFaceError as error:  # `restorer.init` decides the architecture; its file is named again below
         say(f"parameters are unknown: {error}")
-    progress = not quiet and sys.stderr.isatty()
-    lines = [*_weights(recipe, stage), *_faces(recipe, progress), _start(recipe, stage, fresh, resume)]
+    lines = [*_weights(recipe, stage), *faces, _start(recipe, stage, fresh, resume)]
     for text, _ in lines:
         say(text)
     return 2 if any(fails for _, fails in lines) else 0

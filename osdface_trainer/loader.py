@@ -22,7 +22,7 @@ from .data.dataset import Batches, CleanFaces, FaceDataset
 from .data.degrade import degrade
 from .data.sources import FaceFile, list_faces
 from .distributed import SAMPLE, local_batch
-from .recipe.config import Recipe, StageName
+from .recipe.config import Recipe, StageName, with_steps
 from .seeds import mix
 from .stage import FaceBatch
 
@@ -34,6 +34,14 @@ def listed_faces(recipe: Recipe, split: Split) -> list[FaceFile]:
     data = recipe.data
     files = list_faces(data.train if split == "train" else data.val, split=split)
     return files[: data.limit] if split == "train" and data.limit else files
+
+
+def counted(recipe: Recipe) -> Recipe:
+    """Count the steps of phases that are given in epochs; the same recipe where none is."""
+    timed = (recipe.vre.hq, recipe.vre.lq, recipe.vre.assoc, recipe.restorer)
+    if not recipe.data.train or not any(table.epochs for table in timed):
+        return recipe
+    return with_steps(recipe, len(listed_faces(recipe, "train")))
 
 
 def checked_files(recipe: Recipe) -> Path:
@@ -103,7 +111,8 @@ class Loader:
         return FaceBatch(hq, self._degrade(hq, faces.seeds), faces.indices)
 
     def _degrade(self, hq: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
-        return degrade(hq, self.profile, seeds, enlarge=self.recipe.degrade.enlarge)
+        how = self.recipe.degrade
+        return degrade(hq, self.profile, seeds, jpeg=how.jpeg, enlarge=how.enlarge)
 
     def fixed(self, count: int) -> FaceBatch:
         """Make `count` pairs, always the same, spread over the validation faces, else the training faces."""

@@ -22,7 +22,7 @@ from osdface_core.errors import CheckpointError, ConfigError
 from . import checkpointing, snapshot
 from .distributed import INIT, STEP, all_sum, make_accelerator, on_main, seed_all
 from .interrupt import StopRequest
-from .loader import Loader
+from .loader import Loader, counted
 from .logging import DivergedError, NotFinite, TrainingLogger
 from .provenance import provenance
 from .recipe.config import Recipe, StageName
@@ -82,6 +82,7 @@ def train(
         DivergedError: a value was not finite; the batch is saved and the error says where.
     """
     began = time.monotonic()
+    recipe = counted(recipe)
     path = Path(recipe.run.dir).expanduser() / stage_name
     accelerator = make_accelerator(recipe.run, path / "tensorboard")
     on_main(accelerator, lambda: require_weights(recipe, stage_name))

@@ -33,6 +33,8 @@ def test_generator_objectives() -> None:
     fake = FAKE.numpy().astype(float)
     assert generator_loss("hinge", FAKE).item() == pytest.approx(-fake.mean())
     assert generator_loss("softplus", FAKE).item() == pytest.approx(-np.log(1 / (1 + np.exp(-fake))).mean())
+    # Eq. 8 as printed: log(1 - D(fake))
+    assert generator_loss("log", FAKE).item() == pytest.approx(np.log(1 - 1 / (1 + np.exp(-fake))).mean())
 
 
 def test_levels_count_the_same_whatever_their_size() -> None:

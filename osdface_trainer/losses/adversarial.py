@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Logits = Tensor | Sequence[Tensor]
-Objective = Literal["hinge", "softplus"]
+Objective = Literal["hinge", "softplus", "log"]
 
 
 def discriminator_loss(objective: Objective, real: Logits, fake: Logits) -> Tensor:
     """Compute what the discriminator minimises.
 
     hinge: ½ (E relu(1 − D(real)) + E relu(1 + D(fake))), taming-transformers' form.
-    softplus: E softplus(−D(real)) + E softplus(D(fake)), the logit form of OSDFace Eq. 16.
+    softplus, log: E softplus(−D(real)) + E softplus(D(fake)), the logit form of OSDFace Eq. 16.
 
     Returns:
         0-d float32.
@@ -34,13 +34,16 @@ def discriminator_loss(objective: Objective, real: Logits, fake: Logits) -> Tens
 def generator_loss(objective: Objective, fake: Logits) -> Tensor:
     """Compute what the generator minimises.
 
-    hinge: −E D(fake). softplus: E softplus(−D(fake)), OSDFace Eq. 15.
+    hinge: −E D(fake). softplus: E softplus(−D(fake)), OSDFace Eq. 15. log: E log(1 − σ(D(fake))), the
+    term of Eq. 8 as printed, whose pull fades where the discriminator is sure.
 
     Returns:
         0-d float32.
     """
     if objective == "hinge":
         return _mean([-f.float().mean() for f in levels_of(fake)])
+    if objective == "log":
+        return _mean([F.logsigmoid(-f.float()).mean() for f in levels_of(fake)])
     return _mean([F.softplus(-f.float()).mean() for f in levels_of(fake)])
 
 

@@ -4,8 +4,9 @@
 (restorer.py) stage 2. An unknown key or a value of another type is a ConfigError that names the key.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from osdface_core.errors import ConfigError
 
 from ..data.augment import Augmentation
 from ..data.check import Broken
+from ..data.degrade import Enlarge, Jpeg
 from ..data.degrade_profiles import Degradation, DegradationStage, named_profile
 from . import settings
 from .restorer import RestorerTraining
@@ -125,13 +127,16 @@ class DegradeConfig:
         mix: name → weight.
         stages: `[[degrade.stages]]`, run in order.
         enlarge: how the small picture comes back to the face's size.
+        jpeg: `real` is libjpeg on the CPU, `simulated` tensor code that a GPU need not wait for; `auto` takes
+            the real one on a CPU and the simulated one elsewhere.
         grey_prob, colour_shift, colour_prob, eight_bit: of own stages and mixes, see profiles.Degradation.
     """
 
     profile: str = ""
     mix: dict[str, float] = field(default_factory=dict)
     stages: tuple[DegradationStage, ...] = ()
-    enlarge: Literal["bilinear", "bicubic"] = "bilinear"
+    enlarge: Enlarge = "bilinear"
+    jpeg: Jpeg = "auto"
     grey_prob: float = 0.0
     colour_shift: float = 0.0
     colour_prob: float = 0.0
@@ -179,11 +184,20 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, or a shipped one by name, and apply `--set` assignments.
 
     Args:
-        source: path of a TOML file, or `paper`, `finetune`, `mini`, `smoke`.
+        source: path of a TOML file, or the name of a shipped one. Its key `extends` names another recipe,
+            whose keys count where it has none.
         overrides: `table.key=value` texts.
     Raises:
         ConfigError: naming the file or the key.
     """
+    tables = _read(source)
+    for assignment in overrides:
+        settings.override(tables, assignment)
+    return settings.build(Recipe, tables, "")
+
+
+def _read(source: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read the tables of a recipe over those of the one that it `extends`."""
     path = Path(source)
     shipped = RECIPES / f"{source}.toml"
     if not path.exists():
@@ -191,10 +205,23 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
             raise ConfigError(f"recipe {source} does not exist; give a TOML file or a shipped one: {names}")
         path = shipped
+    if path in inside:
+        raise ConfigError(f"recipe {path} extends itself; take the key out of it")
     tables = settings.read_toml(path)
-    for assignment in overrides:
-        settings.override(tables, assignment)
-    return settings.build(Recipe, tables, "")
+    base = tables.pop("extends", "")
+    return settings.merge(_read(base, (*inside, path)), tables) if base else tables
+
+
+def with_steps(recipe: Recipe, faces: int) -> Recipe:
+    """Turn epochs into optimiser steps, rounded up, for a number of training faces."""
+    vre, restorer = recipe.vre, recipe.restorer
+
+    def timed(table: Any, batch_size: int) -> Any:
+        steps = math.ceil(table.epochs * faces / batch_size)
+        return replace(table, steps=steps, epochs=0.0) if table.epochs else table
+
+    phases = {name: timed(getattr(vre, name), vre.batch_size) for name in vre.steps}
+    return replace(recipe, vre=replace(vre, **phases), restorer=timed(restorer, restorer.batch_size))
 
 
 def _open_phases(saved: Recipe, current: Recipe, stage: StageName, done: int) -> list[str]:

@@ -300,7 +300,8 @@ class RestorerTraining:
         train: (full) `all`; the `unet` alone: UNet and projection learn, the codec stays; or the `codec`
             alone: decoder and fidelity branch learn on the latents that the rest of `init` gives.
         keep_latents: keep what the frozen encoders say of a pair in the run folder; with `data.variants`.
-        steps: optimiser steps (paper: 150,000 with batch 2).
+        steps: optimiser steps (paper: 150,000 with batch 2); epochs: passes over the training faces instead,
+            where it is not 0.
         batch_size: images per optimiser step over all processes.
         accumulate: micro-batches per optimiser step and process.
         base: (lora) diffusers folder or single-file SD 2.1-base.
@@ -311,6 +312,8 @@ class RestorerTraining:
             the codec starts even where `init` has one; `random` is for tests, because a frozen encoder that
             never learned knows nothing.
         prompt: `vre` (the paper), `learned` (77 free vectors, the same for every face) or `none` (zeros).
+        prompt_start: how the projection of a fresh `vre` prompt starts: `spread` scales it to a text
+            encoder's size (restorer/init.py), `plain` is PyTorch's own start.
         timestep: T_L (paper §3.1).
         posterior: `mode` encodes deterministically, `sample` draws the posterior (the released behaviour).
         lr, betas, weight_decay, warmup, schedule, final_lr, clip: AdamW; paper: 1e-4, the rest not stated.
@@ -329,6 +332,7 @@ class RestorerTraining:
     keep_latents: bool = False
     name: str = "osdface"
     steps: int = 150_000
+    epochs: float = 0.0
     batch_size: int = 2
     accumulate: int = 1
     base: str = ""
@@ -336,6 +340,7 @@ class RestorerTraining:
     vre: str = ""
     codec_init: str = ""
     prompt: Literal["vre", "learned", "none"] = "vre"
+    prompt_start: Literal["spread", "plain"] = "spread"
     timestep: int = 399
     posterior: Literal["mode", "sample"] = "mode"
     lr: float = 1e-4

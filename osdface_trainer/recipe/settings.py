@@ -67,6 +67,15 @@ def override(tables: dict[str, Any], assignment: str) -> None:
         table[keys[-1]] = text.strip()
 
 
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay tables over others, key by key; lists and values replace what they cover."""
+    both = {**base, **over}
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], Mapping) and isinstance(over[key], Mapping):
+            both[key] = merge(base[key], over[key])
+    return both
+
+
 def build(cls: type[T], table: Mapping[str, Any], where: str, default: T | None = None) -> T:
     """Build a `cls` of `table`; keys that are absent keep the value of `default` (or of the class).
 

@@ -6,6 +6,7 @@ from typing import Literal
 from osdface_core.config import VREConfig
 from osdface_core.errors import ConfigError
 
+from ..losses.adversarial import Objective
 from .restorer import PerceptualTerm
 
 
@@ -15,11 +16,13 @@ class Autoencoder:
 
     Attributes:
         steps: optimiser steps. At batch 32 and 70,000 images an epoch is 2,187.5 of them.
+        epochs: passes over the training faces instead of `steps`; 0 = `steps` counts.
         disc_start: fraction of `steps` before the patch discriminator takes part. The lineage starts it at
             step 30,001; as a fraction it also makes sense for short phases.
     """
 
     steps: int = 109_375
+    epochs: float = 0.0
     disc_start: float = 0.25
 
 
@@ -42,7 +45,7 @@ class Association:
     """The joint phase (`[vre.assoc]`), paper Eq. 9-10.
 
     Attributes:
-        steps: optimiser steps.
+        steps, epochs: as in the other phases.
         weight: λ_assoc, added to the loss of both branches (paper: 0 before this phase, 1 in it).
         tau: softmax temperature, constant.
         scope: `batch` contrasts a token with all tokens of this process's micro-batch (the lineage's
@@ -51,6 +54,7 @@ class Association:
     """
 
     steps: int = 21_875
+    epochs: float = 0.0
     weight: float = 1.0
     tau: float = 0.07
     scope: Literal["batch", "image"] = "batch"
@@ -87,15 +91,17 @@ class PatchGAN:
     """The patch discriminator (`[vre.gan]`).
 
     Attributes:
-        weight: factor on the adaptive weight (paper λ_dis = 0.8); 0 trains without a discriminator.
-        loss: of the discriminator.
+        weight: λ_dis (paper: 0.8); 0 trains without a discriminator.
+        adaptive: multiply it by VQGAN's ratio of gradient norms, as the lineage's code does.
+        loss: see osdface_trainer.losses.adversarial.
         channels, layers: width of the first layer, number of stride-2 layers.
         norm: `batch` as published; `none` does not mix images, so that it is the same on any number of
             processes; usual together with `spectral`.
     """
 
     weight: float = 0.8
-    loss: Literal["hinge", "softplus"] = "hinge"
+    adaptive: bool = True
+    loss: Objective = "hinge"
     channels: int = 64
     layers: int = 3
     norm: Literal["batch", "none"] = "batch"

@@ -197,7 +197,7 @@ def _prompt(
     projection = Projection(config.vre.z_channels, config.projection).requires_grad_(learns)
     if cfg.prompt == "none":
         nn.init.zeros_(projection.vectors)
-    elif cfg.prompt == "vre":
+    elif cfg.prompt == "vre" and cfg.prompt_start == "spread":
         start_at_unit_spread(projection, vre.quantize.embedding.weight)
     if whole is not None and not cfg.prompting.fresh and whole.config.projection == config.projection:
         load_strict(projection, whole.part("projection"), f"{cfg.init}: projection")

@@ -137,20 +137,18 @@ class VREStage:
         total = reconstruction + self.cfg.codebook_weight * terms["vq"]
         if judged:
             terms["gan"] = branch.adversarial_loss(result)
-            terms["gan_weight"] = adaptive_weight(
-                reconstruction,
-                terms["gan"],
-                branch.last_layer,
-                scale=self.cfg.gan.weight,
-                reduce=self._mean(),
-            )
+            terms["gan_weight"] = self._gan_weight(reconstruction, terms["gan"], branch.last_layer)
             total = total + terms["gan_weight"] * terms["gan"]
         return terms | {"total": total}
 
-    def _mean(self) -> Any:
-        if self.accelerator.num_processes == 1:
-            return None
-        return lambda tensor: all_mean(self.accelerator, tensor)
+    def _gan_weight(self, reconstruction: Tensor, adversarial: Tensor, layer: Tensor) -> Tensor:
+        """Compute λ_dis, times the ratio of both gradients at the last layer where it is adaptive."""
+        scale = self.cfg.gan.weight
+        if not self.cfg.gan.adaptive:
+            return adversarial.new_tensor(scale)
+        several = self.accelerator.num_processes > 1
+        reduce = (lambda tensor: all_mean(self.accelerator, tensor)) if several else None
+        return adaptive_weight(reconstruction, adversarial, layer, scale=scale, reduce=reduce)
 
     def _backward_discriminators(
         self, results: Mapping[str, Reconstruction], targets: Mapping[str, Tensor]
