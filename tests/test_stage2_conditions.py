@@ -76,6 +76,28 @@ def test_encodings_are_kept_by_content(folder: Path, tmp_path: Path, monkeypatch
     assert LatentCache(core, tmp_path).folder != cache.folder, "other weights, other files"
 
 
+def test_a_frozen_unet_runs_once_for_a_pair(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = codec_stage(folder)
+    assert trained.encodings.restores
+    core, (lq, hq) = trained.core, signed_pair()
+    cache = LatentCache(core, tmp_path, restores=True)
+    given = draw_conditions(PromptTerm(), cache(lq, hq), 0.0)
+    with torch.no_grad():
+        usual = core(lq)
+    with monkeypatch.context() as patch:
+        patch.setattr(core.predictor, "forward", lambda *_: pytest.fail("the UNet ran again"))
+        with torch.no_grad():
+            kept = core(lq, given=draw_conditions(PromptTerm(), cache(lq, hq), 0.0))
+    assert kept.latent.equal(given.restored)
+    assert torch.allclose(kept.latent, usual.latent, atol=2e-3 * float(usual.latent.abs().max()))
+    with torch.no_grad():
+        next(core.predictor.parameters()).add_(0.1)
+    assert LatentCache(core, tmp_path, restores=True).folder != cache.folder, "another UNet, other files"
+    assert not stage(folder).encodings.restores, "a UNet that learns"
+
+
 def test_conditions(folder: Path) -> None:
     encoded = encode(folder)
     plain = draw_conditions(PromptTerm(), encoded, 0.0)
@@ -128,22 +150,22 @@ def test_the_unet_alone_learns_and_the_preview_judges_after_its_fit(folder: Path
     assert changed(trained.core, before) == {"prompt.projection", "predictor.unet"}
 
 
-def test_the_codec_alone_learns_with_and_without_its_guide(folder: Path) -> None:
-    whole = stage(folder)
-    config, tensors, provenance = whole.export()
+def codec_stage(folder: Path) -> RestorerStage:
+    """Build a stage in which the codec alone learns."""
+    config, tensors, provenance = stage(folder).export()
     save_checkpoint(folder / "whole.safetensors", tensors, config, provenance)
-    trained = stage(
-        folder,
-        init=str(folder / "whole.safetensors"),
-        codec_init="",
-        vre="",
-        train="codec",
-        guide={"dropout": 0.3, "partial": 0.3, "clean_latents": 0.3},
-    )
+    guide = {"dropout": 0.3, "partial": 0.3, "clean_latents": 0.3}
+    init = str(folder / "whole.safetensors")
+    return stage(folder, init=init, codec_init="", vre="", train="codec", guide=guide)
+
+
+def test_the_codec_alone_learns_with_and_without_its_guide(folder: Path) -> None:
+    assert not stage(folder).core.config.codec.fidelity_dial
+    trained = codec_stage(folder)
     before = snapshot(trained.core)
     trained.step(faces(2), 0)
     assert changed(trained.core, before) == {"codec.decoder", "codec.guide"}
-    assert trained.export()[0].codec.fidelity_dial and not config.codec.fidelity_dial
+    assert trained.export()[0].codec.fidelity_dial
 
 
 def test_each_part_learns_at_its_own_rate(folder: Path) -> None:

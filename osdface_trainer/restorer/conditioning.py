@@ -32,7 +32,7 @@ def draw_conditions(cfg: PromptTerm, encoded: Encoded, progress: float) -> Condi
     pairs = zip(encoded.hq_tokens, encoded.lq_tokens, strict=True)
     tokens = Tokens(*(torch.where(clean, hq, lq) for hq, lq in pairs))
     prompted = 1 - _chosen(count, cfg.dropout).to(latent.device)[:, None, None]
-    return Conditions(latent, tokens, prompted)
+    return Conditions(latent, tokens, prompted, encoded.restored)
 
 
 def draw_decoding(cfg: GuideTerm, clean: Tensor, count: int) -> Decoding:

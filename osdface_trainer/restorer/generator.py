@@ -68,11 +68,13 @@ class Conditions(NamedTuple):
         latent: (B, C, h, w), the low-quality latent, some with noise.
         tokens: (B, 77) codes and positions, some of the clean face.
         prompted: (B, 1, 1), 1; 0 where the prompt is left out.
+        restored: (B, C, h, w), what a frozen UNet makes of them, where that is known; it does not run then.
     """
 
     latent: Tensor
     tokens: Tokens
     prompted: Tensor
+    restored: Tensor | None = None
 
 
 class Decoding(NamedTuple):
@@ -142,7 +144,8 @@ class Generator(nn.Module):
                 prompt, latent = self.prompt(lq), self.encode(lq, self.posterior)
             else:
                 prompt, latent = self.prompt.project(given.tokens) * given.prompted, given.latent
-            x0 = self.one_step.denoise(latent, prompt)
+            known = None if given is None else given.restored
+            x0 = self.one_step.denoise(latent, prompt) if known is None else known
         if learning and not self.learns_latent:
             x0.requires_grad_()  # the losses' pulls are weighed there (adaptive_weight.py)
         part, guide = (x0, lq) if windows is None else (windows.of_latent(x0), windows.of_image(lq))

@@ -20,12 +20,14 @@ class Encoded(NamedTuple):
     Attributes:
         lq, hq: (B, C, H/8, W/8) float32, scaled latents of the degraded and of the clean face.
         lq_tokens, hq_tokens: their tokens, (B, 77) each.
+        restored: (B, C, H/8, W/8), what the UNet makes of `lq`; None while prompt or UNet learn.
     """
 
     lq: Tensor
     hq: Tensor
     lq_tokens: Tokens
     hq_tokens: Tokens
+    restored: Tensor | None = None
 
 
 class LatentCache:
@@ -35,11 +37,13 @@ class LatentCache:
         generator: what encodes; its frozen codec encoder and VRE. Other weights never find these files.
         folder: where they are kept, one file a pair (about 70 kB at 512 px, float16 latents); None keeps
             nothing.
+        restores: UNet and prompt are frozen and get the plain input, so the restored latent is kept, too.
     """
 
-    def __init__(self, generator: Generator, folder: Path | None) -> None:
+    def __init__(self, generator: Generator, folder: Path | None, *, restores: bool = False) -> None:
         self.generator = generator
-        self.folder = folder / _fingerprint(generator) if folder else None
+        self.restores = restores
+        self.folder = folder / _fingerprint(generator, restores) if folder else None
 
     @torch.no_grad()
     def __call__(self, lq: Tensor, hq: Tensor) -> Encoded:
@@ -62,13 +66,18 @@ class LatentCache:
     def _encode(self, lq: Tensor, hq: Tensor) -> Encoded:
         generator, vre = self.generator, self.generator.prompt.vre
         lq_latent, hq_latent = (generator.encode(image, generator.posterior).float() for image in (lq, hq))
-        return Encoded(lq_latent, hq_latent, vre.tokens(lq), vre.tokens(hq))
+        tokens = vre.tokens(lq)
+        if not self.restores:
+            return Encoded(lq_latent, hq_latent, tokens, vre.tokens(hq))
+        restored = generator.one_step.denoise(lq_latent, generator.prompt.project(tokens))
+        return Encoded(lq_latent, hq_latent, tokens, tokens, restored)
 
 
-def _fingerprint(generator: Generator) -> str:
+def _fingerprint(generator: Generator, restores: bool) -> str:
     digest = hashlib.sha256()
     encoder: nn.Module = getattr(generator.codec, "encoder", generator.codec)
-    for module in (encoder, generator.prompt.vre):
+    frozen = (generator.prompt, generator.predictor) if restores else (generator.prompt.vre,)
+    for module in (encoder, *frozen):
         for name, value in module.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().numpy().tobytes())
@@ -87,23 +96,29 @@ def _arrays(encoded: Encoded) -> dict[str, Any]:
     return {
         "lq": encoded.lq.half().cpu().numpy(),
         "hq": encoded.hq.half().cpu().numpy(),
+        **({} if encoded.restored is None else {"restored": encoded.restored.half().cpu().numpy()}),
         **{name: torch.stack(pair).short().cpu().numpy() for name, pair in tokens.items()},
     }
 
 
 def _read(file: Path, device: torch.device) -> Encoded:
     with np.load(file) as arrays:
-        lq, hq = (torch.from_numpy(arrays[name]).float().to(device) for name in ("lq", "hq"))
-        tokens = (
-            Tokens(*torch.from_numpy(arrays[f"{name}_tokens"]).long().to(device)) for name in ("lq", "hq")
-        )
-        return Encoded(lq, hq, *tokens)
+
+        def latent(name: str) -> Tensor:
+            return torch.from_numpy(arrays[name]).float().to(device)
+
+        def tokens(name: str) -> Tokens:
+            return Tokens(*torch.from_numpy(arrays[f"{name}_tokens"]).long().to(device))
+
+        restored = latent("restored") if "restored" in arrays else None
+        return Encoded(latent("lq"), latent("hq"), tokens("lq"), tokens("hq"), restored)
 
 
 def _joined(pairs: list[Encoded]) -> Encoded:
     lq, hq = (torch.cat([getattr(pair, name) for pair in pairs]) for name in ("lq", "hq"))
-    tokens = (
+    lq_tokens, hq_tokens = (
         Tokens(*(torch.cat(part) for part in zip(*(getattr(pair, name) for pair in pairs), strict=True)))
         for name in ("lq_tokens", "hq_tokens")
     )
-    return Encoded(lq, hq, *tokens)
+    restored = [pair.restored for pair in pairs if pair.restored is not None]
+    return Encoded(lq, hq, lq_tokens, hq_tokens, torch.cat(restored) if restored else None)

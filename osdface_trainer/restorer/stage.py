@@ -64,7 +64,11 @@ class RestorerStage:
         self.validation = (
             Validation(self.cfg, networks) if recipe.run.validate_every and recipe.data.val else None
         )
-        self.encodings = LatentCache(self.core, latents_folder(recipe) if self.cfg.keep_latents else None)
+        self.encodings = LatentCache(
+            self.core,
+            latents_folder(recipe) if self.cfg.keep_latents else None,
+            restores=not self.core.learns_latent and not self.cfg.prompting.active,
+        )
         self.preview = PreviewFit(self.core, self.cfg, accelerator) if self.cfg.preview.active else None
         self.modules: Mapping[str, nn.Module] = {
             "generator": self.generator,
