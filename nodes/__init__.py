@@ -7,6 +7,7 @@ from .load import OSDFaceApplyLoRA, OSDFaceBackboneFromModel, OSDFaceLoadRestore
 from .paste import OSDFacePasteBack
 from .photo import OSDFaceRestorePhoto
 from .restore import OSDFaceEncodePrompt, OSDFaceIdentityGuard, OSDFaceRestore
+from .video import OSDFaceRestoreVideo
 
 NODES = [
     (OSDFaceRestorePhoto, "OSDFace Restore Photo"),
@@ -24,6 +25,8 @@ NODES = [
     (OSDFaceBlendByMask, "OSDFace Blend by Mask"),
     (OSDFaceBeforeAfter, "OSDFace Before / After"),
 ]
+if host.has_video():
+    NODES.insert(1, (OSDFaceRestoreVideo, "OSDFace Restore Video"))
 NODE_CLASS_MAPPINGS = {node.__name__: node for node, _ in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: title for node, title in NODES}
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,72 @@ def load_lora(model: Any, state: dict[str, Tensor], strength: float) -> tuple[An
     return clone, len(clone.add_patches(patches, strength))
 
 
+# ------------------------------------------------------------------ videos
+
+
+def has_video() -> bool:
+    """Tell whether this ComfyUI has the VIDEO type, which came in 2025; outside of ComfyUI it need not."""
+    try:
+        import folder_paths  # noqa: F401
+    except ImportError:
+        return True
+    try:
+        import comfy_api.input_impl  # noqa: F401
+    except ImportError:
+        log.warning("Restore Video is left out: this ComfyUI has no VIDEO type; update ComfyUI to have it")
+        return False
+    return True
+
+
+def temp_folder() -> Path:
+    """Make ComfyUI's folder for files that its next start removes."""
+    import folder_paths
+
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def video_file(video: Any) -> Iterator[str]:
+    """Give the path of a file with a VIDEO in it: its own, else one that ComfyUI writes for this long.
+
+    It writes one where the video is images in memory, or a part of a file.
+    """
+    path = _whole_file(video)
+    if path is not None:
+        yield path
+        return
+    handle, path = tempfile.mkstemp(".mp4", "osdface_", temp_folder())
+    os.close(handle)
+    try:
+        video.save_to(path)
+        yield path
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+def _whole_file(video: Any) -> str | None:
+    """Return the file that a VIDEO is, unless it is a part of one: cut, cropped, otherwise edited."""
+    from comfy_api.input_impl import VideoFromFile
+
+    if not isinstance(video, VideoFromFile) or not hasattr(video, "get_stream_source"):
+        return None
+    source = video.get_stream_source()
+    if not isinstance(source, str) or getattr(video, "has_pending_frame_edits", bool)():
+        return None
+    whole = VideoFromFile(source)  # versions differ in how they say what was cut off; what is left tells
+    same = video.get_dimensions() == whole.get_dimensions() and video.get_duration() == whole.get_duration()
+    return source if same else None
+
+
+def video_of(path: Path) -> Any:
+    """Make a VIDEO of a file."""
+    from comfy_api.input_impl import VideoFromFile
+
+    return VideoFromFile(str(path))
+
+
 # ------------------------------------------------------------------ progress and interruption
 
 
@@ -264,10 +332,14 @@ class Progress:
 
     def step(self, count: int = 1, preview: Tensor | None = None) -> None:
         """Advance by `count`; `preview` is one (3, H, W) image in [0, 1] to show on the node."""
-        check_interrupt()
         self._done += count
+        self.show(self._done, None, preview)
+
+    def show(self, done: int, total: int | None, preview: Tensor | None = None) -> None:
+        """Say how far it is; `total` replaces the one from the beginning."""
+        check_interrupt()
         shown = None if preview is None else ("JPEG", to_picture(preview), 512)
-        self._bar.update_absolute(self._done, None, shown)
+        self._bar.update_absolute(done, total, shown)
 
 
 def cancellable() -> contextlib.AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -48,12 +49,11 @@ class Models:
         _HELD[key] = models = cls(key, Embedder(loaded.config, loaded.prompt_encoder), restorer)
         return models
 
-    def run(self, crops: Tensor, options: RestoreOptions) -> Tensor:
-        """Restore (N, 3, 512, 512) crops with progress."""
-        progress = host.Progress(2 * len(crops))
-        prompts = self.embedder.encode(crops, progress.step)
+    def run(self, crops: Tensor, options: RestoreOptions, step: Callable[..., None]) -> Tensor:
+        """Restore (N, 3, 512, 512) crops; `step` is told twice of each, with a result the second time."""
+        prompts = self.embedder.encode(crops, step)
         return self.restorer.restore(
-            crops, prompts, options, tick=lambda count, batch: progress.step(count, batch[-1])
+            crops, prompts, options, tick=lambda count, batch: step(count, batch[-1])
         )
 
 
@@ -61,7 +61,21 @@ class Models:
 _HELD: WeakValueDictionary[tuple[Any, ...], Models] = WeakValueDictionary()
 
 
-class OSDFaceRestorePhoto:
+class ModelHolder:
+    """A node that keeps the models of its last run: a cache of loaded files, not of anything about a run."""
+
+    def __init__(self) -> None:
+        self._models: Models | None = None
+
+    def _load(self, *wanted: Any) -> Models:
+        """Load what `Models.load` is asked for; what this node held goes first, so that memory holds one."""
+        if self._models is not None and self._models.key != Models.key_of(*wanted):
+            self._models = None
+        self._models = Models.load(*wanted)
+        return self._models
+
+
+class OSDFaceRestorePhoto(ModelHolder):
     CATEGORY = "OSDFace"
     SEARCH_ALIASES = ["face restore", "gfpgan", "codeformer", "face enhance", "deblur face", "old photo"]  # noqa: RUF012
     DESCRIPTION = (
@@ -82,9 +96,6 @@ class OSDFaceRestorePhoto:
         "Number of restored faces.",
     )
     FUNCTION = "restore"
-
-    def __init__(self) -> None:
-        self._models: Models | None = None  # a cache of loaded files, not of anything about a run
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
@@ -141,20 +152,13 @@ class OSDFaceRestorePhoto:
             files = host.checkpoint_path(checkpoint), host.base_path(base)
             loading = chosen(LoadOptions, options)
             models = self._load(*files, loading.lora_scale, loading.dtype)
-            restored = models.run(crops, how)
+            restored = models.run(crops, how, host.Progress(2 * len(crops)).step)
             restored, faces, identity = check_identity(scorer, crops, restored, faces, identity_guard)
         pasted, mask = paste_back(
             photo, faces, restored, pasting.feather, pasting.paste_mode, lambda count: host.check_interrupt()
         )
         result = with_alpha(pasted, image), host.to_mask(mask)
         return *result, faces.to_json(), host.to_crops(restored), identity, len(faces)
-
-    def _load(self, *wanted: Any) -> Models:
-        """Load what `Models.load` is asked for; what this node held goes first, so that memory holds one."""
-        if self._models is not None and self._models.key != Models.key_of(*wanted):
-            self._models = None
-        self._models = Models.load(*wanted)
-        return self._models
 
 
 def check_identity(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 import sys
 import types
 from dataclasses import dataclass, field
@@ -34,6 +35,26 @@ class ModelPatcher:
     ) -> None:
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
         self.model.device = offload_device  # type: ignore[assignment]  # fails on a read-only property, as there
+
+
+class VideoFromFile:
+    """ComfyUI's VIDEO of a file, whole or without its beginning."""
+
+    def __init__(self, file: str, *, start_time: float = 0) -> None:
+        self.file, self.start_time = file, start_time
+
+    def get_stream_source(self) -> str:
+        return self.file
+
+    def get_dimensions(self) -> tuple[int, int]:
+        return 0, 0
+
+    def get_duration(self) -> float:
+        return 10.0 - self.start_time
+
+    def save_to(self, path: str) -> None:
+        """Write what is left of the file: here a file of its own beside it."""
+        shutil.copyfile(Path(self.file).with_stem("rest"), path)
 
 
 @dataclass
@@ -64,6 +85,9 @@ def install(monkeypatch: Any, models: Path) -> Host:
     host.inputs.mkdir(exist_ok=True)
     modules = {"folder_paths": _folder_paths(host), "comfy": types.ModuleType("comfy")}
     modules["comfy"].__path__ = []
+    modules["comfy_api"] = types.ModuleType("comfy_api")
+    modules["comfy_api.input_impl"] = types.ModuleType("comfy_api.input_impl")
+    modules["comfy_api.input_impl"].VideoFromFile = VideoFromFile  # type: ignore[attr-defined]
     for name, build in (("model_management", _memory), ("model_patcher", _patcher), ("utils", _utils)):
         modules[f"comfy.{name}"] = build(host)
         setattr(modules["comfy"], name, modules[f"comfy.{name}"])
@@ -144,6 +168,7 @@ def _folder_paths(host: Host) -> types.ModuleType:
     module.get_filename_list = lambda name: list(listing(name))  # type: ignore[attr-defined]
     module.get_full_path = get_full_path  # type: ignore[attr-defined]
     module.get_input_directory = lambda: str(host.inputs)  # type: ignore[attr-defined]
+    module.get_temp_directory = lambda: str(host.models.parent / "temp")  # type: ignore[attr-defined]
     module.get_folder_paths = lambda name: list(host.folders[name][0])  # type: ignore[attr-defined]
     return module
 

@@ -28,12 +28,12 @@ def run_check(name: str, base: Path) -> dict:
 
 def test_loader(tmp_path: Path) -> None:
     result = run_check("load", tmp_path)
-    assert len(result["nodes"]) == 14
+    assert len(result["nodes"]) == 15
     assert any(path.endswith("web") for path in result["docs"].values())
 
 
 def test_validation_of_every_workflow(tmp_path: Path) -> None:
-    assert len(run_check("validate", tmp_path)["workflows"]) == 5
+    assert len(run_check("validate", tmp_path)["workflows"]) == 6
 
 
 def test_execution_caching_and_reuse(tmp_path: Path) -> None:

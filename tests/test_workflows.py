@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.comfy_stub import ROOT, install, load_pack
+from tests.clips import decoded, flat, write_clip
+from tests.comfy_stub import ROOT, VideoFromFile, install, load_pack
 from tests.test_nodes_native import Model, Vae
 
 NODES = load_pack().NODE_CLASS_MAPPINGS
@@ -41,7 +43,14 @@ def widgets(kind: str) -> dict:
 
 
 def test_the_promised_workflows_are_there():
-    assert NAMES == ["1 restore photo", "2 group step by step", "3 compare", "4 clip", "5 sd21 native"]
+    assert NAMES == [
+        "1 restore photo",
+        "2 group step by step",
+        "3 compare",
+        "4 clip",
+        "5 sd21 native",
+        "6 video",
+    ]
 
 
 def test_the_folder_holds_workflows_and_thumbnails_only():
@@ -110,7 +119,12 @@ def test_workflow_runs_without_downloads(name):
     assert (ROOT / "nodes" / "examples" / loader["widgets_values"][0]).is_file()
     assert by_type["MarkdownNote"]["widgets_values"][0].startswith("## ")
     for node in graph["nodes"]:
-        if node["type"] in ("OSDFaceLoadVRE", "OSDFaceLoadRestorer", "OSDFaceRestorePhoto"):
+        if node["type"] in (
+            "OSDFaceLoadVRE",
+            "OSDFaceLoadRestorer",
+            "OSDFaceRestorePhoto",
+            "OSDFaceRestoreVideo",
+        ):
             assert "mini" in node.get("widgets_values", [])
 
 
@@ -133,7 +147,6 @@ def save(images, **_):
 SAVED: list[torch.Tensor] = []
 CORE = {  # stand-ins for core's nodes in the workflows
     "LoadImage": lambda **_: (landscape(), torch.zeros(1, 64, 64)),
-    "LoadVideo": lambda **_: ("video",),
     "GetVideoComponents": lambda video: (landscape(), None, 30.0),
     "CheckpointLoaderSimple": lambda ckpt_name: (Model(), None, Vae()),
     "ImageScaleBy": lambda image, scale_by, **_: (
@@ -141,7 +154,7 @@ CORE = {  # stand-ins for core's nodes in the workflows
     ),
     "MaskToImage": lambda mask: (mask[..., None].expand(-1, -1, -1, 3),),
     "CreateVideo": lambda images, **_: (images,),
-    "SaveVideo": lambda video, **_: save(video),
+    "SaveVideo": lambda video, **_: save(pictures(video)),
     "PreviewImage": save,
     "SaveImage": save,
 }
@@ -168,19 +181,32 @@ def execute(prompt: dict) -> dict:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_landscape_goes_through_every_workflow(name, comfy):
+def test_a_landscape_goes_through_every_workflow(name, comfy, monkeypatch):
     """No face is no error, loads no model, and what is saved is the landscape."""
     SAVED.clear()
+    film = VideoFromFile(str(write_clip(comfy.inputs / "film.mp4", flat(2), sound=None)))
+    monkeypatch.setitem(CORE, "LoadVideo", lambda file: (film,))
     done = execute(api(name))
     assert SAVED and not comfy.loads
     kept = [out for key, out in done.items() if prompt_kind(name, key) in RESTORING]
     assert kept
-    for image, *_ in kept:
-        small = torch.nn.functional.interpolate(image.movedim(-1, 1), size=(96, 128), mode="area")
-        assert (small.movedim(1, -1) - landscape()).abs().max() < 0.02
+    for first, *_ in kept:
+        before = pictures(film) if isinstance(first, VideoFromFile) else landscape()
+        small = torch.nn.functional.interpolate(
+            pictures(first).movedim(-1, 1), size=before.shape[1:3], mode="area"
+        )
+        assert (small.movedim(1, -1) - before).abs().max() < 0.04
 
 
-RESTORING = ("OSDFaceRestorePhoto", "OSDFacePasteBack")
+def pictures(video: VideoFromFile | torch.Tensor) -> torch.Tensor:
+    """IMAGE of a film's frames; the same for what is one."""
+    if isinstance(video, torch.Tensor):
+        return video
+    frames = [frame.to_ndarray(format="rgb24") for frame in decoded(Path(video.file))]
+    return torch.from_numpy(np.stack(frames)) / 255
+
+
+RESTORING = ("OSDFaceRestorePhoto", "OSDFacePasteBack", "OSDFaceRestoreVideo")
 
 
 def prompt_kind(name: str, key: str) -> str:

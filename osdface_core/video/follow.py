@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError
-from ..faces import Face, detect, select
-from ..faces.detect import find_again
+from ..faces.detect import detect, find_again
+from ..faces.face import Face
+from ..faces.select import select
 from ..faces.track import Follower, is_cut, steady
 from ..options import DetectOptions
 from .pixels import thumbnail

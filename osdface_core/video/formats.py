@@ -14,12 +14,15 @@ from ..options import VideoOptions
 if TYPE_CHECKING:
     from av.video.format import VideoFormat
 
-SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv"),
-    *(".flv", ".3gp", ".ogv", ".vob", ".mxf"),
-)
+WRITTEN = {
+    ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi",
+    ".ts": "mpegts", ".mts": "mpegts", ".m2ts": "mpegts",
+}  # fmt: skip
+"""Containers that are written, by suffix."""
+SUFFIXES = (*WRITTEN, ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".vob", ".mxf")
 PICTURES = {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".jpg": "mjpeg", ".jpeg": "mjpeg"}
 """Codecs of image sequences, by suffix."""
+OLDEST_AV = 18
 NUMBER = re.compile(r"%(0?)(\d*)d")
 ENCODERS = {
     "h264": "libx264", "hevc": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1", "prores": "prores_ks",
@@ -58,6 +61,8 @@ def load_av() -> Any:
         import av
     except ImportError as error:
         raise VideoError('videos need the extra for video: pip install "osdface[video]" (PyAV)') from error
+    if int(av.__version__.split(".")[0]) < OLDEST_AV:
+        raise VideoError(f"PyAV {av.__version__} is too old for videos: pip install --upgrade av")
     av.logging.set_level(av.logging.PANIC)  # damaged frames are counted; FFmpeg's own lines say less
     return av
 
@@ -80,12 +85,9 @@ def container_of(target: Path) -> str:
     """
     if is_sequence(target):
         return "image2"
-    named = {".mkv": "matroska", ".m4v": "mp4", ".ts": "mpegts", ".mts": "mpegts", ".m2ts": "mpegts"}
-    suffix = target.suffix.lower()
-    name = named.get(suffix, suffix[1:])
-    if name not in ("mp4", "mov", "matroska", "webm", "avi", "mpegts"):
+    if target.suffix.lower() not in WRITTEN:
         raise ConfigError(f"-o {target}: write videos as .mp4, .mov, .mkv, .webm, .avi, .ts or %05d.png")
-    return name
+    return WRITTEN[target.suffix.lower()]
 
 
 def choose_encoding(

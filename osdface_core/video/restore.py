@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ImageError, OptionError
-from ..faces import align
+from ..faces.align import align
 from ..options import DetectOptions, PasteOptions, RestoreOptions, VideoOptions, options_of, pick
 from ..pipeline import FacePipeline, OnProgress
 from ..steps import paste_back, restore_crops
