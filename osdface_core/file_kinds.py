@@ -8,6 +8,11 @@ from pathlib import Path
 
 from .pickles import read_pickle
 
+VIDEOS = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv"),
+    *(".flv", ".3gp", ".ogv", ".vob", ".mxf"),
+)
+"""Suffixes of video files."""
 HEAD = 512  # bytes that tell a file's kind
 _WEB_PAGE = (
     "a web page; download the file itself (Hugging Face: the download arrow, or /resolve/ instead of /blob/ "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("av", reason='videos need PyAV: pip install "osdface[video]"')
 
@@ -78,6 +79,22 @@ def test_ctrl_c_says_what_is_there_and_how_to_go_on(
     assert run("film.mp4", "-o", "out.mp4") == 0
     assert "12 frames, 5 of them before" in capsys.readouterr().out
     assert len(decoded(Path("out.mp4"))) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["photo.png", "--crf", "20", "--fps", "30"], "--crf --fps not used: the inputs are photos"),
+        (["film.mp4", "--crf", "30", "--fps", "30"], "--fps not used: video files keep their own times"),
+    ],
+)
+def test_options_that_do_nothing_are_named(
+    run: Run, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_clip(Path("film.mp4"), flat(2), sound=None)
+    Image.fromarray(next(flat(1))).save("photo.png")
+    assert run(*arguments, "-o", "out") == 0
+    assert line in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,17 @@ def test_folders_that_cannot_be_opened_are_failures(tmp_path, monkeypatch):
     assert missing.failed and missing.source.endswith("locked") and "Permission denied" in missing.reason
 
 
+def test_videos_of_a_folder_are_named(tmp_path):
+    put(tmp_path / "a.png")
+    for name in ("film.mp4", "sub/b.MP4", "c.mkv", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for given in (tmp_path, tmp_path / "**" / "*"):
+        jobs, (told,) = plan([str(given)], tmp_path / "out")
+        assert len(jobs) == 1 and not told.failed
+        assert "1 .mkv (videos; osdface restore takes them by name); 2 .mp4 (videos" in told.reason
+
+
 def test_folders_that_a_glob_meets_are_told(tmp_path):
     put(tmp_path / "a.png")
     put(tmp_path / "sub" / "b.png")

@@ -11,7 +11,17 @@ from ..config import OSDFaceConfig
 from ..errors import CheckpointError, ConfigError, OptionError
 from ..loading import resolve
 from ..models.identity import load_identity
-from ..options import DetectOptions, LoadOptions, Options, PasteOptions, RestoreOptions, options_of, pick
+from ..options import (
+    DetectOptions,
+    LoadOptions,
+    Options,
+    PasteOptions,
+    RestoreOptions,
+    VideoOptions,
+    options_of,
+    pick,
+)
+from ..video.formats import is_sequence, is_video
 
 PLACES = ("base", "codec_dir", "detector_dir", "upscale_model")
 """Options that name a file or folder which has to be there."""
@@ -73,6 +83,10 @@ def _unused(args: argparse.Namespace, config: OSDFaceConfig | None) -> Iterator[
         yield _given(args, PasteOptions, "upscale_model"), "--upscale is 1"
     if args.codec == "own":
         yield _given(args, LoadOptions, "codec_dir"), "--codec is own"
+    if not any(map(is_video, args.inputs)):
+        yield _given(args, VideoOptions), "the inputs are photos"
+    elif not any(map(is_sequence, args.inputs)):
+        yield _given(args, VideoOptions, "fps"), "video files keep their own times"
     if config and config.arch == "full":
         yield _given(args, LoadOptions, "base", "lora_scale", "lora"), "the model is self-contained"
 

@@ -7,6 +7,8 @@ from functools import cache
 
 from PIL import Image, features
 
+from ..file_kinds import VIDEOS
+
 SUFFIXES = {
     ".png": "PNG",
     ".apng": "PNG",
@@ -46,7 +48,7 @@ def readable() -> frozenset[str]:
 
 
 def unread_reason(suffix: str) -> str:
-    """Say why photos of a suffix are not read and what to do; empty for readable ones and for no photos."""
+    """Say why photos or videos of a suffix are not read and what to do; empty for readable and for others."""
     suffix = suffix.lower()
     if suffix in readable():
         return ""
@@ -54,6 +56,8 @@ def unread_reason(suffix: str) -> str:
         return HEIC_MISSING
     if suffix in AVIF:
         return AVIF_MISSING
+    if suffix in VIDEOS:
+        return "videos; osdface restore takes them by name"
     return "not a format that is read: export it as PNG or TIFF" if suffix in OTHERS else ""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, OptionError, VideoError
+from ..file_kinds import VIDEOS
 from ..options import VideoOptions
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ WRITTEN = {
     ".ts": "mpegts", ".mts": "mpegts", ".m2ts": "mpegts",
 }  # fmt: skip
 """Containers that are written, by suffix."""
-SUFFIXES = (*WRITTEN, ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".vob", ".mxf")
 PICTURES = {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".jpg": "mjpeg", ".jpeg": "mjpeg"}
 """Codecs of image sequences, by suffix."""
 OLDEST_AV = 18
@@ -74,7 +74,7 @@ def is_sequence(path: str | Path) -> bool:
 
 def is_video(path: str | Path) -> bool:
     """Tell by its name whether a path is a video file or an image sequence."""
-    return Path(path).suffix.lower() in SUFFIXES or is_sequence(path)
+    return Path(path).suffix.lower() in VIDEOS or is_sequence(path)
 
 
 def container_of(target: Path) -> str:
