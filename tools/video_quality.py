@@ -142,10 +142,11 @@ def memory(args: argparse.Namespace, folder: Path) -> None:
     peaks = []
     for count in (args.memory, 10 * args.memory):
         source = folder / f"{count}.mp4"
-        write(source, clean_frames(args.face, args.memory, LARGE), "libx264", "yuv420p", count // args.memory)
+        frames = clean_frames(args.face, args.memory, args.size)
+        write(source, frames, "libx264", "yuv420p", count // args.memory)
         done = subprocess.run([sys.executable, __file__, str(source), "--child"], check=True, stdout=-1)
         peaks.append(int(done.stdout) / 1024)
-        print(f"{count} frames of {LARGE[0]}x{LARGE[1]}: peak {peaks[-1]:.0f} MiB", flush=True)
+        print(f"{count} frames of {args.size[0]}x{args.size[1]}: peak {peaks[-1]:.0f} MiB", flush=True)
     print(f"ratio {peaks[1] / peaks[0]:.3f}")
 
 
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="where the restored video stays")
     parser.add_argument("--memory", type=int, metavar="N", help="measure memory at N and 10 N frames instead")
+    parser.add_argument("--size", type=int, nargs=2, default=LARGE, metavar="PX", help="of its frames")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
