@@ -15,7 +15,8 @@ from osdface_core.faces import mtcnn as mtcnn_module
 from osdface_core.faces.detect import load_detector
 from osdface_core.faces.mtcnn import Mtcnn, cut_patches, patch_levels, square
 from osdface_core.faces.nms import drop_shadowed, nms
-from osdface_core.faces.views import spans, tiles, whole
+from osdface_core.faces.search import PATCH, turned_quarter
+from osdface_core.faces.views import View, spans, tiles, turned, whole
 from osdface_core.photo_array import PhotoArray
 
 EYES = ((200.5, 98.5), (245.0, 101.5))
@@ -223,3 +224,15 @@ def test_group_photos(shared):
     ):
         photo = np.asarray(Image.open(shared / "faces" / "group" / f"{name}.jpg").convert("RGB"))
         assert least <= len(find(photo)) <= most
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_a_patch_is_turned_without_resampling(turn: int) -> None:
+    pixels = torch.rand(3, PATCH, PATCH, generator=torch.Generator().manual_seed(turn))
+    patch = View(pixels, np.diag([2, 2, 1.0]))
+        torch.rand(3, PATCH, PATCH, generator=torch.Generator().manual_seed(turn)), np.diag([2, 2, 1.0])
+    )
+    exact, resampled = turned_quarter(patch, turn), turned(patch, 90 * turn)
+    assert exact.image.flatten().sort().values.equal(patch.image.flatten().sort().values)
+    assert (exact.image - resampled.image).abs().max() < 1e-3
+    np.testing.assert_allclose(exact.to_photo, resampled.to_photo, atol=1e-9)

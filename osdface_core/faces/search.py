@@ -181,7 +181,7 @@ def look_closer(
     step = max(1, BATCH // turns)
     for start in range(0, len(jobs), step):
         upright = [patch_view(photo, base, *job, device) for job in jobs[start : start + step]]
-        views = [turned(view, 90 * turn) for view in upright for turn in range(turns)]
+        views = [turned_quarter(view, turn) for view in upright for turn in range(turns)]
         results = net(torch.stack([view.image for view in views]), PATCH / CONTEXT / 2)
         rows = [central(*pair) for pair in zip(results, views, strict=True)]
         found += [rows[i : i + turns] for i in range(0, len(rows), turns)]
@@ -202,6 +202,15 @@ def patch_view(photo: PhotoArray, base: View, row: np.ndarray, roll: float, devi
     else:
         image = cut(photo, to_patch, PATCH, device, outside=0.5)
     return View(image.clamp(0, 1), np.linalg.inv(to_patch))
+
+
+def turned_quarter(view: View, turn: int) -> View:
+    """Turn a patch counter-clockwise by `turn` times 90 degrees: `turned` without its resampling."""
+    centre = (PATCH - 1) / 2
+    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[turn]
+    quarter = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    back = translation(centre, centre) @ quarter @ translation(-centre, -centre)
+    return View(torch.rot90(view.image, turn, (1, 2)), view.to_photo @ back)
 
 
 def central(rows: np.ndarray, view: View) -> np.ndarray | None:
