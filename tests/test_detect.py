@@ -230,8 +230,6 @@ def test_group_photos(shared):
 def test_a_patch_is_turned_without_resampling(turn: int) -> None:
     pixels = torch.rand(3, PATCH, PATCH, generator=torch.Generator().manual_seed(turn))
     patch = View(pixels, np.diag([2, 2, 1.0]))
-        torch.rand(3, PATCH, PATCH, generator=torch.Generator().manual_seed(turn)), np.diag([2, 2, 1.0])
-    )
     exact, resampled = turned_quarter(patch, turn), turned(patch, 90 * turn)
     assert exact.image.flatten().sort().values.equal(patch.image.flatten().sort().values)
     assert (exact.image - resampled.image).abs().max() < 1e-3
