@@ -184,6 +184,26 @@ def test_boiling_is_calmed_and_a_real_change_followed() -> None:
     assert torch.equal(steady([other], still, still + 0.2, 21 / 25), still + 0.2 - still + still)
 
 
+def test_noise_of_the_original_does_not_come_back() -> None:
+    torch.manual_seed(0)
+    face = dataclasses.replace(face_at(1.0, 0, 0, 0), track=0)
+    steady, still = ChangeSteadier(), torch.full((1, 3, 64, 64), 0.5)
+    for number in range(10):
+        noisy = still + 0.05 * torch.randn(1, 3, 64, 64)
+        result = steady([face], noisy, still, number / 25)
+        assert (result - still).abs().mean() < 0.2 * (noisy - still).abs().mean()
+
+
+def test_a_fine_pattern_that_moves_is_not_averaged() -> None:
+    face = dataclasses.replace(face_at(1.0, 0, 0, 0), track=0)
+    stripes = torch.full((1, 3, 64, 64), 0.5)
+    stripes[..., :24] += 0.2 * (torch.arange(24) // 2 % 2) - 0.1
+    steady, moved = ChangeSteadier(), stripes.clone()
+    moved[..., :24] = stripes[..., :24].roll(2, dims=-1)
+    steady([face], stripes, stripes, 0.0)
+    assert torch.allclose(steady([face], moved, moved, 0.04), moved, atol=0.01)
+
+
 def test_a_longer_step_forgets_more() -> None:
     face = dataclasses.replace(face_at(1.0, 0, 0, 0), track=0)
     still, left = torch.full((1, 3, 64, 64), 0.5), []

@@ -1,7 +1,8 @@
 """Steady over time what the restoration changed, so that restored skin and hair do not boil.
 
-The change (restored minus original) of a face is averaged with that of the frame before, in the coordinates
-of the aligned crop, as far as the original stayed the same there: an eye that opens is followed at once.
+A restored face is its original, low-passed, and the rest: what the restoration made of it. That rest is
+averaged with the frame before's, in the coordinates of the aligned crop, as far as the original stayed the
+same: an eye that opens is followed at once, light and shade always are, and the original's noise stays away.
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ from torch import Tensor
 from ..faces import Face
 
 TAU = 0.12
-"""Time after which the memory of a change has faded to 1/e [s]."""
+"""Time after which the memory has faded to 1/e [s]."""
 ALIKE = 0.03
-"""Difference of the low-passed originals (unit range) at which the memory counts by 1/e."""
+"""Difference of the originals (unit range) at which the memory counts by 1/e."""
 BLUR = 8
 """Side of the squares over which originals are compared [px of the crop]: beyond noise and compression."""
+NOISE = 1.5
+"""So many times the median difference of single pixels is noise, not movement."""
 
 
 @dataclass(frozen=True)
 class _Memory:
     time: float
     original: Tensor
-    change: Tensor
+    rest: Tensor
 
 
 class ChangeSteadier:
-    """Remembers one change per track; a track that is not seen for a frame is forgotten."""
+    """Remembers one face per track; a track that is not seen for a frame is forgotten."""
 
     def __init__(self) -> None:
         self._memory: dict[int, _Memory] = {}
@@ -51,22 +54,30 @@ class ChangeSteadier:
         memory: dict[int, _Memory] = {}
         result = restored.clone()
         for number, face in enumerate(faces):
-            crop, change = crops[number], restored[number] - crops[number]
-            low = F.avg_pool2d(crop[None], BLUR)
-            last = None if face.track is None else self._memory.get(face.track)
+            if face.track is None:
+                continue
+            crop = crops[number : number + 1]
+            low = _enlarged(F.avg_pool2d(crop, BLUR), crop)
+            rest = restored[number : number + 1] - low
+            last = self._memory.get(face.track)
             if last is not None:
-                weight = _weight(low, last.original, time - last.time)
-                weight = F.interpolate(weight, change.shape[-2:], mode="bilinear")[0]
-                change = torch.lerp(change, last.change, weight)
-                result[number] = (crop + change).clamp(0.0, 1.0)
-            if face.track is not None:
-                memory[face.track] = _Memory(time, low, change)
+                weight = _weight(crop, last.original, time - last.time)
+                rest = torch.lerp(rest, last.rest, _enlarged(weight, crop))
+                result[number] = (low + rest).clamp(0.0, 1.0)[0]
+            memory[face.track] = _Memory(time, crop, rest)
         self._memory = memory
         return result
 
 
+def _enlarged(small: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(small, like.shape[-2:], mode="bilinear")
+
+
 def _weight(now: Tensor, before: Tensor, step: float) -> Tensor:
-    """How much the last change counts, (1, 1, h, w): less over longer steps and where the face moved."""
-    difference = (now - before).abs().mean(dim=1, keepdim=True)
-    difference = F.max_pool2d(difference, 3, stride=1, padding=1)
-    return math.exp(-max(step, 0.0) / TAU) * torch.exp(-((difference / ALIKE) ** 2))
+    """How much the memory counts, (1, 1, h, w): less over longer steps and where the original moved."""
+    difference = now - before
+    slow = F.avg_pool2d(difference, BLUR).abs().mean(dim=1, keepdim=True)
+    fine = F.avg_pool2d(difference.abs().mean(dim=1, keepdim=True), BLUR)
+    moved = torch.maximum(slow, fine - NOISE * fine.median())
+    moved = F.max_pool2d(moved, 3, stride=1, padding=1)
+    return math.exp(-max(step, 0.0) / TAU) * torch.exp(-((moved / ALIKE) ** 2))
