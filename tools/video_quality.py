@@ -132,7 +132,7 @@ def quality(args: argparse.Namespace, folder: Path) -> None:
     metrics = load_metrics(("perceptual", "identity"), WeightFinder(args.weights), torch.device("cpu"))
     print(f"{'':16}{'flicker':>9}{'identity':>10}{'perceptual':>12}")
     for name, scores in metrics.score(crops["clean"], crops).items():
-        identity, perceptual = (np.mean(scores[key]) for key in ("identity", "perceptual"))
+        identity, perceptual = (np.mean(scores[key]) for key in ("identity_cos", "perceptual"))
         print(f"{name:16}{flicker(crops[name]):9.2f}{identity:10.3f}{perceptual:12.4f}")
     print(f"CPU time per frame, video / frame by frame: {seconds[0] / seconds[1]:.2f}")
 
