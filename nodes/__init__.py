@@ -8,6 +8,7 @@ from .paste import OSDFacePasteBack
 from .photo import OSDFaceRestorePhoto
 from .restore import OSDFaceEncodePrompt, OSDFaceIdentityGuard, OSDFaceRestore
 from .video import OSDFaceRestoreVideo
+from .widgets import named
 
 NODES = [
     (OSDFaceRestorePhoto, "OSDFace Restore Photo"),
@@ -27,6 +28,8 @@ NODES = [
 ]
 if host.has_video():
     NODES.insert(1, (OSDFaceRestoreVideo, "OSDFace Restore Video"))
+for node, _ in NODES:
+    setattr(node, node.FUNCTION, named(getattr(node, node.FUNCTION)))
 NODE_CLASS_MAPPINGS = {node.__name__: node for node, _ in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: title for node, title in NODES}
 

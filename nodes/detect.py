@@ -11,7 +11,7 @@ from . import host
 from .frames import FrameKind, choose, cut, find_faces, which_faces
 from .helpers import preview_faces
 from .sockets import FACES, FaceSet
-from .widgets import advanced, choice, chosen, named, socket, text, widget, widgets
+from .widgets import advanced, choice, chosen, socket, text, widget, widgets
 
 DETECTOR = widget(options_of(DetectOptions)["detector"], " Its weights belong into models/facedetection.")
 SELECTION = choice(
@@ -62,7 +62,6 @@ class OSDFaceDetectFaces:
             "optional": {"frames": FRAMES, **advanced(widgets(DetectOptions, "threshold", "effort"))},
         }
 
-    @named
     def detect(
         self, image: Tensor, selection: str, indices: str, frames: FrameKind = "photos", **options: Any
     ) -> tuple[FaceSet, Tensor, int, Tensor, str]:
@@ -98,7 +97,6 @@ class OSDFaceSelectFaces:
             }
         }
 
-    @named
     def select(
         self, faces: FaceSet, crops: Tensor, selection: str, indices: str, **options: Any
     ) -> tuple[FaceSet, Tensor, int]:

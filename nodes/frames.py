@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..osdface_core.choices import DetectorName, PasteMode
 from ..osdface_core.errors import DetectorError, OptionError
 from ..osdface_core.faces import align, detect, paste
+from ..osdface_core.faces.detect import detection_device, load_detector
 from ..osdface_core.faces.face import Face
 from ..osdface_core.faces.retinaface import RELEASES, find_local
 from ..osdface_core.faces.select import select
@@ -21,6 +23,7 @@ from . import host
 from .sockets import FaceSet
 
 FrameKind = Literal["photos", "clip"]
+DETECT_BYTES = 600 << 20  # activations of RetinaFace for a picture or a batch of patches
 Tick = Callable[[int], None]
 
 
@@ -57,16 +60,16 @@ def find_faces(
         kind: what the batch is; landmarks of unrelated photos must not be averaged.
         tick: called after each frame; may raise to stop.
     """
-    device, weights = host.compute_device(), detector_folder(options.detector)
+    detector = load_detector(options.detector, detector_folder(options.detector), torch.device("cpu"))
+    managed = _managed(cast(nn.Module, detector))
     found: list[list[Face]] = []
     with host.cancellable():
         for frame in frames:
             found.append(
                 detect(
                     frame,
-                    options.detector,
-                    detector_dir=weights,
-                    device=device,
+                    detector,
+                    device=managed.load(DETECT_BYTES),
                     min_face=options.min_face,
                     threshold=options.threshold,
                     effort=options.effort,
@@ -81,6 +84,11 @@ def find_faces(
         found = [select(faces, (height, width), "all", order=options.order) for faces in found]
         numbers = [tuple(range(len(faces))) for faces in found]
     return FaceSet(tuple(map(tuple, found)), tuple(numbers), height, width)
+
+
+@lru_cache(maxsize=1)
+def _managed(detector: nn.Module) -> host.Managed:
+    return host.Managed(detector, detection_device(host.compute_device()))
 
 
 def detector_folder(detector: DetectorName) -> str:

@@ -204,7 +204,7 @@ def auto_dtype(device: torch.device) -> torch.dtype | None:
 class Managed:
     """A module that ComfyUI's memory manager owns: loaded when used, evicted when others need the room."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, device: torch.device | None = None) -> None:
         import comfy.model_management as mm
         import comfy.model_patcher
 
@@ -212,7 +212,7 @@ class Managed:
         holder.add_module("held", module)
         self.module = module
         self.patcher = comfy.model_patcher.ModelPatcher(
-            holder, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+            holder, load_device=device or mm.get_torch_device(), offload_device=mm.unet_offload_device()
         )
 
     def load(self, activations: int) -> torch.device:

@@ -55,6 +55,17 @@ def load_scorer(required: bool) -> Scorer | None:
         return None
 
 
+def check_guard(threshold: float | None) -> bool | str:
+    """Answer VALIDATE_INPUTS for a threshold (None: it comes through a link): True, or what is missing."""
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        return f"{threshold} is not within 0 and 1"
+    try:
+        load_scorer(required=bool(threshold))
+    except CheckpointError as error:
+        return str(error)
+    return True
+
+
 def scores(
     scorer: Scorer, before: Tensor, after: Tensor, reference: Tensor | None = None
 ) -> list[tuple[float, float]]:

@@ -8,9 +8,9 @@ from ..osdface_core.choices import Dtype
 from ..osdface_core.options import LoadOptions, options_of
 from . import host
 from .lora import read_lora, to_comfyui
-from .models import Embedder, Restorer, load_restorer
+from .models import Embedder, Restorer
 from .sockets import BACKBONE, VRE
-from .widgets import choice, named, socket, widget, widgets
+from .widgets import advanced, choice, socket, widget, widgets
 
 CHECKPOINT_TIP = (
     "Files of models/osdface. mini: the small model that comes with this pack. A name that ends in / is a "
@@ -42,7 +42,6 @@ class OSDFaceLoadVRE:
     def IS_CHANGED(cls, vre: str | None = None) -> str | float:  # noqa: N802
         return host.changed(vre)
 
-    @named
     def load(self, vre: str) -> tuple[Embedder]:
         return (Embedder.load(host.checkpoint_path(vre)),)
 
@@ -60,13 +59,18 @@ class OSDFaceLoadRestorer:
     )
     FUNCTION = "load"
 
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()  # what was loaded: a cache of files, not of anything about a run
+        self._restorer: Restorer | None = None
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {
             "required": {
                 "checkpoint": choice(host.checkpoint_names(), CHECKPOINT_TIP),
                 "base": choice(host.base_names(), BASE_TIP),
-                **widgets(LoadOptions, "lora_scale", "dtype"),
+                **widgets(LoadOptions, "lora_scale"),
+                **advanced(widgets(LoadOptions, "dtype")),
             }
         }
 
@@ -74,10 +78,13 @@ class OSDFaceLoadRestorer:
     def IS_CHANGED(cls, checkpoint: str | None = None, base: str | None = None, **_: Any) -> str | float:  # noqa: N802
         return host.changed(checkpoint, base)
 
-    @named
     def load(self, checkpoint: str, base: str, lora_strength: float, dtype: Dtype) -> tuple[Restorer]:
         paths = host.checkpoint_path(checkpoint), host.base_path(base)
-        return (load_restorer(*paths, lora_strength, dtype)[0],)
+        key = (*paths, host.stamp(*paths), dtype)
+        if self._restorer is None or key != self._key or not self._restorer.takes(lora_strength):
+            self._restorer = None  # first, so that memory holds one
+            self._restorer, self._key = Restorer.load(*paths, lora_strength, dtype)[0], key
+        return (self._restorer.at(lora_strength),)
 
 
 class OSDFaceBackboneFromModel:
@@ -139,7 +146,6 @@ class OSDFaceApplyLoRA:
             return float("nan")
         return "" if lora == host.NONE else host.stamp(host.lora_path(lora))
 
-    @named
     def apply(self, model: Any, lora: str, strength: float) -> tuple[Any]:
         if lora == host.NONE or strength == 0.0:
             return (model,)

@@ -14,6 +14,7 @@ from ..osdface_core.config import OSDFaceConfig
 from ..osdface_core.devices import FACE_BYTES, faces_at_once, pick_dtype
 from ..osdface_core.loading import Loaded, load_model, load_prompt_encoder, read_model, resolve
 from ..osdface_core.models.backbone import Backbone
+from ..osdface_core.models.lora import MergedLoRA
 from ..osdface_core.models.vre import PromptEncoder
 from ..osdface_core.options import RestoreOptions
 from ..osdface_core.pipeline import FacePipeline
@@ -51,21 +52,48 @@ class Embedder:
         return torch.cat(prompts)
 
 
+class Dial:
+    """The strength at which a merged LoRA now is, and the way to another."""
+
+    def __init__(self, lora: MergedLoRA, now: float) -> None:
+        self.lora, self.now = lora, now
+
+    def turn(self, pipeline: FacePipeline, strength: float) -> None:
+        """Merge the LoRA anew, from what was read, unless it is at that strength."""
+        if strength != self.now:
+            self.now = float("nan")  # until it has ended
+            pipeline.set_lora_scale(strength, self.lora.merge)
+            self.now = strength
+
+
 class Restorer:
     """OSDFACE_BACKBONE: latent codec and noise predictor, and the one step between them.
 
     Args:
         pipeline: holds the two protocols; prompts come in on a socket.
         managed: the pack's own modules; None if they belong to MODEL and VAE sockets, which load themselves.
+        strength: of the LoRA.
+        dial: shared by all that use the same modules; None where the strength cannot be turned.
     """
 
-    def __init__(self, pipeline: FacePipeline, managed: host.Managed | None) -> None:
-        self.pipeline = pipeline
-        self.managed = managed
+    def __init__(
+        self,
+        pipeline: FacePipeline,
+        managed: host.Managed | None,
+        strength: float = 1.0,
+        dial: Dial | None = None,
+    ) -> None:
+        self.pipeline, self.managed = pipeline, managed
+        self.strength, self.dial = strength, dial
 
     @classmethod
-    def own(cls, loaded: Loaded, dtype: Dtype) -> Restorer:
-        """Wrap modules that the core loaded."""
+    def load(cls, source: str, base: str | None, strength: float, dtype: Dtype) -> tuple[Restorer, Loaded]:
+        """Load the modules from files."""
+        loaded = load_model(source, base=base, lora_scale=strength)
+        return cls._own(loaded, strength, dtype), loaded
+
+    @classmethod
+    def _own(cls, loaded: Loaded, strength: float, dtype: Dtype) -> Restorer:
         device = host.compute_device()
         precision = host.auto_dtype(device) if dtype == "auto" else None
         backbone = loaded.backbone
@@ -76,7 +104,16 @@ class Restorer:
         if device.type == "cpu":
             pipeline.use_engine()
         modules = nn.ModuleList([cast(nn.Module, backbone.codec), cast(nn.Module, backbone.predictor)])
-        return cls(pipeline, host.Managed(modules))
+        dial = Dial(loaded.lora, strength) if loaded.lora else None
+        return cls(pipeline, host.Managed(modules), strength, dial)
+
+    def takes(self, strength: float) -> bool:
+        """Tell whether `at` another strength of the LoRA needs no file."""
+        return self.dial is not None or self.config.arch == "full" or strength == self.strength
+
+    def at(self, strength: float) -> Restorer:
+        """Return the same modules with their LoRA at another strength, which is merged when they are used."""
+        return Restorer(self.pipeline, self.managed, strength, self.dial)
 
     @classmethod
     def from_sockets(cls, model: Any, vae: Any) -> Restorer:
@@ -115,6 +152,8 @@ class Restorer:
             ValueError: prompts do not fit the crops or the model.
         """
         prompts = self._fitting(prompts, len(crops))
+        if self.dial is not None:
+            self.dial.turn(self.pipeline, self.strength)
         done = [crops[:0, :, : crops.shape[-2] // 8 * 8, : crops.shape[-1] // 8 * 8]]
         start = 0
         while start < len(crops):
@@ -156,8 +195,3 @@ class Restorer:
                 f"{len(prompts)} prompts for {count} crops: encode the same crops, or give one prompt"
             )
         return prompts.expand(count, -1, -1) if len(prompts) == 1 else prompts
-
-
-def load_restorer(source: str, base: str | None, lora_scale: float, dtype: Dtype) -> tuple[Restorer, Loaded]:
-    loaded = load_model(source, base=base, lora_scale=lora_scale)
-    return Restorer.own(loaded, dtype), loaded

@@ -12,7 +12,7 @@ from ..osdface_core.options import PasteOptions, options_of
 from . import draw, host
 from .frames import paste_back
 from .sockets import FACES, FaceSet
-from .widgets import named, socket, widget, widgets
+from .widgets import socket, widget, widgets
 
 
 class OSDFacePasteBack:
@@ -42,7 +42,6 @@ class OSDFacePasteBack:
             "optional": {"mode": widget(options_of(PasteOptions)["paste_mode"])},
         }
 
-    @named
     def paste(
         self, image: Tensor, faces: FaceSet, crops: Tensor, feather: float, mode: PasteMode = "residual"
     ) -> tuple[Tensor, Tensor]:

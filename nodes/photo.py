@@ -17,13 +17,13 @@ from ..osdface_core.upscale import enlarge
 from . import host
 from .detect import DETECTOR, FRAMES, INDICES, SELECTION
 from .frames import FrameKind, choose, cut, find_faces, paste_back, which_faces
-from .identity import UNKNOWN, Scorer, guard, load_scorer, scores
+from .identity import UNKNOWN, Scorer, check_guard, guard, load_scorer, scores
 from .load import BASE_TIP, CHECKPOINT_TIP
-from .models import Embedder, Restorer, load_restorer
+from .models import Embedder, Restorer
 from .paste import with_alpha
 from .restore import GUARD_TIP
 from .sockets import FaceSet
-from .widgets import advanced, choice, chosen, decimal, named, socket, widgets
+from .widgets import advanced, choice, chosen, decimal, socket, widgets
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,24 +35,33 @@ class Models:
     restorer: Restorer
 
     @staticmethod
-    def key_of(source: str, base: str | None, lora: float, dtype: Dtype) -> tuple[Any, ...]:
+    def key_of(source: str, base: str | None, dtype: Dtype) -> tuple[Any, ...]:
         """Tell models apart; a replaced file is another model."""
-        return (source, base, host.stamp(source, base), lora, dtype)
+        return (source, base, host.stamp(source, base), dtype)
 
     @classmethod
     def load(cls, source: str, base: str | None, lora: float, dtype: Dtype) -> Models:
         """Load from files, or take what another node holds already."""
-        key = cls.key_of(source, base, lora, dtype)
-        if (held := _HELD.get(key)) is not None:
+        held = _HELD.get(cls.key_of(source, base, dtype))
+        if held is not None and held.restorer.takes(lora):
             return held
-        restorer, loaded = load_restorer(source, base, lora, dtype)
+        restorer, loaded = Restorer.load(source, base, lora, dtype)
+        key = cls.key_of(source, base, dtype)
         _HELD[key] = models = cls(key, Embedder(loaded.config, loaded.prompt_encoder), restorer)
         return models
 
-    def run(self, crops: Tensor, options: RestoreOptions, step: Callable[..., None]) -> Tensor:
-        """Restore (N, 3, 512, 512) crops; `step` is told twice of each, with a result the second time."""
+    def serves(self, source: str, base: str | None, lora: float, dtype: Dtype) -> bool:
+        """Tell whether these are the models of that call of `load`."""
+        return self.key == self.key_of(source, base, dtype) and self.restorer.takes(lora)
+
+    def run(self, crops: Tensor, options: RestoreOptions, lora: float, step: Callable[..., None]) -> Tensor:
+        """Restore (N, 3, 512, 512) crops with the LoRA at a strength.
+
+        Args:
+            step: is told twice of each, with a result the second time.
+        """
         prompts = self.embedder.encode(crops, step)
-        return self.restorer.restore(
+        return self.restorer.at(lora).restore(
             crops, prompts, options, tick=lambda count, batch: step(count, batch[-1])
         )
 
@@ -69,7 +78,7 @@ class ModelHolder:
 
     def _load(self, *wanted: Any) -> Models:
         """Load what `Models.load` is asked for; what this node held goes first, so that memory holds one."""
-        if self._models is not None and self._models.key != Models.key_of(*wanted):
+        if self._models is not None and not self._models.serves(*wanted):
             self._models = None
         self._models = Models.load(*wanted)
         return self._models
@@ -127,7 +136,10 @@ class OSDFaceRestorePhoto(ModelHolder):
     def IS_CHANGED(cls, checkpoint: str | None = None, base: str | None = None, **_: Any) -> str | float:  # noqa: N802
         return host.changed(checkpoint, base)
 
-    @named
+    @classmethod
+    def VALIDATE_INPUTS(cls, identity_guard: float | None = None) -> bool | str:  # noqa: N802
+        return check_guard(identity_guard)
+
     def restore(
         self,
         image: Tensor,
@@ -152,7 +164,7 @@ class OSDFaceRestorePhoto(ModelHolder):
             files = host.checkpoint_path(checkpoint), host.base_path(base)
             loading = chosen(LoadOptions, options)
             models = self._load(*files, loading.lora_scale, loading.dtype)
-            restored = models.run(crops, how, host.Progress(2 * len(crops)).step)
+            restored = models.run(crops, how, loading.lora_scale, host.Progress(2 * len(crops)).step)
             restored, faces, identity = check_identity(scorer, crops, restored, faces, identity_guard)
         pasted, mask = paste_back(
             photo, faces, restored, pasting.feather, pasting.paste_mode, lambda count: host.check_interrupt()

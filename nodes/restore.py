@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..osdface_core.options import RestoreOptions
 from . import host
-from .identity import UNKNOWN, guard, load_scorer, scores
+from .identity import UNKNOWN, check_guard, guard, load_scorer, scores
 from .models import Embedder, Restorer
 from .sockets import BACKBONE, VRE
-from .widgets import advanced, chosen, decimal, named, socket, widgets
+from .widgets import advanced, chosen, decimal, socket, widgets
 
 GUARD_TIP = (
     "A restored face less like the original than this (cosine, 0 to 1) gets a lower strength until it is. 0: "
@@ -72,12 +72,14 @@ class OSDFaceRestore:
                     "CONDITIONING", "From Encode Prompt: one row per crop, or one row for all."
                 ),
                 "crops": socket("IMAGE", "The crops that were encoded."),
-                **widgets(RestoreOptions, "strength", "timestep", "color_fix", "batch_size"),
+                **widgets(RestoreOptions, "strength"),
+                **advanced(widgets(RestoreOptions, "timestep")),
+                **widgets(RestoreOptions, "color_fix"),
+                **advanced(widgets(RestoreOptions, "batch_size")),
             },
             "optional": advanced(widgets(RestoreOptions, "fidelity")),
         }
 
-    @named
     def restore(
         self, backbone: Restorer, conditioning: Conditioning, crops: Tensor, **options: Any
     ) -> tuple[Tensor]:
@@ -129,6 +131,10 @@ class OSDFaceIdentityGuard:
                 )
             },
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, threshold: float | None = None) -> bool | str:  # noqa: N802
+        return check_guard(threshold)
 
     def check(
         self, before: Tensor, after: Tensor, threshold: float, reference: Tensor | None = None

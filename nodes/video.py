@@ -18,7 +18,7 @@ from .detect import DETECTOR
 from .frames import detector_folder, which_faces
 from .load import BASE_TIP, CHECKPOINT_TIP
 from .photo import ModelHolder, Models
-from .widgets import advanced, choice, chosen, named, socket, text, widgets
+from .widgets import advanced, choice, chosen, socket, text, widgets
 
 
 class OSDFaceRestoreVideo(ModelHolder):
@@ -68,7 +68,6 @@ class OSDFaceRestoreVideo(ModelHolder):
     def IS_CHANGED(cls, checkpoint: str | None = None, base: str | None = None, **_: Any) -> str | float:  # noqa: N802
         return host.changed(checkpoint, base)
 
-    @named
     def restore(
         self, video: Any, checkpoint: str, base: str, selection: str, indices: str = "", **options: Any
     ) -> tuple[Any, int]:
@@ -87,7 +86,9 @@ class OSDFaceRestoreVideo(ModelHolder):
         def run(crops: Tensor) -> Tensor:
             if not plan.restore.strength:  # no model is loaded for nothing
                 return crops
-            restored = self._load(*files).run(crops, plan.restore, lambda *_: host.check_interrupt())
+            restored = self._load(*files).run(
+                crops, plan.restore, loading.lora_scale, lambda *_: host.check_interrupt()
+            )
             seen[:] = restored[-1:]
             return restored
 
@@ -96,11 +97,11 @@ class OSDFaceRestoreVideo(ModelHolder):
 
         with host.video_file(video) as source, host.cancellable():
             # The same job has the same name: after Cancel it goes on where it was.
-            key = repr((source, host.stamp(source), plan, Models.key_of(*files)))
+            model = repr((Models.key_of(*files[:2], loading.dtype), loading.lora_scale))
+            key = repr((source, host.stamp(source), plan, model))
             name = f"osdface_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
             suffix = Path(source).suffix.lower()
             target = host.temp_folder() / f"{name}{suffix if suffix in WRITTEN else '.mkv'}"
-            model = repr(Models.key_of(*files))
             result = restore_stream(
                 source, target, run, host.compute_device(), plan, model=model, progress=progress
             )

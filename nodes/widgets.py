@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,6 +12,8 @@ from ..osdface_core.options import Chosen, Option, Options, in_words_of, options
 
 MOST = 8192
 """What ComfyUI's numbers need as their end where the table has none."""
+FOLDERS = {"upscale_model": "models/upscale_models", "detector_dir": "models/facedetection"}
+"""Where files of an option belong that is no widget."""
 P = ParamSpec("P")
 R = TypeVar("R")
 Entry = tuple[Any, dict[str, Any]]
@@ -57,14 +60,19 @@ def _value(option: Option, value: Any) -> Any:
 
 
 def named(run: Callable[P, R]) -> Callable[P, R]:
-    """Make a node's function speak of its widgets: errors of the core name options by the core's names."""
+    """Make a node's function speak as ComfyUI does: errors of the core name options by the core's names.
+
+    ComfyUI shows the module of an error, which is the pack's path unless it is told another.
+    """
 
     @functools.wraps(run)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return run(*args, **kwargs)
         except OSDFaceError as error:
-            error.args = (in_words_of("comfyui", str(error)),)
+            said = re.sub(r"`(\w+)`", lambda m: FOLDERS.get(m[1], m[0]), str(error))
+            error.args = (in_words_of("comfyui", said),)
+            type(error).__module__ = "osdface_core"
             raise
 
     return call

@@ -38,7 +38,7 @@ TENSORS = {
     ("stylegan_decoder.",): "a GFPGAN model",
     ("position_emb", "fuse_convs_dict.", "feat_emb."): "a CodeFormer model",
     ("quantize.embedding.weight",): "a vector-quantised autoencoder, perhaps RestoreFormer's",
-    ("conv_first.", "model.0.weight", "RRDB_trunk."): "an upscaling model; --upscale-model takes it",
+    ("conv_first.", "model.0.weight", "RRDB_trunk."): "an upscaling model; it goes to `upscale_model`",
     ("model.diffusion_model.", "first_stage_model."): "a Stable Diffusion checkpoint; `base` takes 2.1-base",
     (
         "lora_unet_",
@@ -48,7 +48,7 @@ TENSORS = {
     ): "a LoRA without the rest of OSDFace; the released one goes as its folder, with the other two files",
     ("down_blocks.", "time_embedding."): "the UNet of a diffusers folder; give the folder, as `base`",
     ("encoder.down_blocks.", "post_quant_conv."): "the VAE of a diffusers folder; give the folder, as `base`",
-    ("BboxHead.", "ClassHead.", "body.stage1."): "a face detector; its folder goes to --detector-dir",
+    ("BboxHead.", "ClassHead.", "body.stage1."): "a face detector; it goes to `detector_dir`",
     ("vqvae_LQ.", "vqvae_HQ."): "one of the released OSDFace files; give their folder",
 }
 WRAPPERS = ("params_ema", "params", "state_dict", "model", "g_ema", "generator")

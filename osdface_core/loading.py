@@ -16,8 +16,8 @@ from .errors import CheckpointError, OptionError
 from .file_kinds import kind_of_weights
 from .models.backbone import Backbone, UNetPredictor, try_shapes
 from .models.full import build_full
-from .models.lora import attach_lora, merge_lora, parse_lora
-from .models.sd21 import load_base
+from .models.lora import MergedLoRA, attach_lora, merge_lora, parse_lora
+from .models.sd21 import load_base, map_unet
 from .models.vre import VRE, Projection, PromptEncoder
 from .one_step import alpha_bar
 
@@ -31,6 +31,7 @@ class Loaded(NamedTuple):
     prompt_encoder: PromptEncoder
     backbone: Backbone
     training: dict[str, Any]
+    lora: MergedLoRA | None = None
 
 
 def resolve(source: str | Path) -> Path:
@@ -96,16 +97,17 @@ def load_model(
     for part, module in parts.items():
         load_strict(module, checkpoint.part(part), f"{name}: {part}")
     prompt_encoder = PromptEncoder(cast(VRE, parts["vre"]), cast(Projection, parts["projection"]))
+    merged = None
     if checkpoint.config.arch == "full":
         backbone = Backbone(cast(Any, parts["codec"]), UNetPredictor(parts["unet"]))
     else:
-        backbone = _adapted_base(checkpoint, name, base, lora_scale, lora)
+        backbone, merged = _adapted_base(checkpoint, name, base, lora_scale, lora)
     config = checkpoint.config
     if codec != "own":
         backbone, config = _with_codec(backbone, config, name, codec, codec_dir)
     for part in (prompt_encoder, backbone.codec, backbone.predictor):
         cast(nn.Module, part).requires_grad_(False)
-    return Loaded(config, prompt_encoder, backbone, checkpoint.training)
+    return Loaded(config, prompt_encoder, backbone, checkpoint.training, merged)
 
 
 def _with_codec(
@@ -176,7 +178,7 @@ def _adapted_base(
     base: str | Path | None,
     scale: float,
     mode: LoRAMode,
-) -> Backbone:
+) -> tuple[Backbone, MergedLoRA | None]:
     if base is None:
         raise CheckpointError(
             f"{name} is a LoRA for {checkpoint.config.base}: give that model with `base` "
@@ -191,5 +193,10 @@ def _adapted_base(
         )
     adapters = parse_lora(checkpoint.part("lora"))
     alpha = checkpoint.config.lora.alpha if checkpoint.config.lora else 16.0
-    (merge_lora if mode == "merged" else attach_lora)(unet, adapters, alpha, scale)
-    return backbone
+    if mode == "live":
+        attach_lora(unet, adapters, alpha, scale)
+        return backbone, None
+    merge_lora(unet, adapters, alpha, scale)
+    mapped = map_unet(base)
+    known = all(f"{adapted}.weight" in mapped for adapted in adapters)
+    return backbone, MergedLoRA(adapters, alpha, mapped) if known else None

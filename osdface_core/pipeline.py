@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -156,12 +156,17 @@ class FacePipeline:
         """
         self._switch(choose_engine(name, self.device))
 
-    def set_lora_scale(self, strength: float) -> None:
-        """Turn a live LoRA (`from_pretrained(lora="live")`): 0 the bare base, 1 as trained."""
+    def set_lora_scale(self, strength: float, turn: Callable[..., None] | None = None) -> None:
+        """Turn a LoRA: 0 the bare base, 1 as trained.
+
+        Args:
+            turn: `MergedLoRA.merge` of a merged one; None for a live one (`from_pretrained(lora="live")`).
+        """
         from .models.lora import set_strength
 
+        unet = cast(Any, self._own.predictor).unet
         # An engine may have worked the old strength in.
-        self._switch(self.engine, lambda: set_strength(self._own.predictor, strength))  # type: ignore[arg-type]
+        self._switch(self.engine, lambda: (turn or set_strength)(unet, strength))
 
     @torch.inference_mode()
     def tokens(self, faces: Tensor) -> Tensor:

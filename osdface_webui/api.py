@@ -22,7 +22,6 @@ from osdface_core.options import (
     LoadOptions,
     PasteOptions,
     RestoreOptions,
-    in_words_of,
     options_of,
 )
 
@@ -70,7 +69,7 @@ def restore_route(request: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noq
         for name, value in options.items():
             OPTIONS[name].check(value)
     except OSDFaceError as error:
-        raise HTTPException(422, in_words_of("comfyui", str(error))) from error
+        raise HTTPException(422, str(error).replace("`", "")) from error
     with queue_lock:
         shared.state.begin(job="osdface")
         try:

@@ -69,6 +69,11 @@ class Host:
     interrupt_after: int | None = None  # checks for an interrupt until one is raised
     checks: int = 0  # how often the nodes asked for an interrupt
 
+    def used(self, detectors: bool = False) -> set[torch.nn.Module]:
+        """The modules that were loaded: detectors, or all others."""
+        modules = {getattr(patcher.model, "held", patcher.model) for (patcher,), _, _ in self.loads}
+        return {m for m in modules if detectors == (type(m).__name__ in ("Mtcnn", "RetinaFace"))}
+
     def add_file(self, folder: str, name: str, content: bytes = b"x") -> Path:
         path = self.models / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,10 @@ A process of its own, because ComfyUI reads its options from sys.argv and takes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -96,7 +98,8 @@ def make_executor() -> Any:
         server.send_sync("progress", {"value": value, "max": total, "preview": preview is not None})
 
     comfy.utils.set_progress_bar_global_hook(hook)
-    return execution.PromptExecutor(server)
+    newer = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
+    return execution.PromptExecutor(server, **({"cache_args": {"lru": 0, "ram": 0.0}} if newer else {}))
 
 
 def api(name: str, **widgets: Any) -> dict[str, Any]:
@@ -131,6 +134,11 @@ def check_load(base: Path) -> dict[str, Any]:
     assert Path(sys.modules["nodes"].__file__).parent == COMFY, "`nodes` is no longer ComfyUI's"
     assert own[0] and all(comfy_nodes.NODE_CLASS_MAPPINGS[n].INPUT_TYPES() for n in own)
     assert (base / "input" / "osdface_example.jpg").is_file()
+    with contextlib.suppress(ImportError):  # before 0.3.67
+        from app.subgraph_manager import SubgraphManager
+
+        found = asyncio.run(SubgraphManager().get_custom_node_subgraphs({}))
+        assert [entry["name"] for entry in found.values()] == ["Restore faces"]
     return {"nodes": own, "docs": comfy_nodes.EXTENSION_WEB_DIRS}
 
 
@@ -168,7 +176,7 @@ def check_execute(base: Path) -> dict[str, Any]:
     assert status == "execution_success", executor.status_messages[-1]
     progress = server.of("progress")
     first = [id(m.model.model) for m in mm.current_loaded_models]
-    assert len(first) == 2 and progress and any(p["preview"] for p in progress), (first, progress)
+    assert len(first) == 3 and progress and any(p["preview"] for p in progress), (first, progress)
     run(executor, photo)
     assert set(executor.server.of("execution_cached")[0]["nodes"]) == set(photo), (
         "an unchanged graph ran again"
@@ -186,6 +194,11 @@ def check_execute(base: Path) -> dict[str, Any]:
     widgets = {"OSDFaceLoadVRE__vre": file.name, "OSDFaceLoadRestorer__checkpoint": file.name}
     status, _ = run(executor, api("group_step_by_step", **widgets))
     assert status == "execution_success", executor.status_messages[-1]
+    file.write_bytes(file.read_bytes()[:5000])
+    status, _ = run(executor, photo)
+    assert status == "execution_error"
+    shown = executor.status_messages[-1][1]["exception_type"]
+    assert shown == "osdface_core.CheckpointError", shown
     return {"dial_seconds": round(seconds, 2), "loaded": len(first), "progress": len(progress)}
 
 

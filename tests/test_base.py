@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from osdface_core.errors import CheckpointError
 from osdface_core.models import sd21
 from osdface_core.models.backbone import Backbone
-from osdface_core.models.sd21 import V_PREDICTION_PROBE, find_variant, load_base
+from osdface_core.models.lora import Factors, MergedLoRA, merge_lora
+from osdface_core.models.sd21 import V_PREDICTION_PROBE, find_variant, load_base, map_unet
 
 UNET: dict[str, Any] = sd21.UNET | {
     "block_out_channels": (64, 128),
@@ -162,6 +163,42 @@ def test_half_precision_files(models: tuple[Any, Any], tmp_path: Path) -> None:
     save_file(halves, tmp_path / "half.safetensors")
     latent, _, _ = answers(load_base(tmp_path / "half.safetensors"))
     assert latent.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["folder", "half", "single"])
+def test_a_merged_lora_is_turned_without_a_file_bit_for_bit(
+    models: tuple[Any, Any], folder: Path, single_file: Path, tmp_path: Path, kind: str
+) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    if kind == "half":
+        halves = {k: v.half() for k, v in original_layout(*models).items()}
+        own, other = tmp_path / "own.safetensors", tmp_path / "other.safetensors"
+        save_file(halves, own)
+    elif kind == "single":
+        shutil.copy(single_file, own := tmp_path / "own.safetensors")
+        other = tmp_path / "other.safetensors"
+    else:
+        shutil.copytree(folder, own)
+    (shutil.copy if own.is_file() else shutil.copytree)(own, other)
+    layers = {"mid_block.resnets.0.conv1": (128, 3, 3), "mid_block.attentions.0.proj_in": (128,)}
+    draw = torch.Generator().manual_seed(1)
+    adapters = {
+        name: Factors(
+            torch.randn(2, *shape, generator=draw),
+            torch.randn(128, 2, *[1] * (len(shape) - 1), generator=draw),
+        )
+        for name, shape in layers.items()
+    }
+    unet: Any = load_base(own).predictor
+    merge_lora(unet.unet, adapters, 4.0, 1.0)
+    lora = MergedLoRA(adapters, 4.0, map_unet(own))
+    shutil.rmtree(own) if own.is_dir() else own.unlink()
+    for strength in (0.3, -2.0, 0.0, 1.0):
+        lora.merge(unet.unet, strength)
+        fresh: Any = load_base(other).predictor
+        merge_lora(fresh.unet, adapters, 4.0, strength)
+        expected = fresh.unet.state_dict()
+        assert all(value.equal(expected[name]) for name, value in unet.unet.state_dict().items()), strength
 
 
 def refused(path: Path, message: str) -> None:

@@ -37,7 +37,7 @@ def test_validation_of_every_workflow(tmp_path: Path) -> None:
 
 
 def test_execution_caching_and_reuse(tmp_path: Path) -> None:
-    assert run_check("execute", tmp_path)["loaded"] == 2
+    assert run_check("execute", tmp_path)["loaded"] == 3
 
 
 def test_a_picture_without_faces(tmp_path: Path) -> None:

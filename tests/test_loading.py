@@ -99,7 +99,10 @@ def test_a_file_that_is_no_model_at_all(tmp_path: Path, name: str, content: byte
     [
         ({"params_ema": {"stylegan_decoder.style_mlp.1.weight": torch.zeros(1)}}, "is a GFPGAN model"),
         ({"params_ema": {"position_emb": torch.zeros(1)}}, "is a CodeFormer model"),
-        ({"params": {"conv_first.weight": torch.zeros(1)}}, "is an upscaling model; --upscale-model"),
+        (
+            {"params": {"conv_first.weight": torch.zeros(1)}},
+            "is an upscaling model; it goes to `upscale",
+        ),
         ({"state_dict": {"vqvae_LQ.encoder.conv_in.weight": torch.zeros(1)}}, "released OSDFace files; give"),
         ({"fc.weight": torch.zeros(1)}, "is a PyTorch file of another program; give an OSDFace"),
     ],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from osdface_core.options import RestoreOptions
 from tests.comfy_stub import ROOT, InterruptProcessingException, install, load_pack
@@ -114,12 +115,12 @@ def test_no_face_passes_through(comfy, frames):
     assert torch.equal(image, sky) and not mask.any() and mask.shape == (frames, 96, 128)
     assert count == 0 and crops.shape == (1, 512, 512, 3) and not crops.any()
     assert len(identity) == 1 and math.isnan(identity[0]) and json.loads(text)["faces"] == []
-    assert not comfy.loads, "models were loaded for nothing"
+    assert not comfy.used(), "models were loaded for nothing"
     faces, none, count, *_ = run("OSDFaceDetectFaces", image=sky, **DETECT)
     assert count == 0
     again, mask = run("OSDFacePasteBack", image=sky, faces=faces, crops=restored_crops(none), feather=0.2)
     assert torch.equal(again, sky) and not mask.any()
-    assert torch.equal(restored_crops(none), none) and len(comfy.loads) == 0
+    assert torch.equal(restored_crops(none), none) and not comfy.used()
     guarded, before, after, _ = run("OSDFaceIdentityGuard", before=none, after=none, threshold=0.5)
     assert torch.equal(guarded, none) and len(before) == len(after) == 1 and math.isnan(before[0] + after[0])
     chosen, some, count = run(
@@ -229,17 +230,17 @@ def test_models_are_loaded_once_and_a_new_file_is_noticed(comfy, group, tmp_path
 
 
 def test_old_models_go_before_new_ones_come(comfy, group, monkeypatch):
-    import osdface_pack.nodes.photo as photo  # type: ignore[import-not-found]
+    import osdface_pack.nodes.models as models  # type: ignore[import-not-found]
 
     node = NODES["OSDFaceRestorePhoto"]()
     node.restore(image=group, **PHOTO)
-    old, load, gone = weakref.ref(node._models.restorer), photo.load_restorer, []
+    old, load, gone = weakref.ref(node._models.restorer), models.load_model, []
 
-    def watched(*arguments):
+    def watched(*arguments, **options):
         gone.append(old() is None)
-        return load(*arguments)
+        return load(*arguments, **options)
 
-    monkeypatch.setattr(photo, "load_restorer", watched)
+    monkeypatch.setattr(models, "load_model", watched)
     write_tiny(comfy.models / "osdface" / "tiny.safetensors", seed=1)
     node.restore(image=group, **PHOTO)
     assert gone == [True]
@@ -247,7 +248,8 @@ def test_old_models_go_before_new_ones_come(comfy, group, monkeypatch):
 
 def test_memory_manager_owns_the_modules(comfy, group):
     run("OSDFaceRestorePhoto", image=group, **PHOTO)
-    assert len({id(patchers[0]) for patchers, _, _ in comfy.loads}) == 2  # prompt side and restorer
+    assert len(comfy.used()) == 2, "prompt side and restorer"
+    assert len(comfy.used(detectors=True)) == 1
     assert all(activations > 0 and whole for _, activations, whole in comfy.loads)
 
 
@@ -291,7 +293,7 @@ def test_strength_0_runs_nothing(comfy, group, found):
         "OSDFaceRestore", backbone=backbone, conditioning=[[torch.rand(2, 77, 32), {}]], crops=crops,
         **RESTORE | {"strength": 0.0},
     )[0]  # fmt: skip
-    assert torch.equal(same, crops) and not comfy.loads
+    assert torch.equal(same, crops) and not comfy.used()
 
 
 def test_unknown_identity_is_no_number(comfy, group, monkeypatch, tmp_path):
@@ -305,7 +307,13 @@ def test_a_guard_without_weights_is_refused_before_any_model_is_loaded(comfy, gr
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(Exception, match=r"mobilefacenet\.pt into models/osdface"):
         run("OSDFaceRestorePhoto", image=group, **PHOTO, identity_guard=0.5)
-    assert not comfy.loads
+    assert not comfy.used()
+    for name in ("OSDFaceRestorePhoto", "OSDFaceIdentityGuard"):  # and before the prompt begins
+        check = NODES[name].VALIDATE_INPUTS
+        assert check(0.0) is True and check(None) is True and "not within 0 and 1" in check(1.5)
+        assert "put mobilefacenet.pt into models/osdface" in check(0.5)
+    comfy.add_file("osdface", "mobilefacenet.pt")
+    assert "cannot be read" in NODES["OSDFaceIdentityGuard"].VALIDATE_INPUTS(0.5)
 
 
 def test_progress_reaches_its_end_with_previews(comfy, group):
@@ -355,8 +363,25 @@ def test_damaged_and_incomplete_checkpoints_say_what_to_do(comfy):
     with pytest.raises(Exception, match="truncated"):
         loaded()
     comfy.add_file("osdface", "released/associate_2.ckpt")
-    with pytest.raises(Exception, match="lacks embedding_change_weights"):
+    with pytest.raises(Exception, match="lacks embedding_change_weights") as lacking:
         run("OSDFaceLoadVRE", vre="released/")
+    assert lacking.type.__module__ == "osdface_core", "ComfyUI shows where the pack lies"
+
+
+def test_every_node_speaks_of_its_widgets(comfy, monkeypatch):
+    for kind, advice in (
+        ({"conv_first.weight": torch.zeros(1)}, "it goes to models/upscale_models"),
+        ({"body.stage1.0.weight": torch.zeros(1)}, "it goes to models/facedetection"),
+        ({"down_blocks.0.weight": torch.zeros(1)}, "give the folder, as base"),
+    ):
+        save_file(kind, comfy.models / "osdface" / "tiny.safetensors")
+        for node, inputs in (
+            ("OSDFaceLoadVRE", {"vre": "tiny.safetensors"}),
+            ("OSDFaceApplyLoRA", {"model": None, "lora": "osdface/tiny.safetensors", "strength": 1.0}),
+        ):
+            with pytest.raises(Exception, match=advice if "VRE" in node else "unexpected tensor") as error:
+                run(node, **inputs)
+            assert "`" not in str(error.value) and "--" not in str(error.value)
 
 
 @pytest.mark.parametrize("detector", ["retinaface_resnet50", "retinaface_mobile0.25"])

@@ -60,9 +60,15 @@ def test_the_folder_holds_workflows_and_thumbnails_only():
     assert not any((ROOT / other).exists() for other in ("example", "examples", "workflow", "workflows"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+def blueprint() -> dict:
+    """What the subgraph "Restore faces" holds."""
+    path = ROOT / "subgraphs" / "Restore faces.json"
+    return json.loads(path.read_text(encoding="utf-8"))["definitions"]["subgraphs"][0]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "Restore faces"])
 def test_nodes_widgets_and_sockets_exist(name):
-    graph = load(name)
+    graph = blueprint() if name == "Restore faces" else load(name)
     assert {node["type"] for node in graph["nodes"]} & set(NODES), "no node of this pack in it"
     for node in graph["nodes"]:
         if node["type"] not in NODES:
@@ -90,6 +96,31 @@ def test_links_agree_at_both_ends(name):
         output, takes = nodes[source]["outputs"][slot], nodes[target]["inputs"][entry]
         assert link in output["links"] and takes["link"] == link
         assert kind == output["type"] and takes["type"] in (kind, "*")
+
+
+def test_the_blueprint_is_wired_through():
+    graph = blueprint()
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for end, slots in (("origin", graph["inputs"]), ("target", graph["outputs"])):
+        for number, slot in enumerate(slots):
+            inner = [link for link in graph["links"] if link["id"] in slot["linkIds"]]
+            assert inner and all(link[f"{end}_slot"] == number for link in inner)
+    assert [(o["name"], o["type"]) for o in graph["outputs"]] == [
+        ("image", "IMAGE"), ("mask", "MASK"), ("crops", "IMAGE"),
+    ]  # fmt: skip
+    both = {
+        (nodes[link["target_id"]]["type"], nodes[link["target_id"]]["inputs"][link["target_slot"]]["name"])
+        for link in graph["links"]
+        if link["id"] in next(i["linkIds"] for i in graph["inputs"] if i["name"] == "checkpoint")
+    }
+    assert both == {("OSDFaceLoadVRE", "vre"), ("OSDFaceLoadRestorer", "checkpoint")}
+    unlinked = [
+        (node["type"], entry["name"])
+        for node in graph["nodes"]
+        for entry in node["inputs"]
+        if entry["link"] is None and "widget" not in entry
+    ]
+    assert not unlinked
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -187,7 +218,7 @@ def test_a_landscape_goes_through_every_workflow(name, comfy, monkeypatch):
     film = VideoFromFile(str(write_clip(comfy.inputs / "film.mp4", flat(2), sound=None)))
     monkeypatch.setitem(CORE, "LoadVideo", lambda file: (film,))
     done = execute(api(name))
-    assert SAVED and not comfy.loads
+    assert SAVED and not comfy.used()
     kept = [out for key, out in done.items() if prompt_kind(name, key) in RESTORING]
     assert kept
     for first, *_ in kept:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def detect(
     photo: Pixels | PhotoArray,
-    detector: DetectorName = "auto",
+    detector: DetectorName | Detector = "auto",
     *,
     detector_dir: str | Path | None = None,
     device: torch.device | str | None = None,
@@ -41,7 +41,8 @@ def detect(
     Args:
         photo: (3, H, W) unit tensor on any device, (H, W, 3) array of uint8, uint16 or float, or Pillow
             image.
-        detector, detector_dir, threshold: as `DetectOptions` in options.py says.
+        detector, detector_dir, threshold: as `DetectOptions` in options.py says; or a detector that lies on
+            `device`.
         device: where to compute; the photo's by default. Anything but CUDA means the CPU.
         min_face: leave out faces smaller than this [px, longer side of the box]. 0 finds what shows at a
             sensible size (about 1/64 of the photo's longer side); a smaller number makes the search go into
@@ -57,9 +58,9 @@ def detect(
     """
     photo = PhotoArray.of(photo)
     height, width = photo.shape
-    check(DetectOptions, detector=detector, min_face=min_face, threshold=threshold, effort=effort)
-    place = _place(device or photo.device)
-    net = load_detector(detector, detector_dir, place)
+    check(DetectOptions, min_face=min_face, threshold=threshold, effort=effort)
+    place = detection_device(device or photo.device)
+    net = load_detector(detector, detector_dir, place) if isinstance(detector, str) else detector
     rows = search(photo, net, float(min_face), threshold, effort, place)
     sides = np.maximum(rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1])
     middle = (rows[:, :2] + rows[:, 2:4]) / 2
@@ -114,7 +115,7 @@ def find_again(
         ImageError, DetectorError, OptionError: see `detect`.
     """
     photo = PhotoArray.of(photo)
-    place = _place(device or photo.device)
+    place = detection_device(device or photo.device)
     net = load_detector(detector, detector_dir, place)
     base = whole(photo, net.smallest * RELATIVE, place)
     rows = [np.array([*face.box, face.score, *face.points.ravel()]) for face in faces]
@@ -126,7 +127,7 @@ def find_again(
     return found
 
 
-def _place(device: torch.device | str) -> torch.device:
+def detection_device(device: torch.device | str) -> torch.device:
     """Where detectors run: elsewhere (MPS, DirectML) some operators are missing, and the CPU is quick."""
     place = torch.device(device)
     return place if place.type == "cuda" else torch.device("cpu")

@@ -8,6 +8,7 @@ one style only drops the other half silently, so every tensor has to find its la
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -80,18 +81,43 @@ def _padded(*shape: int) -> tuple[int, ...]:
     return (*shape, 1, 1)[:4]
 
 
-def merge_lora(unet: nn.Module, lora: dict[str, Factors], alpha: float, strength: float = 1.0) -> None:
+def merge_lora(
+    unet: nn.Module,
+    lora: dict[str, Factors],
+    alpha: float,
+    strength: float = 1.0,
+    base: Mapping[str, Tensor] | None = None,
+) -> None:
     """Add the adapters to the UNet's weights, in place. Strength 0 leaves them untouched.
 
+    Args:
+        base: the weights to add to, by name, of any floating type; the UNet's own if None.
     Raises:
         CheckpointError: an adapter names a layer that the UNet lacks, or of another shape.
     """
-    if strength == 0.0:
-        return
     with torch.no_grad():
         for name, factors in lora.items():
             weight = _weight(unet, name)
-            weight.add_(strength * delta(factors, alpha, weight.shape).to(weight))
+            own = weight if base is None else base[f"{name}.weight"]
+            if strength != 0.0:
+                own = own.float() + strength * delta(factors, alpha, weight.shape).to(own.device)
+            weight.copy_(own)
+
+
+class MergedLoRA(NamedTuple):
+    """What turns the strength of a merged LoRA: adapters, alpha, and the weights without it.
+
+    Attributes:
+        base: the UNet's tensors as its files have them, mapped: they take no memory until they are read.
+    """
+
+    adapters: dict[str, Factors]
+    alpha: float
+    base: Mapping[str, Tensor]
+
+    def merge(self, unet: nn.Module, strength: float) -> None:
+        """Merge at another strength, with the same bits as into weights that were just loaded."""
+        merge_lora(unet, self.adapters, self.alpha, strength, self.base)
 
 
 def attach_lora(unet: nn.Module, lora: dict[str, Factors], alpha: float, strength: float = 1.0) -> None:

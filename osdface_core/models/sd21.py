@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checkpoint import load_strict
@@ -78,6 +79,21 @@ def load_base(path: str | Path) -> Backbone:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path.name}: a single-file base must be .safetensors; {WHERE}")
     return _load_single_file(path)
+
+
+def map_unet(path: str | Path) -> dict[str, Tensor]:
+    """Map the UNet's tensors of a base that `load_base` takes: the file's own, read when they are used.
+
+    Returns:
+        tensors by diffusers' names, of the file's type; none from .bin files.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+        return convert_ldm_unet_checkpoint(_read_tensors(path), UNET)
+    files = [file for file in find_weight_files(path / "unet") if file.suffix == ".safetensors"]
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def random_base() -> Backbone:
@@ -282,7 +298,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             metadata = file.metadata() or {}
             if any(k.startswith("conditioner.") for k in file.keys()):  # noqa: SIM118
                 raise CheckpointError(f"{path.name} looks like SDXL; {WHERE}")
-            tensors = {k: file.get_tensor(k).float() for k in names}
+            tensors = {k: file.get_tensor(k) for k in names}
     except (SafetensorError, OSError) as error:
         known = kind_of_file(path)
         raise CheckpointError(
@@ -290,7 +306,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     probe = tensors.get(UNET_PREFIX + V_PREDICTION_PROBE)
     says_v = metadata.get("modelspec.prediction_type", "epsilon").startswith("v")
-    if says_v or (probe is not None and probe.std().item() > V_PREDICTION_SPREAD):
+    if says_v or (probe is not None and probe.float().std().item() > V_PREDICTION_SPREAD):
         raise CheckpointError(f"{path.name} is a v-prediction model (the 768-px one); {WHERE}")
     return tensors
 
