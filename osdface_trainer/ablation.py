@@ -27,6 +27,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "no prompt": ("restorer.prompt=none",),
     "without identity": ("restorer.identity.weight=0",),
     "without EA-DISTS": ("restorer.ea_dists.weight=0",),
+    "EA-LPIPS instead": ("restorer.ea_dists.distance=lpips",),
     "without GAN": ("restorer.gan.diffusion.weight=0", "restorer.gan.feature.weight=0"),
 }
 OTHER_VRE = "VRE without association"

@@ -11,6 +11,7 @@ from torch import nn
 from osdface_core.errors import CheckpointError, ConfigError
 from osdface_trainer.losses.edge_dists import EdgeAwareDists, StructureTexture, sobel_magnitude
 from osdface_trainer.losses.features import BACKBONES, load_features
+from osdface_trainer.losses.perceptual import PerceptualLoss
 from tests.tiny_training import save_random_backbones
 
 
@@ -53,6 +54,17 @@ def test_vgg16_is_torchmetrics_dists(weights: Path, monkeypatch: pytest.MonkeyPa
     both = (plain + dists.deep_image_structure_and_texture_similarity(*edges)).detach()
     torch.testing.assert_close(ours.per_image(a, b), both, rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(ours(a, b), both.mean(), rtol=1e-4, atol=2e-5)
+
+
+def test_lpips_takes_the_place_of_dists(weights: Path) -> None:
+    lpips, (a, b) = PerceptualLoss("vgg16", weights), _pictures()
+    edges = [2 * sobel_magnitude((x + 1) / 2).repeat(1, 3, 1, 1) - 1 for x in (a, b)]
+    expected = lpips.per_image(a, b) + lpips.per_image(*edges)
+    a.requires_grad_(True)
+    found = EdgeAwareDists("vgg16", weights, "lpips")(a, b)
+    torch.testing.assert_close(found.detach(), expected.mean(), rtol=1e-4, atol=1e-5)
+    found.backward()
+    assert a.grad is not None and a.grad.abs().sum() > 0
 
 
 def test_published_weights_sum_to_one_and_are_not_trained(weights: Path) -> None:

@@ -3,6 +3,8 @@
 Everything here is float32 whatever autocast says: DISTS' variances fail silently in half precision.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,9 @@ from torch import Tensor, nn
 from osdface_core.errors import ConfigError
 
 from .features import Frozen, Weights, backbone_spec, load_features, torchmetrics_weights
+from .perceptual import PerceptualLoss
+
+EdgeDistance = Literal["dists", "lpips"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -104,12 +109,16 @@ class EdgeAwareDists(Frozen):
 
     Args:
         backbone, weights: as `StructureTexture`; only "vgg16" is the paper's loss, the others use its form.
+        distance: "lpips" takes `PerceptualLoss` for D: EA-LPIPS of the paper's Table 5.
     Source: OSDFace Eq. 14.
     """
 
-    def __init__(self, backbone: str = "vgg16", weights: Weights = None) -> None:
+    def __init__(
+        self, backbone: str = "vgg16", weights: Weights = None, distance: EdgeDistance = "dists"
+    ) -> None:
         super().__init__()
-        self.distance = StructureTexture(backbone, weights)
+        dists = distance == "dists"
+        self.distance = StructureTexture(backbone, weights) if dists else _UnitLPIPS(backbone, weights)
         self.eval()
 
     def forward(self, restored: Tensor, target: Tensor) -> Tensor:
@@ -121,6 +130,14 @@ class EdgeAwareDists(Frozen):
         with torch.autocast(restored.device.type, enabled=False):
             a, b = (restored.float() + 1) / 2, (target.float() + 1) / 2
             return self.distance(a, b) + self.distance(sobel_magnitude(a), sobel_magnitude(b))
+
+
+class _UnitLPIPS(PerceptualLoss):
+    """LPIPS of unit images of three channels or one, (B,)."""
+
+    def forward(self, restored: Tensor, target: Tensor) -> Tensor:
+        a, b = (2 * image.expand(-1, 3, -1, -1) - 1 for image in (restored, target))
+        return self.per_image(a, b)
 
 
 class _L2Pool(nn.Module):

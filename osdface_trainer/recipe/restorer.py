@@ -10,6 +10,7 @@ from osdface_core.config import CodecConfig, LoRAConfig, ProjectionConfig, UNetC
 from osdface_core.errors import ConfigError
 
 from ..losses.adversarial import Objective
+from ..losses.edge_dists import EdgeDistance
 
 ImageNetNetwork = Literal["squeezenet", "squeezenet1_1", "vgg16", "vgg19"]
 
@@ -50,9 +51,14 @@ class PerceptualTerm:
 
 @dataclass(frozen=True)
 class EADistsTerm:
-    """Edge-aware DISTS (`[restorer.ea_dists]`), paper Eq. 14; λ_per is not stated (proposal: 1)."""
+    """Edge-aware DISTS (`[restorer.ea_dists]`), paper Eq. 14; λ_per is not stated (proposal: 1).
+
+    Attributes:
+        distance: `lpips` makes it EA-LPIPS (Table 5).
+    """
 
     weight: float = 1.0
+    distance: EdgeDistance = "dists"
     net: ImageNetNetwork = "vgg16"
     file: str = ""
 

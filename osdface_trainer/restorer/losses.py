@@ -49,7 +49,8 @@ class Networks:
     def edge_dists(self) -> EdgeAwareDists:
         """Load a network for `[restorer.ea_dists]`."""
         term = self._cfg.ea_dists
-        return EdgeAwareDists(term.net, self.features(term.net, term.file)).to(self._device)
+        weights = self.features(term.net, term.file)
+        return EdgeAwareDists(term.net, weights, term.distance).to(self._device)
 
     def features(self, net: str, file: str) -> Weights:
         """Name the source of a backbone's weights; an empty file means torch's download cache."""
