@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,6 +23,9 @@ from .models import STAGES, Parts, Plain, by_stages
 Times = dict[str, float]
 """Stage to milliseconds."""
 MIB = 1024**2
+KINDS = {"convolution": "convolutions", "addmm": "linear layers", "mm": "linear layers"}
+PRODUCTS = "products"
+"""All other work is products of two activations: attention, distances to the codes."""
 
 
 class Clock:
@@ -125,20 +129,29 @@ def compare(plain: Plain, pipeline: FacePipeline, faces: Tensor) -> dict[str, fl
     }
 
 
-def gmacs(parts: Parts, side: int) -> Times:
-    """Count the multiply-adds of one face by stage [10^9]; on the meta device without computing anything."""
+def terms(parts: Parts, side: int) -> dict[str, Counter[str]]:
+    """Count the multiply-adds of one face by stage and kind; the meta device computes nothing."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    counted: Times = {}
+    found: dict[str, Counter[str]] = {}
     face = torch.zeros(1, 3, side, side, device=parts.device)
     step, encoder = OneStepRestorer(parts.config, parts.backbone), parts.prompt_encoder
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
 
         def mark(stage: str) -> None:
-            counted[stage] = counter.get_total_flops() / 2e9 - sum(counted.values())
+            so_far: Counter[str] = Counter()
+            for operation, flops in counter.get_flop_counts().get("Global", {}).items():
+                so_far[KINDS.get(str(operation).removeprefix("aten."), PRODUCTS)] += flops // 2
+            found[stage] = so_far - sum(found.values(), Counter[str]())
 
         by_stages(step, encoder.vre.tokens, encoder.project, face, mark)
+    return found
+
+
+def gmacs(parts: Parts, side: int) -> Times:
+    """Count the multiply-adds of one face by stage [10^9]."""
+    counted = {stage: one.total() / 1e9 for stage, one in terms(parts, side).items()}
     return {stage: round(n, 3) for stage, n in counted.items()} | {"total": round(sum(counted.values()), 3)}
 
 

@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     use_escapes()
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:2] == RECOGNITION.split():
+        argv[:2] = [RECOGNITION]
     parser = argparse.ArgumentParser("osdface", description="Train and judge OSDFace models.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -91,11 +93,11 @@ def _chosen(best: int, metric: str) -> str:
     return f"the model is that of step {best:,}, the best {metric} on the validation faces"
 
 
-def _of_package(name: str, about: str) -> Command:
-    """Make a command of a package's `cli` module (`add_arguments`, `run`), imported when it is wanted."""
+def _of_module(name: str, about: str) -> Command:
+    """Make a command of a module (`add_arguments`, `run`), imported when it is wanted."""
 
     def module() -> Any:
-        return import_module(f".{name}.cli", __package__)
+        return import_module(f".{name}", __package__)
 
     return Command(about, lambda parser: module().add_arguments(parser), lambda args: module().run(args))
 
@@ -149,10 +151,12 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+RECOGNITION = "evaluate recognition"
 COMMANDS = {
     "train": Command("train stage 1 (vre) or stage 2 (restorer)", _train_arguments, _train),
-    "prepare": _of_package("prepare", "make training faces from photos"),
-    "evaluate": _of_package("evaluation", "judge restored faces"),
+    "prepare": _of_module("prepare.cli", "make training faces from photos"),
+    "evaluate": _of_module("evaluation.cli", "judge restored faces"),
+    RECOGNITION: _of_module("evaluation.recognition", "are people recognised, with and without restoration?"),
     "degrade": Command("preview what a degradation does", _degrade_arguments, _degrade),
     "report": Command(
         "draw the curves and the report of a run again",

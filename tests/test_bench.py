@@ -74,6 +74,10 @@ def test_full_size_has_the_released_work() -> None:
     # Supplement Tab. 1: 99.47 G convolution multiply-adds of the VRE; attention and codebook add 0.3.
     assert counted["vre"] == pytest.approx(99.8, abs=0.1)
     assert counted["total"] == pytest.approx(2317.6, abs=1.0)
+    terms = measure.terms(parts, 512)
+    assert terms["vre"]["convolutions"] / 1e9 == pytest.approx(99.47, abs=0.01)
+    heads = 2 * 2 * 4096**2 * 320  # each of the UNet's five self-attentions of 64 x 64: two products
+    assert terms["unet"][measure.PRODUCTS] > 5 * heads / 2
     assert parts.config.vre == VREConfig()
 
 

@@ -283,7 +283,7 @@ def test_a_real_model_is_loaded_for_degraded_faces(faces, monkeypatch) -> None:
 
 
 def test_names_are_checked_before_the_model_is_loaded(faces, monkeypatch) -> None:
-    monkeypatch.setattr("osdface_trainer.evaluation.cli._restorer", lambda args: pytest.fail("loaded"))
+    monkeypatch.setattr("osdface_trainer.evaluation.cli.restorer", lambda args: pytest.fail("loaded"))
     for words in (("--degrade", "sever"), ("--degrade", "mild", "--metrics", "lpip")):
         with pytest.raises(ConfigError, match="unknown"):
             run(parse(faces, *words))

@@ -17,6 +17,7 @@ from ..seeds import as_seeds, mix
 from .degrade_ops import blur, gaussian_kernel, real_jpeg, resize, simulate_jpeg
 from .degrade_params import DegradationParams, StageParams, draw_params
 from .degrade_profiles import Degradation
+from .turbulence import turbulent
 
 Jpeg = Literal["auto", "real", "simulated"]
 Enlarge = Literal["bilinear", "bicubic"]
@@ -65,6 +66,8 @@ def _run(hq: Tensor, params: DegradationParams, real: bool, enlarge: Enlarge) ->
     """Run the stages of one sample, (1, 3, H, W)."""
     image, full = hq, (hq.shape[2], hq.shape[3])
     for index, stage in enumerate(params.stages):
+        if stage.turbulence:
+            image = turbulent(image, stage.turbulence, mix(params.seed, 0xA17 + index))
         if max(stage.sigma) > 0:
             image = blur(image, gaussian_kernel(stage.sigma, stage.theta, stage.radius))
         height, width = (max(_SMALLEST, round(side / stage.scale)) for side in image.shape[2:])

@@ -10,7 +10,9 @@ from .degrade_profiles import Degradation, DegradationStage, ResizeKernel, named
 
 @dataclass(frozen=True)
 class StageParams:
-    """What one sample goes through in one stage: blur σ and radius in px, θ in rad, noise σ in unit range."""
+    """What one sample goes through in one stage: blur σ and radius in px, θ in rad, noise σ in unit range,
+    turbulence in m.
+    """
 
     sigma: tuple[float, float] = (0.0, 0.0)
     theta: float = 0.0
@@ -21,6 +23,7 @@ class StageParams:
     shot: float = 0.0
     grey_noise: bool = False
     quality: int = 0
+    turbulence: float = 0.0
     restore: bool = False
 
 
@@ -74,9 +77,10 @@ def _draw_stage_params(stage: DegradationStage, source: random.Random) -> StageP
     grey_noise = source.random() < stage.grey_noise
     quality = source.randint(*stage.jpeg) if stage.jpeg else 0
     compressed = source.random() < stage.jpeg_prob
+    air = source.uniform(*stage.turbulence) if stage.turbulence[1] else 0.0
     if not happens:
         return StageParams()
     return StageParams(
         (sigma[0], sigma[1]), theta, radius, scale, kernel,
-        noise * noisy, shot * noisy, grey_noise, quality * compressed, stage.restore,
+        noise * noisy, shot * noisy, grey_noise, quality * compressed, air, stage.restore,
     )  # fmt: skip

@@ -32,6 +32,7 @@ class DegradationStage:
         noise_prob: probability of noise.
         jpeg: integer qualities (lo, hi) in 1..100; None for no compression.
         jpeg_prob: probability of compression.
+        turbulence: metres of air before anything else (turbulence.py); (0, 0) for none.
         prob: probability that the whole stage happens.
         restore: resize back to the size of the original at the end of this stage.
     """
@@ -49,11 +50,12 @@ class DegradationStage:
     noise_prob: float = 1.0
     jpeg: tuple[int, int] | None = None
     jpeg_prob: float = 1.0
+    turbulence: Range = (0.0, 0.0)
     prob: float = 1.0
     restore: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("blur", "scale", "noise", "shot", "jpeg", "kernel"):
+        for name in ("blur", "scale", "noise", "shot", "jpeg", "kernel", "turbulence"):
             pair = getattr(self, name)
             if pair is not None and not (len(pair) == 2 and 0 <= pair[0] <= pair[1]):
                 raise ConfigError(f"degradation stage: {name} is {pair}, expected 0 <= low <= high")
@@ -137,6 +139,7 @@ MILD = _single("mild", blur=(0.5, 3), scale=(1, 4), noise=(0, 8), jpeg=(60, 95))
 MEDIUM = _single("medium", blur=(1, 6), scale=(4, 8), noise=(2, 12), jpeg=(50, 85))
 SEVERE = _single("severe", blur=(2, 10), scale=(8, 16), noise=(4, 15), jpeg=(40, 75))
 
+TURBULENCE = _single("turbulence", turbulence=(20_000, 40_000))
 IDENTITY = Degradation("identity")
 NEARLY_CLEAN = _single(
     "nearly_clean",
@@ -179,7 +182,7 @@ PROFILES: dict[str, Degradation] = {
     profile.name: profile
     for profile in (
         CLASSIC, CODEFORMER_SEVERE, CODEFORMER_MILD, DAEFR, DUAL_STAGE, SECOND_ORDER,
-        MILD, MEDIUM, SEVERE, NEARLY_CLEAN, IDENTITY, MINI,
+        MILD, MEDIUM, SEVERE, NEARLY_CLEAN, IDENTITY, MINI, TURBULENCE,
     )
 }  # fmt: skip
 

@@ -14,11 +14,14 @@ from ..metrics import check_names
 from . import gallery, table
 from .collect import EvaluationOptions
 from .evaluate import Restore, evaluate, evaluate_degraded
+from .presets import PRESETS, PaperSet, open_set
 from .scores import Report, to_json
 
 EXAMPLES = """examples:
   osdface evaluate restored/ reference/ --lq input/ --html report.html
   osdface evaluate --degrade mild,medium,severe clean_faces/ --model mini --out report/
+  osdface evaluate restored/ celeba-test/ --preset celeba-test --fid-stats ffhq.npz --out report/
+  osdface evaluate ffhq/ --metrics fid --write-fid-stats ffhq.npz
 """
 
 
@@ -33,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "reference", type=Path, nargs="?", help="folder of clean faces with the same file stems"
     )
     parser.add_argument(
+        "--preset", choices=PRESETS, help="a test set of the paper: the second folder holds lq/ (and hq/)"
+    )
+    parser.add_argument(
         "--lq", type=Path, metavar="DIR", help="the low-quality inputs, measured beside (bicubic)"
     )
     measuring = parser.add_argument_group("measuring")
@@ -43,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measuring.add_argument(
         "--fid-stats", type=Path, metavar="FILE", help="stored statistics (e.g. of FFHQ) for a further FID"
     )
+    measuring.add_argument(
+        "--write-fid-stats", type=Path, metavar="NPZ", help="keep the restored folder's, for --fid-stats"
+    )
     measuring.add_argument("--manifest", type=Path, metavar="CSV", help="table with a column 'file'")
     measuring.add_argument(
         "--group-by", metavar="COLUMN", help="means per value of these manifest columns (comma-separated)"
@@ -52,7 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measuring.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     measuring.add_argument("--seed", type=int, default=0, help="of degradations and bootstrap")
     measuring.add_argument("--quiet", action="store_true", help="no progress bar")
-    _add_model_arguments(parser.add_argument_group("degrade and restore clean faces"))
+    model = parser.add_argument_group("degrade and restore clean faces")
+    model.add_argument(
+        "--degrade", metavar="PROFILE[,PROFILE]", help="e.g. mild,medium,severe; identity is no degradation"
+    )
+    add_model_arguments(model)
+    model.add_argument(
+        "--enlarge", default="bicubic", choices=get_args(Enlarge), help="how the model's input is enlarged"
+    )
     writing = parser.add_argument_group("writing")
     writing.add_argument("--json", type=Path, metavar="FILE", help="everything, per image and in summary")
     writing.add_argument(
@@ -65,10 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model_arguments(group: Any) -> None:
-    group.add_argument(
-        "--degrade", metavar="PROFILE[,PROFILE]", help="e.g. mild,medium,severe; identity is no degradation"
-    )
+def add_model_arguments(group: Any) -> None:
+    """Declare the model that restores, and how."""
     group.add_argument("--model", default="mini", help="mini, a checkpoint or a released folder")
     group.add_argument(
         "--base", type=Path, metavar="PATH", help="Stable Diffusion 2.1-base, for LoRA checkpoints"
@@ -76,9 +90,6 @@ def _add_model_arguments(group: Any) -> None:
     group.add_argument("--dtype", default="auto", help="auto, fp32, fp16 or bf16")
     group.add_argument("--strength", type=float, default=1.0)
     group.add_argument("--color-fix", default="none", help="none, adain, wavelet or luma")
-    group.add_argument(
-        "--enlarge", default="bicubic", choices=get_args(Enlarge), help="how the model's input is enlarged"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,12 +101,15 @@ def run(args: argparse.Namespace) -> int:
         OSDFaceError: bad folders or options, or a file that cannot be written.
     """
     outputs = _outputs(args)
+    preset = _preset(args)
     report = _evaluate(args, thumbs=bool(outputs["html"]))
     if not report.rows:
         raise OSDFaceError(
             f"no image could be evaluated: {next(iter(report.failed.values()), 'the folder is empty')}"
         )
     _check_sort(report, args.sort)
+    if preset:
+        report.notes.append(preset.compare(report))
     text = table.to_text(report)
     say(text.removesuffix("\n"))
     if outputs["text"]:
@@ -104,7 +118,21 @@ def run(args: argparse.Namespace) -> int:
         write_text(outputs["json"], to_json(report))
     if outputs["html"]:
         write_text(outputs["html"], gallery.render(report, heading=_heading(args), sort=args.sort))
+    if preset and args.out:
+        preset.radar(report, args.out / "radar.png")
     return 1 if report.failed else 0
+
+
+def _preset(args: argparse.Namespace) -> PaperSet | None:
+    """Open the test set of `--preset`, and evaluate what it says."""
+    if not args.preset:
+        return None
+    if args.degrade or args.lq or not args.reference:
+        raise ConfigError("--preset needs the restored folder and the test set's, and no --degrade or --lq")
+    preset = open_set(args.preset, args.reference)
+    args.lq, args.reference = preset.lq, preset.reference
+    args.metrics = args.metrics or ",".join(preset.metrics)
+    return preset
 
 
 def _outputs(args: argparse.Namespace) -> dict[str, Path | None]:
@@ -127,15 +155,17 @@ def _evaluate(args: argparse.Namespace, thumbs: bool) -> Report:
     metrics = _names(args.metrics)
     options = EvaluationOptions(
         metrics=metrics, weights=args.weights, fid_stats=args.fid_stats,
+        write_fid_stats=args.write_fid_stats,
         manifest=args.manifest, group_by=_names(args.group_by) or (),
         device=args.device, batch_size=args.batch_size, limit=args.limit, seed=args.seed,
         thumbs=thumbs, progress=not args.quiet,
     )  # fmt: skip
     if not args.degrade:
         return evaluate(args.restored, args.reference, lq=args.lq, options=options)
-    if args.reference or args.lq:
+    if args.reference or args.lq or args.write_fid_stats:
         raise ConfigError(
-            "--degrade makes inputs and references itself: give one folder of clean faces and no --lq"
+            "--degrade makes inputs and references itself: give one folder of clean faces, no --lq, and "
+            "no --write-fid-stats"
         )
     profiles = _names(args.degrade) or ()
     save = args.out if args.save_images else None
@@ -144,7 +174,7 @@ def _evaluate(args: argparse.Namespace, thumbs: bool) -> Report:
     check_names(metrics or ())  # before the model is loaded, which may take a while
     for profile in profiles:
         named_profile(profile)
-    restore = _restorer(args)
+    restore = restorer(args)
     report = evaluate_degraded(
         args.restored, profiles, restore, enlarge=args.enlarge, save=save, options=options
     )
@@ -152,7 +182,8 @@ def _evaluate(args: argparse.Namespace, thumbs: bool) -> Report:
     return report
 
 
-def _restorer(args: argparse.Namespace) -> Restore:
+def restorer(args: argparse.Namespace) -> Restore:
+    """Load the model that the arguments name, as a function of faces."""
     from osdface_core import OSDFacePipeline
 
     pipeline = OSDFacePipeline.from_pretrained(

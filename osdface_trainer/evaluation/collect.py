@@ -10,6 +10,7 @@ from osdface_core.devices import pick_device
 from osdface_core.errors import ConfigError
 
 from ..metrics import WeightFinder, load_metrics
+from ..metrics.distribution import write_moments
 from .gallery import thumbnail
 from .intervals import read_groups
 from .scores import Report, Row
@@ -27,6 +28,7 @@ class EvaluationOptions:
         weights: folder with network weights of the metrics; see `WeightFinder` for where else they are
             sought.
         fid_stats: stored statistics of a set (e.g. FFHQ) for a further FID.
+        write_fid_stats: where those of the restored images go.
         manifest, group_by: a CSV with a `file` column, and its columns by which means are reported apart.
         seed: of the bootstrap, of KID's subsets and of degradations.
         thumbs: keep small copies of the images for the gallery.
@@ -35,6 +37,7 @@ class EvaluationOptions:
     metrics: tuple[str, ...] | None = None
     weights: Path | None = None
     fid_stats: Path | None = None
+    write_fid_stats: Path | None = None
     manifest: Path | None = None
     group_by: tuple[str, ...] = ()
     device: str = "auto"
@@ -72,7 +75,10 @@ class Collector:
         )  # fmt: skip
         if sets:
             self.report.settings["fid_mode"] = sets.mode
-        self.thumbs = options.thumbs
+        if options.write_fid_stats and not sets:
+            why = self.metrics.missing.get("fid", "it is not among --metrics")
+            raise ConfigError(f"--write-fid-stats needs the metric fid: {why}")
+        self.thumbs, self.stats = options.thumbs, options.write_fid_stats
         self._features: dict[tuple[str, str], list[Tensor]] = {}
 
     def add(self, names: list[str], reference: Tensor | None, candidates: Candidates) -> None:
@@ -106,6 +112,8 @@ class Collector:
         """Compute the metrics over whole sets; call once after the last batch."""
         joined = {key: torch.cat(parts) for key, parts in self._features.items()}
         reference = joined.pop(("", "reference"), None)
+        if self.stats and ("", "restored") in joined:
+            write_moments(self.stats, joined["", "restored"])
         for (profile, side), features in joined.items():
             if self.metrics.sets is not None:
                 for name, value in self.metrics.sets.compute(features, reference).items():

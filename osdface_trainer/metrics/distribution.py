@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from osdface_core.errors import CheckpointError
+from osdface_core.files import writing
 from osdface_core.weights import read_state_dict
 
 from .base import Column, WeightFile, WeightFinder
@@ -95,6 +96,19 @@ def read_moments(path: Path) -> tuple[Tensor, Tensor]:
             f"{path}: mean {tuple(mean.shape)} and covariance {tuple(covariance.shape)} do not fit"
         )
     return mean, covariance
+
+
+def write_moments(path: Path, features: Tensor) -> None:
+    """Write the statistics of (N,D) features, N above 1, as `read_moments` reads them (.npz).
+
+    Raises:
+        CheckpointError: fewer images, or the file cannot be written.
+    """
+    if len(features) < 2 or path.suffix != ".npz":
+        raise CheckpointError(f"{path}: FID statistics are those of two images or more, in an .npz")
+    mean, covariance = moments(features)
+    with writing(path, CheckpointError) as temporary:
+        np.savez(temporary, mu=mean.numpy(), sigma=covariance.numpy())
 
 
 def _numpy_globals() -> list[Any]:
