@@ -77,7 +77,12 @@ def save_checkpoint(
         "modelspec.title": config.name,
         "modelspec.prediction_type": config.prediction_type,
     }
-    cpu = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    cpu, memory = {}, set[int]()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        cpu[name] = own.clone() if place in memory else own  # tied weights: the format has no such thing
+        memory.add(place)
     with writing(path, CheckpointError) as temporary:
         save_file(cpu, temporary, metadata)
 

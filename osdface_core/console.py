@@ -7,6 +7,7 @@ done.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import TextIO
@@ -20,11 +21,16 @@ def use_escapes() -> None:
             reconfigure(errors="backslashreplace")
 
 
+def printable(text: str) -> str:
+    """Escape line ends and what a terminal obeys: names of files may hold any character."""
+    return re.sub("[\x00-\x08\x0a-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print lines at once, past any progress bar; never fail.
 
     Args:
-        text: without its last line end.
+        text: without its last line end; other control characters are escaped.
         stream: standard output if None. Where nobody reads it any more, it is silent from then on.
     """
     from tqdm import tqdm
@@ -33,6 +39,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
     if stream is None:  # started without a console, as by pythonw
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = "\n".join(map(printable, text.split("\n")))
     shown = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         with tqdm.external_write_mode(stream):

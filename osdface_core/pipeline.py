@@ -53,7 +53,7 @@ class FacePipeline:
         self.training = training or {}
         self.prompt_encoder = prompt_encoder
         self._own = backbone
-        self._idle = threading.Condition()  # notified when a restoration ends
+        self._door, self._idle = threading.Lock(), threading.Condition()  # a change that waits holds the door
         self._running = 0  # restorations, in several threads
         self.engine: Engine = choose_engine("eager", device)
         self._place(device, dtype)
@@ -126,8 +126,7 @@ class FacePipeline:
         """Move to a device, change the precision, or both, in place: `pipeline.to("cuda", torch.float16)`.
 
         Args:
-            where: devices and dtypes by name or as torch has them. Digits that a smaller dtype drops do not
-                come back.
+            where: devices and dtypes by name or as torch has them. Digits that a dtype drops are lost.
         Raises:
             OptionError: no such device here.
         """
@@ -139,8 +138,7 @@ class FacePipeline:
                 dtype = TORCH_DTYPES[name]
             else:
                 device = pick_device(name)
-        engine = choose_engine(self.engine.name, device)  # refused before anything moves
-        self._switch(engine, lambda: self._place(device, dtype))
+        self._switch(lambda: choose_engine(self.engine.name, device), lambda: self._place(device, dtype))
         return self
 
     def use_engine(self, name: EngineName = "auto") -> None:
@@ -154,7 +152,7 @@ class FacePipeline:
         Raises:
             ConfigError: an unknown name, or an engine that this device or installation lacks.
         """
-        self._switch(choose_engine(name, self.device))
+        self._switch(lambda: choose_engine(name, self.device))
 
     def set_lora_scale(self, strength: float, turn: Callable[..., None] | None = None) -> None:
         """Turn a LoRA: 0 the bare base, 1 as trained.
@@ -164,19 +162,22 @@ class FacePipeline:
         """
         from .models.lora import set_strength
 
+        unet = cast(Any, self._own.predictor).unet  # an engine may have worked the old strength in
         unet = cast(Any, self._own.predictor).unet
         # An engine may have worked the old strength in.
-        self._switch(self.engine, lambda: (turn or set_strength)(unet, strength))
+        self._switch(lambda: self.engine, lambda: (turn or set_strength)(unet, strength))
 
     @torch.inference_mode()
     def tokens(self, faces: Tensor) -> Tensor:
         """Pick the codes of each face: (B, 3, H, W) in [0, 1] to (B, 77) int64, -1 where fewer occur."""
-        return self.vre.tokens(self._signed(faces)).codes
+        with self._engine_kept():
+            return self.vre.tokens(self._signed(faces)).codes
 
     @torch.inference_mode()
     def encode_prompt(self, faces: Tensor) -> Tensor:
         """Encode faces (B, 3, H, W) in [0, 1] as prompts (B, 77, D), float32."""
-        return self._encoder()(self._signed(faces))
+        with self._engine_kept():
+            return self._encoder()(self._signed(faces))
 
     @torch.inference_mode()
     def restore(
@@ -248,22 +249,22 @@ class FacePipeline:
                 progress(start, len(faces))
         return done
 
-    def _switch(self, engine: Engine, between: Callable[[], None] = lambda: None) -> None:
-        """Undo the engine, call `between` on the pipeline's own modules, and prepare the next engine."""
-        with self._idle:
+    def _switch(self, choose: Callable[[], Engine], between: Callable[[], None] = lambda: None) -> None:
+        """Choose an engine, undo the old one, call `between` on the own modules, and prepare the new one."""
+        with self._door, self._idle:
             self._idle.wait_for(lambda: not self._running)
+            engine = choose()  # refused before anything moves
             self.engine.undo(self.backbone)
             self.engine = choose_engine("eager", self.device)
             self.one_step = OneStepRestorer(self.config, self._own)
             try:
                 between()
             finally:
-                self.one_step = OneStepRestorer(self.config, engine.prepare(self._own))
-                self.engine = engine
+                self.one_step, self.engine = OneStepRestorer(self.config, engine.prepare(self._own)), engine
 
     @contextmanager
     def _engine_kept(self) -> Iterator[None]:
-        with self._idle:
+        with self._door, self._idle:
             self._running += 1
         try:
             yield

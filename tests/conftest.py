@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,19 @@ def tiny_pipeline(tiny_checkpoint: Path) -> OSDFacePipeline:
     from osdface_core import OSDFacePipeline
 
     return OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", engine="eager")
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: OSDFacePipeline
+) -> Callable[..., int]:
+    """`osdface restore ARGS` in an empty folder, with the small random model already loaded."""
+    from osdface_core.cli import restore
+    from osdface_core.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(restore, "load", lambda args: tiny_pipeline)
+    return lambda *args: main(["restore", *map(str, args), "--detector", "mtcnn"])
 
 
 @pytest.fixture(scope="session")

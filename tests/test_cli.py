@@ -34,14 +34,6 @@ Run = Callable[..., int]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: OSDFacePipeline) -> Run:
-    """`osdface restore ARGS` in an empty folder, with the small random model already loaded."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(restore, "load", lambda args: tiny_pipeline)
-    return lambda *args: main(["restore", *map(str, args), "--detector", "mtcnn"])
-
-
-@pytest.fixture
 def faces(tmp_path: Path, portraits: np.ndarray) -> Path:
     """A small photo of two people."""
     path = tmp_path / "faces.png"
@@ -594,8 +586,14 @@ def test_options_that_do_nothing_are_named(
 
 
 def test_a_face_that_is_not_there(run: Run, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(faces, "-o", "o.png", "--faces", "99") == 1
-    assert "face 99 is not there: only faces 0 to 1 are" in capsys.readouterr().err
+    assert run(faces, "-o", "copy.png", "--faces", "99") == 0
+    assert "`faces` 99: 0 of 1 found; numbers count from 0" in capsys.readouterr().err
+    assert Path("copy.png").read_bytes() == faces.read_bytes()
+    assert run(faces, "-o", "o.png", "--faces", "5,1") == 0
+    done = capsys.readouterr()
+    assert "o.png  1 face " in done.out and "`faces` 5,1: 1 of 2 found; numbers count from 0" in done.err
+    assert run(faces, "-o", "one.png", "--faces", "0-9", "--max-faces", "1") == 0
+    assert not capsys.readouterr().err
 
 
 def test_the_model_is_loaded_as_asked(
@@ -874,6 +872,7 @@ def test_order_by_area_is_order_by_size(run: Run, faces: Path) -> None:
 
 
 NAMES = ["日本語.png", "→….png", "café.png".encode("latin-1").decode("utf-8", "surrogateescape"), "z.png"]
+NAMES += ["two\nlines\x1b[2J.png"]
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
@@ -893,6 +892,7 @@ def test_a_console_that_lacks_characters(
     said = streams[0].buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
     assert len(said.splitlines()) == len(NAMES)
     assert r"\u65e5\u672c\u8a9e.png" in said and r"\udce9.png" in said
+    assert r"two\nlines\x1b[2J.png" in said
 
 
 def test_a_reader_that_went_away(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -904,6 +904,20 @@ def test_a_reader_that_went_away(run: Run, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(sys, "stdout", stream)
         assert run("in", "-o", "out", "--json", "r.json") == 0
     assert json.loads(Path("r.json").read_text())["done"] == len(tree(Path("out"))) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders")
+def test_pipes_and_devices_do_not_stop_a_folder(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blank(tmp_path / "in" / "z.png")
+    os.mkfifo(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").symlink_to("/dev/zero")
+    assert run("in", "-o", "out") == 1
+    assert tree(Path("out")) == {"z.png"}
+    assert [line.partition(" is ")[2] for line in lines(capsys.readouterr().err)] == [
+        "a pipe or a device: save it as a file first"
+    ] * 2
 
 
 @pytest.mark.parametrize("stem", ["x" * 251, "😀" * 60, "é" * 125])

@@ -12,21 +12,10 @@ from PIL import Image
 
 pytest.importorskip("av", reason='videos need PyAV: pip install "osdface[video]"')
 
-from osdface_core import OSDFacePipeline
-from osdface_core.cli import restore
 from osdface_core.cli import video as video_command
-from osdface_core.cli.main import main
 from tests.clips import decoded, flat, pan, write_clip
 
 Run = Callable[..., int]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: OSDFacePipeline) -> Run:
-    """`osdface restore ARGS` in an empty folder, with the small random model already loaded."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(restore, "load", lambda args: tiny_pipeline)
-    return lambda *args: main(["restore", *map(str, args), "--detector", "mtcnn"])
 
 
 def test_a_film_is_restored_and_reported(

@@ -61,6 +61,14 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return set(a) == set(b) and all(a[k].dtype == b[k].dtype and a[k].equal(b[k]) for k in a)
 
 
+def test_tensors_that_share_their_memory(released: Path, tmp_path: Path) -> None:
+    memory = torch.randn(8)
+    tied = {"conv1.weight": memory, "conv1.bias": memory, "conv2.bias": memory[2:5]}
+    torch.save(tied, released / PROJECTION_FILE)
+    convert_released(released, tmp_path / "one.safetensors")
+    assert same(load_checkpoint(tmp_path / "one.safetensors").part("projection"), tied)
+
+
 def test_bit_for_bit_there_and_back(released: Path, tmp_path: Path) -> None:
     convert_released(released, tmp_path / "one.safetensors")
     one = load_checkpoint(tmp_path / "one.safetensors")

@@ -206,7 +206,7 @@ def test_wrong_dtype(tiny_checkpoint: Path) -> None:
 
 
 def test_moving_and_showing(tiny_checkpoint: Path) -> None:
-    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    pipeline = OSDFacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", engine="eager")
     batch = faces(1)
     expected = pipeline.restore(batch)
     assert repr(pipeline) == (

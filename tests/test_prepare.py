@@ -195,6 +195,16 @@ def test_a_name_that_the_disk_refuses_costs_that_photo_only(tmp_path, detector, 
     assert summary.unreadable == ((long, "its faces cannot be written: File name too long"),)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders")
+def test_a_pipe_is_no_photo(tmp_path, detector):
+    write_photo(tmp_path / "photos" / "a.png", 1)
+    os.mkfifo(tmp_path / "photos" / "b.png")
+    summary = run(tmp_path / "photos", tmp_path / "faces")
+    assert summary.faces == 1
+    ((name, reason),) = summary.unreadable
+    assert name == "b.png" and reason.endswith("is no file: a pipe, a device or a link to nothing")
+
+
 def test_unreadable_photos_are_counted_and_no_failure(tmp_path, photos, detector, capsys):
     def command(source: Path) -> int:
         parser = argparse.ArgumentParser()

@@ -23,7 +23,7 @@ from ..faces import Face
 from ..files import writing
 from ..images import Photo, check_alpha, from_unit, read_photo, to_unit, write_photo
 from ..models.identity import load_identity, similarity
-from ..options import DetectOptions, PasteOptions, RestoreOptions
+from ..options import DetectOptions, PasteOptions, RestoreOptions, parse_faces
 from ..photo import detect_and_align, paste_back, restore_crops, with_identity
 from ..photo_array import FULL_SCALE
 from ..pipeline import FacePipeline, OnProgress
@@ -118,7 +118,7 @@ class FileRestorer:
 
         Returns:
             plain JSON types: input, output, width, height, seconds, stages (`Work.seconds`), faces
-            (`Face.to_dict`), notes (metadata that is left out, a line each).
+            (`Face.to_dict`), notes (metadata and chosen faces that are left out, a line each).
         """
         start = time.perf_counter()
         pixels, faces = self._aligned(work) if self.plan.aligned else self._pasted(work)
@@ -129,6 +129,8 @@ class FileRestorer:
                 shutil.copyfile(work.job.source, temporary)
         else:
             notes = work.photo.notes + write_photo(work.job.target, _with_pixels(work.photo, pixels))
+        if not self.plan.aligned:
+            notes += _absent(len(work.faces), self.plan.detect)
         self._write_extras(work, pixels)
         work.seconds |= {"paste": pasted - start, "write": time.perf_counter() - pasted}
         return {
@@ -178,6 +180,15 @@ def _aligned_face(photo: Photo) -> Tensor:
     if face.shape[-1] == face.shape[-2] != SIDE:
         face = F.interpolate(face, (SIDE, SIDE), mode="bilinear", align_corners=True)
     return face
+
+
+def _absent(found: int, options: DetectOptions) -> tuple[str, ...]:
+    """A line where a photo has fewer faces than `faces` has numbers."""
+    numbers = parse_faces(options.faces) if isinstance(options.faces, str) else None
+    wanted = min(len(numbers or ()), options.max_faces or len(numbers or ()))
+    if found >= wanted:
+        return ()
+    return (f"`faces` {options.faces}: {found} of {wanted} found; numbers count from 0",)
 
 
 def _untouched(work: Work, pixels: np.ndarray, plan: Plan) -> bool:

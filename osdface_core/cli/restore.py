@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ..console import complain, say
+from ..console import complain, printable, say
 from ..errors import CheckpointError, ConfigError
 from ..options import DetectOptions, LoadOptions, PasteOptions, RestoreOptions, VideoOptions, pick
 from .arguments import add_options
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     guard = Guard(job.source for job in jobs)
     _refuse_overwriting(jobs, args, guard)
     for line in (*unused, *(f"{item.source}: {item.reason}" for item in missing)):
-        complain(line)
+        complain(printable(line))
     records = [_failure(item) for item in missing if item.failed]
     left_out = [f"{item.source}: {item.reason}" for item in missing if not item.failed]
     try:
@@ -133,11 +133,11 @@ def _restore_all(
         def tell(job: Job, result: Any) -> None:
             if isinstance(result, Exception):
                 result = {"input": str(job.source), "error": failure_line(result)}
-                complain(f"{job.source}: {result['error']}")
+                complain(printable(f"{job.source}: {result['error']}"))
             else:
-                say(_line(result, args.aligned))
+                say(printable(_line(result, args.aligned)))
                 for note in result["notes"]:
-                    complain(f"{job.source}: {note}")
+                    complain(printable(f"{job.source}: {note}"))
             records.append(result)
             if not single:
                 bar.update()

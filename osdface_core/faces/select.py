@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..choices import Order
-from ..errors import ImageError
 from ..options import DetectOptions, options_of, parse_faces
 from .face import Face
 
@@ -37,10 +36,10 @@ def select(
         min_face, max_face: bounds of the longer side of the box [px], ends included; None or 0: no upper one.
         max_faces, order: as options.py says.
     Returns:
-        The chosen faces; an empty list where none fits. Numbers keep the order they were written in.
+        The chosen faces; an empty list where none fits. Numbers keep the order they were written in; those
+        that are not there are left out.
     Raises:
         OptionError: if `which` or `order` is not understood.
-        ImageError: if a number is not there although faces are.
     """
     order = options_of(DetectOptions)["order"].check(order)
     wanted = parse_faces(which)
@@ -60,8 +59,4 @@ def _pick(faces: list[Face], shape: tuple[int, ...], word: str, wanted: list[int
             return (face.center[0] - x) ** 2 + (face.center[1] - y) ** 2
 
         return [min(faces, key=KEYS["size"] if word == "largest" else off_centre)]
-    missing = [number for number in wanted if number >= len(faces)]
-    if missing:
-        have = "only face 0 is" if len(faces) == 1 else f"only faces 0 to {len(faces) - 1} are"
-        raise ImageError(f"face {missing[0]} is not there: {have}; choose others, or lower `min_face`")
-    return [faces[number] for number in wanted]
+    return [faces[number] for number in wanted if number < len(faces)]

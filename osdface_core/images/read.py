@@ -63,6 +63,8 @@ def read_photo(path: str | Path) -> Photo:
 def _head(path: Path) -> bytes:
     if path.is_dir():
         raise ImageError(f"{path} is a folder: expected a photo")
+    if path.exists() and not path.is_file():  # opening a pipe waits for somebody who writes, for ever
+        raise ImageError(f"{path} is a pipe or a device: save it as a file first")
     try:
         with path.open("rb") as file:
             head = file.read(32)

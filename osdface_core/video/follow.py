@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ImageError
 from ..faces.detect import detect, find_again
 from ..faces.face import Face
 from ..faces.select import select
@@ -169,22 +168,19 @@ def _settle(
 
 
 def _chosen(shot: Shot, options: DetectOptions) -> list[Face]:
-    """Choose as in a photo; a number that is not there in this frame is no error."""
+    """Choose as in a photo."""
     if shot.frame.broken:
         return []
     height, width = _upright(shot.frame)
-    try:
-        return select(
-            shot.faces,
-            (height, width),
-            options.faces,
-            min_face=options.min_face,
-            max_face=options.max_face,
-            max_faces=options.max_faces,
-            order=options.order,
-        )
-    except ImageError:
-        return []
+    return select(
+        shot.faces,
+        (height, width),
+        options.faces,
+        min_face=options.min_face,
+        max_face=options.max_face,
+        max_faces=options.max_faces,
+        order=options.order,
+    )
 
 
 def _upright(frame: Frame) -> tuple[int, int]:

@@ -244,6 +244,8 @@ def _load(run: _Run, source: str) -> tuple[str, np.ndarray | None, str]:
     """Read sha256 and pixels of a photo (None if it is done before), or what went wrong."""
     path = run.photos[source]
     try:
+        if not path.is_file():
+            raise ImageError(f"{path} is no file: a pipe, a device or a link to nothing")
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         return sha256, None if run.records.done(source, sha256) else read_photo(path).pixels, ""
     except (ImageError, OSError) as error:
