@@ -86,22 +86,25 @@ def check_restorer() -> dict[str, Any]:
 
 def check_api() -> dict[str, Any]:
     """Ask the two routes on an application that was started as Forge starts its own."""
-    from fastapi import FastAPI
-    from fastapi.testclient import TestClient
+    from fastapi import FastAPI, HTTPException
     from modules import script_callbacks
     from PIL import Image
 
     app = FastAPI()
     script_callbacks.app_started_callback(None, app)
-    client = TestClient(app)
-    assert "mini" in client.get("/osdface/models").json()["models"]
+    ask: dict[str, Any] = {getattr(r, "path", ""): getattr(r, "endpoint", None) for r in app.routes}
+    assert "mini" in ask["/osdface/models"]()["models"]
     photo = base64.b64encode(PHOTO.read_bytes()).decode()
-    answer = client.post("/osdface/restore", json={"image": photo, "faces": "largest"}).json()
+    refused = ""
+    try:
+        ask["/osdface/restore"]({"image": photo, "faces": "best"})
+    except HTTPException as error:
+        refused = f"{error.status_code} {error.detail}"
+    assert refused.startswith("422 faces is"), refused
+    answer = ask["/osdface/restore"]({"image": photo, "faces": "largest"})
     size = Image.open(io.BytesIO(base64.b64decode(answer["image"]))).size
     assert len(answer["faces"]) == 1 and size == Image.open(PHOTO).size
-    refused = client.post("/osdface/restore", json={"image": photo, "faces": "best"})
-    assert refused.status_code == 422 and refused.json()["detail"].startswith("faces is"), refused.text
-    return {"faces": len(answer["faces"]), "refused": refused.json()}
+    return {"faces": len(answer["faces"]), "refused": refused}
 
 
 if __name__ == "__main__":
