@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -58,7 +58,7 @@ class _Watched(FileRestorer):
         return work
 
 
-def run_pass(pipeline: FacePipeline, jobs: Sequence[Job], options: DetectOptions, runner: Any) -> Pass:
+def run_pass(pipeline: FacePipeline, jobs: Iterable[Job], options: DetectOptions, runner: Any) -> Pass:
     """Restore all photos with `one_by_one` or `overlapped`. Raises what a photo failed with."""
     steps, result = _Watched(pipeline, Plan(options), Guard(job.source for job in jobs)), Pass()
 
@@ -129,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     loading = {name: value for name, value in vars(args).items() if name in options_of(LoadOptions)}
     with tempfile.TemporaryDirectory() as out:
-        jobs, missing = plan(args.inputs, Path(out))
+        found, missing = plan(args.inputs, Path(out))
+        jobs = list(found)
         if missing or not jobs:
             parser.error("; ".join(f"{m.source}: {m.reason}" for m in missing))
         pipeline = FacePipeline.from_pretrained(**loading)

@@ -310,7 +310,7 @@ def local_batch(total: int, accumulate: int, accelerator: Accelerator) -> int:
     if total % parts:
         raise ConfigError(
             f"batch_size {total} does not divide by {accelerator.num_processes} processes x {accumulate} "
-            "micro-batches: change batch_size or accumulate"
+            "micro-batches: change batch_size or accumulate, or take recipe paper_8gpu instead of paper"
         )
     return total // accelerator.num_processes
 

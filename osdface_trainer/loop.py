@@ -25,7 +25,7 @@ from .interrupt import StopRequest
 from .loader import Loader, counted
 from .logging import DivergedError, NotFinite, TrainingLogger
 from .provenance import provenance
-from .recipe.config import Recipe, StageName
+from .recipe.config import Recipe, StageName, for_processes
 from .report import write_report
 from .run_folder import RunFolder, only_one, open_run, publish
 from .stage import FaceBatch, TrainingStage
@@ -82,9 +82,9 @@ def train(
         DivergedError: a value was not finite; the batch is saved and the error says where.
     """
     began = time.monotonic()
-    recipe = counted(recipe)
     path = Path(recipe.run.dir).expanduser() / stage_name
     accelerator = make_accelerator(recipe.run, path / "tensorboard")
+    recipe = counted(for_processes(recipe, accelerator.num_processes))
     on_main(accelerator, lambda: require_weights(recipe, stage_name))
     folder = on_main(accelerator, lambda: open_run(recipe, stage_name, fresh=fresh, resume=resume))
     with ExitStack() as stack:

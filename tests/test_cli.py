@@ -227,7 +227,7 @@ def test_a_full_disk(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", full)
-    assert run("in", "-o", "out") == 1
+    assert run("in", "-o", "out", "--redo") == 1
     monkeypatch.setattr(Image.Image, "save", save)
     out, err = capsys.readouterr()
     assert "No space left on device" in err
@@ -423,8 +423,8 @@ def test_nor_by_the_other_results(
     blank(tmp_path / "b_compare.png")
     assert "a_compare.png is taken by a photo" in refused(run, capsys, "in", "-o", "out", "--compare")
     assert "is taken by a photo" in refused(run, capsys, "b_compare.png", "-o", "b.png", "--compare")
-    assert "is a photo of this run" in refused(run, capsys, faces, "-o", "x.png", "--json", faces)
-    assert "is a photo of this run" in refused(run, capsys, faces, "-o", "x.png", "--json", "x.png")
+    assert "has the name of a photo" in refused(run, capsys, faces, "-o", "x.png", "--json", faces)
+    assert "has the name of a photo" in refused(run, capsys, faces, "-o", "x.png", "--json", "x.png")
 
 
 def test_crops_do_not_replace_inputs(run: Run, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, features
 
 from osdface_core.cli.inputs import plan
 from osdface_core.errors import ConfigError, ImageError
-from osdface_core.images import Photo, check_alpha, find_photos, formats, read_photo, readable, write_photo
+from osdface_core.images import Photo, PhotoSearch, check_alpha, formats, read_photo, readable, write_photo
 from osdface_trainer.data.sources import IMAGE_SUFFIXES
 from osdface_trainer.evaluation.pairing import list_images
 from osdface_trainer.prepare.run import _list_photos
@@ -146,8 +146,8 @@ def test_linked_folders_are_searched_once(tmp_path):
     ):
         (tmp_path / "in" / link).symlink_to(tmp_path / target)
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
-    found = find_photos(tmp_path / "in")
-    assert sorted(below.as_posix() for _, below in found.photos) == ["again/b.png", "own/a.png"]
+    found = PhotoSearch(tmp_path / "in")
+    assert sorted(below.as_posix() for _, below in found) == ["again/b.png", "own/a.png"]
     assert len(found.left_out) == 1 and "up leads to a folder around it" in found.left_out[0]
 
 

@@ -1,5 +1,7 @@
-"""`paper` and `paper_strict`: what differs, epochs, recipes that extend others, and that strict trains."""
+"""`paper` and its variants: what differs, epochs, recipes that extend others, and that they train."""
 
+import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,12 +10,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from osdface_core.checkpoint import read_header
 from osdface_core.errors import ConfigError
 from osdface_trainer.data.degrade_profiles import DUAL_STAGE
 from osdface_trainer.logging import read_metrics
 from osdface_trainer.loop import train
-from osdface_trainer.recipe.config import RECIPES, Recipe, load_recipe, with_steps
+from osdface_trainer.recipe.config import RECIPES, Recipe, for_processes, load_recipe, with_steps
 from osdface_trainer.recipe.settings import differences
+from tests.test_trainer_distributed import ROOT, TWO
 from tests.tiny_training import save_random_backbones, write_files
 
 STRICT = {
@@ -105,3 +109,36 @@ def test_strict_trains_both_stages(tiny_faces: Path, tmp_path: Path) -> None:
     row = next(r for r in read_metrics(tmp_path / "strict/restorer/metrics.jsonl") if r["kind"] == "train")
     assert all(torch.isfinite(torch.tensor(v)) for v in row.values() if isinstance(v, float))
     assert train(again, "restorer", resume=True, quiet=True).step == 1, "epochs are counted the same again"
+
+
+def test_a_batch_of_each_process_is_that_of_all() -> None:
+    eight = for_processes(load_recipe("paper_8gpu"), 8)
+    assert eight.batch_size("restorer") == 16 and not eight.restorer.per_process
+    assert eight.batch_size("vre") == 32 == 8 * 4 * eight.accumulate("vre")
+    paper = load_recipe("paper")
+    assert for_processes(paper, 8) is paper
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+def test_the_command_for_eight_gpus(tiny_faces: Path, tmp_path: Path) -> None:
+    """As documented, on two processes and with tiny networks."""
+    files = write_files(tmp_path)
+    places = {
+        "data.train": tiny_faces,
+        "run.dir": tmp_path / "run",
+        "vre.perceptual.file": files,
+        "restorer.base": files / "base",
+        "restorer.ea_dists.file": files,
+        "restorer.identity.file": files,
+    }
+    sets = [f"{key}={value}" for key, value in places.items()] + SMALL
+    for stage, images in (("vre", 2), ("restorer", 4)):
+        words = [word for assignment in sets for word in ("--set", assignment)]
+        done = subprocess.run(
+            [*TWO, "-m", "osdface_trainer", "train", stage, "paper_8gpu", "--quiet", *words], cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        training = read_header(tmp_path / "run" / stage / "export.safetensors")[1]
+        assert training["batch_size"] == images

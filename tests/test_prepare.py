@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from osdface_trainer.prepare import photos as photos_module
 from osdface_trainer.prepare import run as prepare_module
 from osdface_trainer.prepare.photos import PrepareOptions
 from osdface_trainer.prepare.run import prepare
-from osdface_trainer.prepare.similarity import hash_signs, linked_groups, perceptual_hash
+from osdface_trainer.prepare.similarity import like_hashes, linked_groups, perceptual_hash
 
 CELL = 120  # px: side of one stand-in face in a photo
 
@@ -347,10 +348,27 @@ def test_hash_tells_copies_from_other_pictures():
     )
     smaller = torch.nn.functional.interpolate(faces, size=(150, 150), mode="bilinear", antialias=True)
     copies = torch.stack([real_jpeg(face, 70) for face in smaller]) * 0.9 + 0.03
-    signs, copied = hash_signs(perceptual_hash(faces)), hash_signs(perceptual_hash(copies))
-    distance = (255 - signs @ copied.T) / 2
+    looks = [[int(look, 16) for look in perceptual_hash(pictures)] for pictures in (faces, copies)]
+    distance = torch.tensor([[(a ^ b).bit_count() for b in looks[1]] for a in looks[0]]).float()
     assert distance.diagonal().max() <= 16
     assert (distance + 999 * torch.eye(12)).min() > 50
+
+
+@pytest.mark.parametrize("tolerance", [0, 3, 16, 60, 255])
+def test_hashes_in_buckets_equal_a_comparison_of_all(tolerance):
+    drawn = random.Random(tolerance)
+    looks = [drawn.getrandbits(255) << 1 for _ in range(30)]
+    for _ in range(90):  # copies of copies, just within and just beyond the tolerance
+        flips = drawn.sample(range(1, 256), min(255, tolerance + drawn.randrange(3)))
+        looks.append(drawn.choice(looks) ^ sum(1 << bit for bit in flips))
+    expected = list(range(120))
+    for _ in range(120):
+        expected = [
+            min(name for b, name in zip(looks, expected, strict=True) if (a ^ b).bit_count() <= tolerance)
+            for a in looks
+        ]
+    assert like_hashes([f"{look:064x}" for look in looks], tolerance) == expected
+    assert tolerance == 255 or 1 < len(set(expected)) < 120
 
 
 def test_linked_groups_equal_a_search_by_hand():

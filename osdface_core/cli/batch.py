@@ -6,6 +6,7 @@ Format and depth of a file are kept.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..devices import is_out_of_memory
 from ..errors import ImageError
 from ..faces import Face
 from ..files import writing
@@ -32,6 +35,13 @@ from .inputs import Guard, Job
 from .report import comparison, crop_pictures, save_picture
 
 SIDE = 512  # [px]; what square inputs of --aligned are resized to
+PASSING = frozenset(
+    getattr(errno, name)
+    for name in ("EIO", "EAGAIN", "EBUSY", "ESTALE", "ETIMEDOUT", "ECONNRESET", "EHOSTDOWN", "ENETDOWN")
+    if hasattr(errno, name)
+)
+"""Errors of disks and networks that may be gone a moment later."""
+PAUSE = 1.0  # [s] before the second attempt
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,9 @@ class FileRestorer:
 
     def prepare(self, job: Job) -> Work:
         """Read the photo, find and align its faces."""
+        return twice(self._prepare, job)
+
+    def _prepare(self, job: Job) -> Work:
         start = time.perf_counter()
         self.guard.check(job.target)
         photo = read_photo(job.source)
@@ -109,12 +122,12 @@ class FileRestorer:
     def restore(self, work: Work) -> Work:
         """Run the model on its faces."""
         start = time.perf_counter()
-        work.restored = restore_crops(self.pipeline, work.crops, self.plan.restore, self.progress)
+        work.restored = twice(restore_crops, self.pipeline, work.crops, self.plan.restore, self.progress)
         work.seconds["model"] = time.perf_counter() - start
         return work
 
     def finish(self, work: Work) -> dict[str, Any]:
-        """Paste the faces, write the photo and what belongs beside it.
+        """Paste the faces, write the photo and what belongs beside it: the photo last, as all is then done.
 
         Returns:
             plain JSON types: input, output, width, height, seconds, stages (`Work.seconds`), faces
@@ -123,15 +136,10 @@ class FileRestorer:
         start = time.perf_counter()
         pixels, faces = self._aligned(work) if self.plan.aligned else self._pasted(work)
         pasted = time.perf_counter()
-        notes: tuple[str, ...] = ()
-        if _untouched(work, pixels, self.plan):
-            with writing(work.job.target, ImageError) as temporary:
-                shutil.copyfile(work.job.source, temporary)
-        else:
-            notes = work.photo.notes + write_photo(work.job.target, _with_pixels(work.photo, pixels))
+        twice(self._write_extras, work, pixels)
+        notes = twice(self._write, work, pixels)
         if not self.plan.aligned:
             notes += _absent(len(work.faces), self.plan.detect)
-        self._write_extras(work, pixels)
         work.seconds |= {"paste": pasted - start, "write": time.perf_counter() - pasted}
         return {
             "input": str(work.job.source),
@@ -164,6 +172,13 @@ class FileRestorer:
             score = similarity(load_identity(identity, device), before.to(device), work.restored.to(device))
             faces.append({"identity_before_after": [1.0, float(score)]})
         return from_unit(work.restored[0], work.photo.pixels.dtype), faces
+
+    def _write(self, work: Work, pixels: np.ndarray) -> tuple[str, ...]:
+        if not _untouched(work, pixels, self.plan):
+            return work.photo.notes + write_photo(work.job.target, _with_pixels(work.photo, pixels))
+        with writing(work.job.target, ImageError) as temporary:
+            shutil.copyfile(work.job.source, temporary)
+        return ()
 
     def _write_extras(self, work: Work, pixels: np.ndarray) -> None:
         if self.plan.compare:
@@ -205,6 +220,26 @@ def _with_pixels(photo: Photo, pixels: np.ndarray) -> Photo:
         resized = resize_plane(alpha.astype(np.float32), pixels.shape[:2]).clip(0.0, full)
         alpha = (resized if full == 1.0 else resized.round()).astype(alpha.dtype)
     return dataclasses.replace(photo, pixels=pixels, alpha=alpha)
+
+
+def twice(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call once more after a failure that may be gone: memory that ran out, a disk or network that failed."""
+    try:
+        return call(*arguments)
+    except Exception as error:
+        if not _may_pass(error):
+            raise
+    torch.cuda.empty_cache()
+    time.sleep(PAUSE)
+    return call(*arguments)
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in PASSING):
+        return True
+    return _may_pass(error.__cause__)
 
 
 class Steps(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -44,11 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_escapes()
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
-    try:
-        if name in TRAINER_COMMANDS:
-            return _trainer(argv)
+    if name in TRAINER_COMMANDS:
+        return answer(name, lambda: _trainer(argv))
+
+    def run() -> int:
         args = _parser(name).parse_args(argv)
         return args.run(args)
+
+    return answer(name, run)
+
+
+def answer(name: str, run: Callable[[], int]) -> int:
+    """Do what a subcommand does; an error is one line and an exit status, as `main` says."""
+    try:
+        return run()
     except OSDFaceError as error:
         complain(f"osdface {name}: {in_words_of('cli', str(error))}")
         return 2 if isinstance(error, ConfigError) else 1

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +89,72 @@ def save_json(content: dict[str, Any], path: Path) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+@dataclass
+class Tally:
+    """What became of the photos, in numbers; their records only where somebody wants them.
+
+    Attributes:
+        report: a file of JSON lines; each record is appended when it is known.
+        records: kept for `--json`; None keeps none, so that memory does not grow.
+    """
+
+    report: Path | None = None
+    records: list[dict[str, Any]] | None = None
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count a record and pass it on. Raises ImageError: the report cannot be written."""
+        if "error" in record:
+            self.failed += 1
+        else:
+            self.done += 1
+        if self.records is not None:
+            self.records.append(record)
+        if self.report is not None:
+            append_line(self.report, json.dumps(record))
+
+    def __str__(self) -> str:
+        text = f"{self.done} restored, {self.failed} failed"
+        why = "their results are there and newer; --redo restores them again"
+        return text + (f", {self.skipped} skipped ({why})" if self.skipped else "")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line in one call of the system: several processes may do so, and a kill leaves no half line.
+
+    What a crash of the machine cut off before is ended first. The lock (not on Windows) is for that look at
+    the end: another process's line may be half there while it is being written.
+
+    Raises:
+        ImageError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            if find_spec("fcntl"):
+                import fcntl
+
+                with suppress(OSError):  # some network disks have no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            size = os.lseek(file, 0, os.SEEK_END)
+            if size and os.lseek(file, size - 1, os.SEEK_SET) >= 0 and os.read(file, 1) != b"\n":
+                line = "\n" + line
+            os.write(file, (line + "\n").encode())
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise ImageError(f"report {path} cannot be written: {error.strerror or error}") from error
+
+
 def summary(
-    args: argparse.Namespace, records: list[dict[str, Any]], left_out: list[str], what: str = "photos"
+    args: argparse.Namespace,
+    records: list[dict[str, Any]],
+    left_out: list[str],
+    what: str = "photos",
+    skipped: int = 0,
 ) -> dict[str, Any]:
     """Collect what `--json` writes: the options, and one record per input under the name `what`."""
     failed = sum("error" in record for record in records)
@@ -98,6 +166,7 @@ def summary(
         "detector": _detector(args),
         "done": len(records) - failed,
         "failed": failed,
+        "skipped": skipped,
         "left_out": left_out,
         what: records,
     }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,8 @@ from .arguments import add_options
 
 if TYPE_CHECKING:  # PyTorch and all that needs it load in the functions: --help answers at once
     from ..photo import OSDFacePipeline
-    from .inputs import Guard, Job, Missing
+    from .inputs import Folder, Guard, Job
+    from .report import Tally
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(look, PasteOptions)
     add_options(parser.add_argument_group("videos"), VideoOptions)
     _add_writing_arguments(parser.add_argument_group("further results"))
+    _add_folder_arguments(parser.add_argument_group("large folders", "see docs/scale.md"))
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +74,23 @@ def _add_writing_arguments(group: Any) -> None:
     group.add_argument("--compare", action="store_true", help="a before/after PNG beside each result")
     group.add_argument("--json", type=Path, metavar="FILE", help="report: inputs, outputs, faces, errors")
     group.add_argument(
+        "--report", type=Path, metavar="FILE", help="a line of JSON per photo, appended when it is done"
+    )
+    group.add_argument(
         "--identity", metavar="FILE", help="weights of a recognition network, for identity scores"
+    )
+
+
+def _add_folder_arguments(group: Any) -> None:
+    skipping = group.add_mutually_exclusive_group()
+    skipping.add_argument(
+        "--skip-existing", action="store_true",
+        help="leave photos out whose result is newer than they are (always so if an input is a folder)",
+    )  # fmt: skip
+    skipping.add_argument("--redo", action="store_true", help="restore them again")
+    group.add_argument("--shard", metavar="I/N", help="share I of N of the photos, from 0; by their names")
+    group.add_argument(
+        "--devices", metavar="D,D", help="one process each, which share the photos: cuda:0,cuda:1"
     )
 
 
@@ -83,40 +103,70 @@ def run(args: argparse.Namespace) -> int:
             touched.
     """
     from ..video import is_video
-    from .inputs import Guard, plan
-    from .report import save_json, summary
+    from .inputs import Folder, Guard, plan
+    from .processes import run_on
+    from .report import Tally, save_json, summary
+    from .shards import parse_shard
     from .usage import check_usage
 
     if any(is_video(given) for given in args.inputs):
         from .video import run_videos
 
+        for name in ("shard", "devices", "report"):
+            if getattr(args, name):
+                raise ConfigError(f"--{name} is for photos; leave it out for videos")
         return run_videos(args, load)
     if args.aligned and (args.upscale != 1.0 or args.upscale_model):
         name = "upscale_model" if args.upscale == 1.0 else "upscale"
         raise ConfigError(f"--aligned gives 512x512 faces; leave `{name}` out")
     unused = check_usage(args)
-    jobs, missing = plan(args.inputs, args.out.expanduser())
-    guard = Guard(job.source for job in jobs)
+    shard = parse_shard(args.shard) if args.shard else None
+    if args.devices:
+        return run_on(args.devices.split(","), args, shard)
+    jobs, missing = plan(args.inputs, args.out.expanduser(), args.crops, shard)
+    guard = Guard(jobs if isinstance(jobs, Folder) else [job.source for job in jobs])
     _refuse_overwriting(jobs, args, guard)
     for line in (*unused, *(f"{item.source}: {item.reason}" for item in missing)):
         complain(printable(line))
-    records = [_failure(item) for item in missing if item.failed]
+    tally = Tally(args.report, [] if args.json else None)
     left_out = [f"{item.source}: {item.reason}" for item in missing if not item.failed]
     try:
-        if jobs:
-            _restore_all(load(args), jobs, args, guard, records)
+        for item in missing:
+            if item.failed:
+                tally.add({"input": item.source, "error": item.reason})
+        folders = (Path(given).expanduser() for given in args.inputs)
+        skip = args.skip_existing or any(map(os.path.isdir, folders))  # Path fails where no disk has the name
+        todo = _unfinished(jobs, tally) if skip and not args.redo else iter(jobs)
+        if first := next(todo, None):  # a folder that is done needs no model
+            _restore_all(load(args), chain([first], todo), args, guard, tally, jobs)
     finally:
         if args.json:
-            save_json(summary(args, records, left_out), args.json)
-    return 1 if any("error" in record for record in records) else 0
+            save_json(summary(args, tally.records or [], left_out, skipped=tally.skipped), args.json)
+        if tally.skipped or shard:
+            complain(f"shard {shard}: {tally}" if shard else str(tally))
+    return 1 if tally.failed else 0
+
+
+def _unfinished(jobs: Iterable[Job], tally: Tally) -> Iterator[Job]:
+    """Leave out, and count, photos that are older than their results."""
+    for job in jobs:
+        try:
+            newer = job.target.stat().st_mtime_ns > job.source.stat().st_mtime_ns
+        except OSError:
+            newer = False
+        if newer:
+            tally.skipped += 1
+        else:
+            yield job
 
 
 def _restore_all(
     pipeline: OSDFacePipeline,
-    jobs: list[Job],
+    todo: Iterable[Job],
     args: argparse.Namespace,
     guard: Guard,
-    records: list[dict[str, Any]],
+    tally: Tally,
+    jobs: Sized,
 ) -> None:
     """A photo that fails is named and the others go on; three are in memory at a time at most."""
     from .batch import FileRestorer, Plan
@@ -126,6 +176,7 @@ def _restore_all(
     sets = pick(DetectOptions, values), pick(RestoreOptions, values), pick(PasteOptions, values)
     how = Plan(*sets, args.identity, args.aligned, args.crops, args.compare)
     single = len(jobs) == 1
+    before = tally.failed  # inputs that led to no photo
     tell_detector(args)
     hidden = True if args.quiet else None  # None: hidden where stderr is no terminal
     with tqdm(total=len(jobs), unit="face" if single else "photo", disable=hidden, file=sys.stderr) as bar:
@@ -138,15 +189,15 @@ def _restore_all(
                 say(printable(_line(result, args.aligned)))
                 for note in result["notes"]:
                     complain(printable(f"{job.source}: {note}"))
-            records.append(result)
+            tally.add(result)
             if not single:
-                bar.update()
+                bar.update(tally.done + tally.failed + tally.skipped - before - bar.n)
 
         restorer = FileRestorer(pipeline, how, guard, _faces_on(bar) if single else None)
-        runner_for(pipeline, jobs)(jobs, restorer, tell)
+        runner_for(pipeline, jobs)(todo, restorer, tell)
 
 
-def runner_for(pipeline: OSDFacePipeline, jobs: Sequence[Job]) -> Callable[..., None]:
+def runner_for(pipeline: OSDFacePipeline, jobs: Sized) -> Callable[..., None]:
     """Choose `overlapped` where it pays: with PyTorch's own layers the steps compete for cores (1.54 x)."""
     from .batch import one_by_one, overlapped
 
@@ -161,10 +212,17 @@ def _faces_on(bar: Any) -> Callable[[int, int], None]:
     return progress
 
 
-def _refuse_overwriting(jobs: list[Job], args: argparse.Namespace, guard: Guard) -> None:
+def _refuse_overwriting(jobs: list[Job] | Folder, args: argparse.Namespace, guard: Guard) -> None:
     """Before anything is read: no result may take the place of an input or of another result."""
+    from ..images import is_photo
     from .batch import compare_path
 
+    for name in ("json", "report"):
+        if getattr(args, name) and is_photo(getattr(args, name)):
+            raise ConfigError(f"--{name} {getattr(args, name)} has the name of a photo; give another name")
+    if not isinstance(jobs, list):
+        _refuse_in_folder(jobs, args)
+        return
     targets = {job.target for job in jobs}
     for job in jobs:
         if guard.refused(job.target):
@@ -175,12 +233,19 @@ def _refuse_overwriting(jobs: list[Job], args: argparse.Namespace, guard: Guard)
             raise ConfigError(
                 f"{compare_path(job.target)} is taken by a photo; leave --compare out or give another -o"
             )
-    if args.json and (guard.refused(args.json) or args.json in targets):
-        raise ConfigError(f"--json {args.json} is a photo of this run; give another name")
 
 
-def _failure(item: Missing) -> dict[str, Any]:
-    return {"input": item.source, "error": item.reason}
+def _refuse_in_folder(jobs: Folder, args: argparse.Namespace) -> None:
+    """Refuse the inputs' own folder for results, which the search would meet."""
+    from .batch import compare_path
+
+    for place in (args.out, args.crops):
+        if place is not None and jobs.holds(place.expanduser()):
+            raise ConfigError(f"{place} has the inputs, which are never overwritten; give another folder")
+    for job in jobs if args.compare else ():
+        taken = compare_path(job.target).name
+        if job.source.with_name(taken).exists():
+            raise ConfigError(f"{taken} is taken by a photo; leave --compare out")
 
 
 def _line(record: dict[str, Any], aligned: bool) -> str:

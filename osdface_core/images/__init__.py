@@ -1,6 +1,6 @@
 """Photo files: read with every bit and all metadata, write back the same way, whole or not at all."""
 
-from .find import FoundPhotos, find_photos, is_photo, unread_photos, within
+from .find import PhotoSearch, is_photo, unread_photos, within
 from .formats import SUFFIXES, is_unwritable, readable, written_suffix
 from .photo import Photo, from_unit, to_unit
 from .read import read_photo
@@ -8,10 +8,9 @@ from .write import check_alpha, write_photo
 
 __all__ = [
     "SUFFIXES",
-    "FoundPhotos",
     "Photo",
+    "PhotoSearch",
     "check_alpha",
-    "find_photos",
     "from_unit",
     "is_photo",
     "is_unwritable",

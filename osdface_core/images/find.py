@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from .formats import readable, unread_reason
 
-
-@dataclass
-class FoundPhotos:
-    """What a search found.
-
-    Attributes:
-        photos: each photo and its path below the searched folder.
-        left_out: a line for each kind of photo that is not read, and for links that are not followed.
-        unreadable: folders that could not be opened, and why.
-    """
-
-    photos: list[tuple[Path, Path]] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+BLOCK = 10_000
+"""Names of a folder that are held and sorted at a time."""
 
 
 def is_photo(path: Path) -> bool:
@@ -31,49 +19,85 @@ def is_photo(path: Path) -> bool:
     return path.suffix.lower() in readable() and not path.name.startswith(".")
 
 
-def find_photos(folder: Path, skip: Path | None = None) -> FoundPhotos:
-    """Search a folder and everything below it, linked folders included, in order of their names.
+class PhotoSearch:
+    """The photos of a folder and of everything below it, linked folders included, as a stream.
 
-    A link is followed unless it leads into a folder that is searched anyway, or to one around it.
+    Iterating lists the folders anew and yields each photo with its path below the folder: in order of names
+    where a folder has at most `BLOCK` of them, in sorted blocks of that size elsewhere. So memory does not
+    grow with the number of photos. A link is followed unless it leads into a folder that is searched anyway,
+    or to one around it.
 
     Args:
-        skip: a folder (resolved) whose contents are left out, for results of a former run.
+        skip: folders (resolved) whose contents are left out, for results of a former run.
+    Attributes:
+        entered: folders (resolved) that the last search began at: the first, and those that links led to.
+        unreadable: folders that could not be opened, and why.
     """
-    found = FoundPhotos()
-    entered = [folder.resolve()]
-    waiting = [(folder, Path())]
-    others: list[Path] = []
 
-    def refuse(error: OSError) -> None:
-        found.unreadable.append((Path(error.filename or folder), error.strerror or str(error)))
+    def __init__(self, folder: Path, skip: Sequence[Path] = ()) -> None:
+        self.folder, self.skip = folder, skip
+        self._begin()
 
-    for top, below in waiting:
-        for root, folders, files in os.walk(top, onerror=refuse):
-            here = Path(root)
-            place = below / here.relative_to(top)
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and not within(here / f, skip))
-            for name in (name for name in folders if (here / name).is_symlink()):
-                _follow(here / name, place / name, entered, waiting, found)
-            found.photos += [(here / f, place / f) for f in sorted(files) if is_photo(Path(f))]
-            others += [Path(f) for f in files if not f.startswith(".")]
-    found.left_out += unread_photos(others)
-    return found
+    def _begin(self) -> None:
+        self.entered = [self.folder.resolve()]
+        self.unreadable: list[tuple[Path, str]] = []
+        self._around: list[str] = []
+        self._unread: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[tuple[Path, Path]]:
+        self._begin()
+        waiting = [(self.folder, Path())]
+        for folder, below in waiting:
+            yield from self._search(folder, below, waiting)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What the last search met and left out: a line for links, one for photos that are not read."""
+        return self._around + unread_photos(self._unread)
+
+    def _search(
+        self, folder: Path, below: Path, waiting: list[tuple[Path, Path]]
+    ) -> Iterator[tuple[Path, Path]]:
+        try:
+            with os.scandir(folder) as entries:
+                shown = (entry for entry in entries if not entry.name.startswith("."))
+                while block := sorted(islice(shown, BLOCK), key=lambda entry: entry.name):
+                    folders = [entry for entry in block if _is_folder(entry)]
+                    for name in (entry.name for entry in block if not _is_folder(entry)):
+                        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - far cheaper than a Path
+                        if suffix in readable():
+                            yield folder / name, below / name
+                        elif unread_reason(suffix):
+                            self._unread[suffix] += 1
+                    for entry in folders:
+                        path, place = folder / entry.name, below / entry.name
+                        if any(within(path, one) for one in self.skip):
+                            continue
+                        if entry.is_symlink():
+                            self._follow(path, place, waiting)
+                        else:
+                            yield from self._search(path, place, waiting)
+        except OSError as error:
+            self.unreadable.append((Path(error.filename or folder), error.strerror or str(error)))
+
+    def _follow(self, link: Path, below: Path, waiting: list[tuple[Path, Path]]) -> None:
+        real = link.resolve()
+        if any(one != real and one.is_relative_to(real) for one in self.entered):
+            self._around.append(f"{link} leads to a folder around it and is not followed")
+        elif not any(real.is_relative_to(one) for one in self.entered):
+            self.entered.append(real)
+            waiting.append((link, below))
 
 
-def _follow(
-    link: Path, below: Path, entered: list[Path], waiting: list[tuple[Path, Path]], found: FoundPhotos
-) -> None:
-    real = link.resolve()
-    if any(one != real and one.is_relative_to(real) for one in entered):
-        found.left_out.append(f"{link} leads to a folder around it and is not followed")
-    elif not any(real.is_relative_to(one) for one in entered):
-        entered.append(real)
-        waiting.append((link, below))
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to where nobody may look
+        return False
 
 
-def unread_photos(paths: Iterable[Path]) -> list[str]:
-    """Count the photos of each format that is not read, and say why, in a line; empty if there are none."""
-    counts = Counter(path.suffix.lower() for path in paths)
+def unread_photos(counts: Counter[str]) -> list[str]:
+    """Say in a line which formats are not read, and why; empty if `counts` of suffixes has only others."""
     parts = [
         f"{count} {suffix} ({reason})"
         for suffix, count in sorted(counts.items())

@@ -22,7 +22,7 @@ from torch import Tensor
 from osdface_core.errors import CheckpointError, ConfigError, ImageError
 from osdface_core.faces import align, detect
 from osdface_core.files import write_text
-from osdface_core.images import FoundPhotos, find_photos, read_photo, readable
+from osdface_core.images import PhotoSearch, read_photo, readable
 from osdface_core.models.identity import MOBILEFACENET_FILE, MOBILEFACENET_SOURCE, embed, load_identity
 from osdface_core.weights import find_weights
 
@@ -172,16 +172,16 @@ class _Run:
     progress: bool
 
 
-def _list_photos(src: Path, dst: Path) -> tuple[dict[str, Path], FoundPhotos]:
+def _list_photos(src: Path, dst: Path) -> tuple[dict[str, Path], PhotoSearch]:
     """Photos by their path below `src`, and what the search left out."""
     if not src.is_dir():
         raise ConfigError(f"photo folder {src} does not exist")
-    found = find_photos(src, dst.resolve())
-    if not found.photos:
+    found = PhotoSearch(src, [dst.resolve()])
+    photos = {below.as_posix(): path for path, below in found}
+    if not photos:
         told = (*found.left_out, *(f"{path} cannot be opened ({why})" for path, why in found.unreadable))
         kinds = ", ".join(sorted(readable()))
         raise ConfigError("; ".join((f"no photos below {src} ({kinds})", *told)))
-    photos = {below.as_posix(): path for path, below in found.photos}
     return dict(sorted(photos.items())), found
 
 

@@ -12,7 +12,7 @@ from osdface_core.files import replacing
 
 from ..data.sources import FaceFile, hold_out
 from .photos import FaceRecord, PhotoRecord, decode_embedding
-from .similarity import HASH_BITS, hash_signs, linked_groups
+from .similarity import like_hashes, linked_groups
 
 COLUMNS: tuple[str, ...] = (
     "file", "sha256", "source", "source_sha256", "identity", "split",
@@ -28,7 +28,7 @@ def distinct(records: list[PhotoRecord], tolerance: int) -> tuple[ChosenFaces, C
     faces = sorted(((r, face) for r in records for face in r.faces), key=lambda pair: pair[1].file)
     if tolerance < 0 or len(faces) < 2:
         return faces, rejected
-    groups = linked_groups(hash_signs([face.look for _, face in faces]), HASH_BITS - 2 * tolerance)
+    groups = like_hashes([face.look for _, face in faces], tolerance)
     best: dict[int, tuple[PhotoRecord, FaceRecord]] = {}
     for group, pair in zip(groups, faces, strict=True):
         if group not in best or _quality(pair[1]) > _quality(best[group][1]):

@@ -212,6 +212,16 @@ def _read(source: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     return settings.merge(_read(base, (*inside, path)), tables) if base else tables
 
 
+def for_processes(recipe: Recipe, count: int) -> Recipe:
+    """Turn a batch size that each process has for itself into that of all."""
+    restorer = recipe.restorer
+    if not restorer.per_process:
+        return recipe
+    return replace(
+        recipe, restorer=replace(restorer, batch_size=count * restorer.batch_size, per_process=False)
+    )
+
+
 def with_steps(recipe: Recipe, faces: int) -> Recipe:
     """Turn epochs into optimiser steps, rounded up, for a number of training faces."""
     vre, restorer = recipe.vre, recipe.restorer

@@ -308,7 +308,8 @@ class RestorerTraining:
         keep_latents: keep what the frozen encoders say of a pair in the run folder; with `data.variants`.
         steps: optimiser steps (paper: 150,000 with batch 2); epochs: passes over the training faces instead,
             where it is not 0.
-        batch_size: images per optimiser step over all processes.
+        batch_size: images per optimiser step over all processes; of each process with `per_process`, which
+            the run notes as their sum.
         accumulate: micro-batches per optimiser step and process.
         base: (lora) diffusers folder or single-file SD 2.1-base.
         init: weights to start from: one of our checkpoints, or a folder with the released files. Its
@@ -340,6 +341,7 @@ class RestorerTraining:
     steps: int = 150_000
     epochs: float = 0.0
     batch_size: int = 2
+    per_process: bool = False
     accumulate: int = 1
     base: str = ""
     init: str = ""
