@@ -760,7 +760,7 @@ def test_training_commands_without_their_packages(
 
 def test_every_trainer_command_is_listed() -> None:
     trainer = pytest.importorskip("osdface_trainer.cli")
-    assert set(cli.TRAINER_COMMANDS) == set(trainer.COMMANDS)
+    assert set(cli.TRAINER_COMMANDS) == {name.split()[0] for name in trainer.COMMANDS}
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
