@@ -14,6 +14,7 @@ from torch import Tensor
 from osdface_core.errors import ConfigError, OSDFaceError
 
 from .base import Column, Metric, WeightFinder
+from .colour import DELTA_E
 from .distribution import InceptionDistances
 from .fidelity import COLOUR_SHIFT, DETAIL, PSNR, SSIM
 from .identity import arcface_degrees, face_identity
@@ -41,6 +42,7 @@ LOADERS: tuple[tuple[str, MetricLoader], ...] = (
     ("ssim", lambda finder, device: SSIM),
     ("hf_energy", lambda finder, device: DETAIL),
     ("colour_shift", lambda finder, device: COLOUR_SHIFT),
+    ("delta_e", lambda finder, device: DELTA_E),
     ("niqe", load_niqe),
     *((name, partial(pyiqa_score, name)) for name in OPTIONAL),
 )
