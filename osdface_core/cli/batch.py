@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..devices import is_out_of_memory
@@ -31,6 +32,7 @@ from ..photo import detect_and_align, paste_back, restore_crops, with_identity
 from ..photo_array import FULL_SCALE
 from ..pipeline import FacePipeline, OnProgress
 from ..upscale import resize_plane
+from .attention import attention_maps, attention_picture
 from .inputs import Guard, Job
 from .report import comparison, crop_pictures, save_picture
 
@@ -54,6 +56,7 @@ class Plan:
         aligned: inputs are face crops: no detection, no pasting.
         crops: folder for the aligned faces before and after.
         compare: write a before/after picture beside each result.
+        attention: folder for pictures of where the tokens in `tokens` are looked at.
     """
 
     detect: DetectOptions = field(default_factory=DetectOptions)
@@ -63,6 +66,8 @@ class Plan:
     aligned: bool = False
     crops: Path | None = None
     compare: bool = False
+    attention: Path | None = None
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass
@@ -72,6 +77,7 @@ class Work:
     Attributes:
         crops, restored: (N, 3, H, W) in [0, 1], faces before and after.
         seconds: what each stage took: read, detect (with align), model, paste, write.
+        attention: a picture of each face, if they are wanted.
     """
 
     job: Job
@@ -80,6 +86,7 @@ class Work:
     crops: Tensor
     restored: Tensor
     seconds: dict[str, float]
+    attention: list[Image.Image] = field(default_factory=list)
 
 
 def compare_path(target: Path) -> Path:
@@ -123,8 +130,17 @@ class FileRestorer:
         """Run the model on its faces."""
         start = time.perf_counter()
         work.restored = twice(restore_crops, self.pipeline, work.crops, self.plan.restore, self.progress)
+        if self.plan.attention is not None:
+            work.attention = self._attention(work.crops)
         work.seconds["model"] = time.perf_counter() - start
         return work
+
+    def _attention(self, crops: Tensor) -> list[Image.Image]:
+        """Draw here, not in `finish`: the UNet takes one thread's recorders at a time."""
+        crops = crops[..., : crops.shape[-2] // 8 * 8, : crops.shape[-1] // 8 * 8]
+        maps = attention_maps(self.pipeline, crops, self.plan.restore.timestep)
+        pairs = zip(crops, maps, strict=True)
+        return [attention_picture(face, of_face, self.plan.tokens) for face, of_face in pairs]
 
     def finish(self, work: Work) -> dict[str, Any]:
         """Paste the faces, write the photo and what belongs beside it: the photo last, as all is then done.
@@ -187,6 +203,11 @@ class FileRestorer:
         if self.plan.crops is not None:
             for path, picture in crop_pictures(work.crops, work.restored, self.plan.crops / work.job.name):
                 save_picture(picture, self.guard.check(path))
+        for number, picture in enumerate(work.attention):
+            assert self.plan.attention is not None
+            path = self.plan.attention / work.job.name
+            path = path.with_name(f"{path.name}_face{number}_attention.png")
+            save_picture(picture, self.guard.check(path))
 
 
 def _aligned_face(photo: Photo) -> Tensor:

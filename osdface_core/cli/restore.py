@@ -79,6 +79,13 @@ def _add_writing_arguments(group: Any) -> None:
     group.add_argument(
         "--identity", metavar="FILE", help="weights of a recognition network, for identity scores"
     )
+    group.add_argument(
+        "--attention-maps", type=Path, metavar="DIR",
+        help="a PNG per face: where the UNet looks at each of --tokens (runs with --engine eager)",
+    )  # fmt: skip
+    group.add_argument(
+        "--tokens", metavar="LIST", help="numbers of the prompt's tokens for --attention-maps (0-6)"
+    )
 
 
 def _add_folder_arguments(group: Any) -> None:
@@ -169,12 +176,15 @@ def _restore_all(
     jobs: Sized,
 ) -> None:
     """A photo that fails is named and the others go on; three are in memory at a time at most."""
+    from .attention import DEFAULT_TOKENS, parse_tokens
     from .batch import FileRestorer, Plan
     from .report import failure_line, tell_detector
 
     values = vars(args)
     sets = pick(DetectOptions, values), pick(RestoreOptions, values), pick(PasteOptions, values)
-    how = Plan(*sets, args.identity, args.aligned, args.crops, args.compare)
+    tokens = tuple(parse_tokens(args.tokens or DEFAULT_TOKENS))
+    beside = args.crops, args.compare, args.attention_maps, tokens
+    how = Plan(*sets, args.identity, args.aligned, *beside)
     single = len(jobs) == 1
     before = tally.failed  # inputs that led to no photo
     tell_detector(args)
@@ -239,7 +249,7 @@ def _refuse_in_folder(jobs: Folder, args: argparse.Namespace) -> None:
     """Refuse the inputs' own folder for results, which the search would meet."""
     from .batch import compare_path
 
-    for place in (args.out, args.crops):
+    for place in (args.out, args.crops, args.attention_maps):
         if place is not None and jobs.holds(place.expanduser()):
             raise ConfigError(f"{place} has the inputs, which are never overwritten; give another folder")
     for job in jobs if args.compare else ():

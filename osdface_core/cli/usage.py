@@ -22,6 +22,7 @@ from ..options import (
     pick,
 )
 from ..video.formats import is_sequence, is_video
+from .attention import DEFAULT_TOKENS, parse_tokens
 
 PLACES = ("base", "codec_dir", "detector_dir", "upscale_model")
 """Options that name a file or folder which has to be there."""
@@ -43,6 +44,8 @@ def check_usage(args: argparse.Namespace) -> list[str]:
         raise OptionError("fidelity", args.fidelity, "1: this model has no such dial")
     if args.crops is not None:
         _check_folder("--crops", args.crops)
+    if args.attention_maps is not None:
+        _check_attention(args)
     if args.json is not None and args.json.is_dir():
         raise ConfigError(f"--json {args.json} is a folder; give a file name")
     if args.identity is not None:
@@ -51,6 +54,15 @@ def check_usage(args: argparse.Namespace) -> list[str]:
         except CheckpointError as error:
             raise ConfigError(f"--identity {args.identity}: {error}") from error
     return [f"{' '.join(flags)} not used: {reason}" for flags, reason in _unused(args, config) if flags]
+
+
+def _check_attention(args: argparse.Namespace) -> None:
+    """Check what `--attention-maps` needs, and choose the engine that has it."""
+    _check_folder("--attention-maps", args.attention_maps)
+    parse_tokens(args.tokens or DEFAULT_TOKENS)
+    if args.engine not in ("auto", "eager"):
+        raise ConfigError(f"--attention-maps needs the engine eager; leave --engine {args.engine} out")
+    args.engine = "eager"
 
 
 def _check_places(args: argparse.Namespace) -> None:
@@ -79,6 +91,8 @@ def _unused(args: argparse.Namespace, config: OSDFaceConfig | None) -> Iterator[
         yield _given(args, PasteOptions), "--aligned pastes nothing"
     elif args.detector == "mtcnn":
         yield _given(args, DetectOptions, "detector_dir"), "MTCNN comes with this program"
+    if args.tokens is not None and args.attention_maps is None:
+        yield ["--tokens"], "--attention-maps is not there"
     if args.upscale == 1.0:
         yield _given(args, PasteOptions, "upscale_model"), "--upscale is 1"
     if args.codec == "own":

@@ -22,7 +22,7 @@ from .inputs import Guard
 from .report import failure_line, save_json, summary, tell_detector
 from .usage import check_usage
 
-PHOTOS_ONLY = ("aligned", "crops", "compare", "identity")
+PHOTOS_ONLY = ("aligned", "crops", "compare", "identity", "attention_maps")
 
 
 def run_videos(args: argparse.Namespace, load: Callable[[argparse.Namespace], OSDFacePipeline]) -> int:
@@ -34,7 +34,7 @@ def run_videos(args: argparse.Namespace, load: Callable[[argparse.Namespace], OS
     """
     for name in PHOTOS_ONLY:
         if getattr(args, name):
-            raise ConfigError(f"--{name} is for photos; leave it out for videos")
+            raise ConfigError(f"--{name.replace('_', '-')} is for photos; leave it out for videos")
     load_av()
     unused = check_usage(args)
     jobs = _targets(args.inputs, args.out.expanduser())
