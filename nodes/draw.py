@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-COLOURS = ("#ff5a36", "#36c5ff", "#ffd23f", "#7ae582", "#c77dff", "#ff9ff3", "#00d1b2", "#f7f7f7")
-GREY = "#8a8a8a"
-Box = tuple[float, float, float, float]
+from ..osdface_core.faces.draw import Box, draw_boxes
 
 
 def numbered_boxes(
@@ -23,21 +21,12 @@ def numbered_boxes(
     Args:
         boxes: x0, y0, x1, y1 [px]; may reach over the border.
         captions: one short text per box, drawn on a patch of the box's colour.
-        colours: index into `COLOURS` per box; None draws in grey.
+        colours: index into `COLOURS` of the core's `faces/draw.py` per box; None draws in grey.
     """
     if not boxes:
         return image.clone()
     picture = to_picture(image)
-    draw = ImageDraw.Draw(picture)
-    side = max(picture.size)
-    line, font = max(3, side // 250), ImageFont.load_default(size=max(14, side // 32))
-    for box, caption, index in zip(boxes, captions, colours, strict=True):
-        colour = GREY if index is None else COLOURS[index % len(COLOURS)]
-        draw.rectangle(box, outline=colour, width=line)
-        place = (max(0.0, box[0]), max(0.0, box[1]))
-        patch = draw.textbbox(place, caption, font=font, anchor="la")
-        draw.rectangle((patch[0], patch[1], patch[2] + 4, patch[3] + 4), fill=colour)
-        draw.text((place[0] + 2, place[1] + 2), caption, fill="black", font=font, anchor="la")
+    draw_boxes(picture, boxes, captions, colours)
     return to_tensor(picture).to(image.device)
 
 

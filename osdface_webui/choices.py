@@ -9,11 +9,10 @@ from typing import Any
 
 from modules import paths, sd_models
 
+from osdface_core.app import models
 from osdface_core.errors import CheckpointError
-from osdface_core.released import is_released_folder
 
 MODELS = Path(paths.models_path) / "OSDFace"
-MINI = "mini"
 NO_BASE = "none"
 PROMPT_WIDTH = 1024  # of Stable Diffusion 2; SD 1.x has 768, SDXL 2048
 CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -21,22 +20,12 @@ CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.a
 
 def model_names() -> list[str]:
     """List `mini`, checkpoints in models/OSDFace, and folders there with the three released files."""
-    files = sorted(p.name for p in MODELS.glob("*.safetensors")) if MODELS.is_dir() else []
-    folders = sorted(p.name for p in MODELS.iterdir() if is_released_folder(p)) if MODELS.is_dir() else []
-    return [MINI, *files, *folders]
+    return models.model_names(MODELS)
 
 
 def model_path(name: str) -> str | Path:
-    """Find the model behind a name of `model_names`.
-
-    Raises:
-        CheckpointError: any other name, so that none leads out of the folder.
-    """
-    if name not in model_names():
-        raise CheckpointError(
-            f"there is no checkpoint at {MODELS.name}/{name}: put it there, or choose another"
-        )
-    return name if name == MINI else MODELS / name
+    """Find the model behind a name of `model_names`. Raises CheckpointError: any other name."""
+    return models.model_path(name, MODELS)
 
 
 def base_names() -> list[str]:

@@ -22,11 +22,11 @@ try:
 except ImportError as lacking:
     raise ImportError(f"OSDFace needs Automatic1111 1.8 or newer, or Forge: {lacking}") from lacking
 
+from osdface_core.app.controls import dial, menu
 from osdface_core.options import (
     WORDS,
     DetectOptions,
     LoadOptions,
-    Option,
     PasteOptions,
     RestoreOptions,
     options_of,
@@ -85,24 +85,6 @@ class OSDFaceInfotext(scripts.Script):
             del p.extra_generation_params[key]
         p.extra_generation_params.update(OSDFaceRestoration.note)
         OSDFaceRestoration.note = {}
-
-
-def dial(option: Option, **changed: Any) -> dict[str, Any]:
-    """Collect what a slider of an option is made with; a number may stand for None."""
-    low, default = (option.unset, option.unset) if option.optional else (option.low, option.default)
-    info = option.help + (f" {option.unset}: {option.none}." if option.optional else "")
-    return {
-        "minimum": low, "maximum": option.high, "step": option.step or 1, "value": default,
-        "label": option.called("webui"), "info": info, **changed,
-    }  # fmt: skip
-
-
-def menu(option: Option, choices: list[str] | None = None, **changed: Any) -> dict[str, Any]:
-    """Collect what a drop-down of an option is made with."""
-    return {
-        "choices": choices or list(option.choices), "value": option.default,
-        "label": option.called("webui"), "info": option.help, **changed,
-    }  # fmt: skip
 
 
 class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):

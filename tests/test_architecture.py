@@ -33,6 +33,7 @@ LAYERS = (
     {"photo", "video"},
     {"__init__"},
     {"cli"},
+    {"app"},
     {"__main__"},
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}

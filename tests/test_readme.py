@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DEVELOPMENT = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "cpu" / "README.md"])
-GENERATED = {"build", "dist", "runs", "__pycache__", "osdface-demo"}
+GENERATED = {"build", "dist", "runs", "__pycache__", "osdface-app", "osdface-demo"}
 
 
 def tree(page: str) -> list[str]:

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     """
     facts = describe(args.checkpoint)
     say(json.dumps(facts, indent=2) if args.json else as_text(facts))
+    if not args.json and (long := _nested(facts["training"])):
+        say(f"--json    shows {', '.join(long)} too")
     return 0
 
 
@@ -101,13 +103,16 @@ def as_text(facts: dict[str, Any]) -> str:
     low, high = vre["input_range"]
     lines.append(f"tokens    {vre['tokens']} of {vre['codebook_size']} codes, VRE input {low:g}..{high:g}")
     lines.append(f"timestep  {config['timestep']} of {config['train_timesteps']}")
-    long = [key for key, value in training.items() if isinstance(value, (dict, list))]
+    long = _nested(training)
     lines += [
         f"{key:<9} {value}" for key, value in training.items() if key not in long and value not in ("", None)
     ]
-    if long:
-        lines.append(f"--json    shows {', '.join(long)} too")
     return "\n".join(lines)
+
+
+def _nested(training: dict[str, Any]) -> list[str]:
+    """Names of what is too long for a line."""
+    return [key for key, value in training.items() if isinstance(value, (dict, list))]
 
 
 def _own(path: Path) -> tuple[OSDFaceConfig, dict[str, Any], Shapes]:

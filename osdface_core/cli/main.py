@@ -18,6 +18,7 @@ from ..options import in_words_of
 # only when its command is named, so that `osdface --help` answers at once.
 COMMANDS = {
     "restore": ("restore the faces of photos", ".restore"),
+    "app": ("photos, folders and videos in a browser", "..app.command"),
     "demo": ("degrade and restore a photo that a package ships; no network", ".demo"),
     "info": ("what a checkpoint holds, from its header", ".info"),
     "convert": ("the released files to one .safetensors, and back", ".convert"),

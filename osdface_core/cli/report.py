@@ -21,7 +21,7 @@ from ..errors import ImageError, OSDFaceError
 from ..faces.detect import choose_detector
 from ..files import writing
 from ..images import from_unit
-from ..options import SETS, in_words_of, options_of
+from ..options import SETS, Host, in_words_of, options_of
 
 GAP = 8  # [px] between before and after
 LARGEST = 4096  # [px], longer side of one half: a picture to look at, whatever the photo's size
@@ -35,8 +35,8 @@ def comparison(before: np.ndarray, after: np.ndarray) -> Image.Image:
     Returns:
         8-bit RGB.
     """
-    right = _viewable(after)
-    left = _viewable(before).resize(right.size, Image.Resampling.LANCZOS)
+    right = viewable(after)
+    left = viewable(before).resize(right.size, Image.Resampling.LANCZOS)
     width, height = right.size
     wide = width > 1.25 * height
     size = (width, 2 * height + GAP) if wide else (2 * width + GAP, height)
@@ -46,16 +46,16 @@ def comparison(before: np.ndarray, after: np.ndarray) -> Image.Image:
     return canvas
 
 
-def _viewable(pixels: np.ndarray) -> Image.Image:
-    """8-bit, at most LARGEST px on its longer side."""
-    step = -(-max(pixels.shape[:2]) // (2 * LARGEST))
+def viewable(pixels: np.ndarray, largest: int = LARGEST) -> Image.Image:
+    """Turn (H, W, 3) uint8, uint16 or float32 into 8-bit RGB, at most `largest` px on its longer side."""
+    step = -(-max(pixels.shape[:2]) // (2 * largest))
     pixels = pixels[::step, ::step]  # so that a 16-bit giant is not copied whole
     if pixels.dtype == np.uint16:
         pixels = (pixels.astype(np.float32) / 257.0).round().astype(np.uint8)
     elif pixels.dtype != np.uint8:
         pixels = (np.nan_to_num(pixels).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     return image
 
 
@@ -186,11 +186,12 @@ def _detector(args: argparse.Namespace) -> dict[str, str] | None:
     return {"name": name, "reason": reason}
 
 
-def failure_line(error: Exception) -> str:
+def failure_line(error: Exception, host: Host = "cli") -> str:
     """Say in one line why a file failed; errors nobody planned for carry their kind."""
-    text = in_words_of("cli", " ".join(str(error).split()))
+    text = in_words_of(host, " ".join(str(error).split()))
     if isinstance(error, OSDFaceError):
         return text
     if isinstance(error, MemoryError):
-        return f"not enough memory {text}; use a smaller --batch-size or --upscale".replace("  ", " ")
+        advice = in_words_of(host, "use a smaller `batch_size` or `upscale`")
+        return f"not enough memory {text}; {advice}".replace("  ", " ")
     return f"{type(error).__name__}: {text}"[:500]

@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
                 tally.add({"input": item.source, "error": item.reason})
         folders = (Path(given).expanduser() for given in args.inputs)
         skip = args.skip_existing or any(map(os.path.isdir, folders))  # Path fails where no disk has the name
-        todo = _unfinished(jobs, tally) if skip and not args.redo else iter(jobs)
+        todo = unfinished(jobs, tally) if skip and not args.redo else iter(jobs)
         if first := next(todo, None):  # a folder that is done needs no model
             _restore_all(load(args), chain([first], todo), args, guard, tally, jobs)
     finally:
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if tally.failed else 0
 
 
-def _unfinished(jobs: Iterable[Job], tally: Tally) -> Iterator[Job]:
+def unfinished(jobs: Iterable[Job], tally: Tally) -> Iterator[Job]:
     """Leave out, and count, photos that are older than their results."""
     for job in jobs:
         try:
@@ -231,7 +231,7 @@ def _refuse_overwriting(jobs: list[Job] | Folder, args: argparse.Namespace, guar
         if getattr(args, name) and is_photo(getattr(args, name)):
             raise ConfigError(f"--{name} {getattr(args, name)} has the name of a photo; give another name")
     if not isinstance(jobs, list):
-        _refuse_in_folder(jobs, args)
+        refuse_in_folder(jobs, (args.out, args.crops, args.attention_maps), args.compare)
         return
     targets = {job.target for job in jobs}
     for job in jobs:
@@ -245,14 +245,14 @@ def _refuse_overwriting(jobs: list[Job] | Folder, args: argparse.Namespace, guar
             )
 
 
-def _refuse_in_folder(jobs: Folder, args: argparse.Namespace) -> None:
-    """Refuse the inputs' own folder for results, which the search would meet."""
+def refuse_in_folder(jobs: Folder, places: Iterable[Path | None], compare: bool = False) -> None:
+    """Refuse the inputs' own folder for results, which the search would meet. Raises ConfigError."""
     from .batch import compare_path
 
-    for place in (args.out, args.crops, args.attention_maps):
+    for place in places:
         if place is not None and jobs.holds(place.expanduser()):
             raise ConfigError(f"{place} has the inputs, which are never overwritten; give another folder")
-    for job in jobs if args.compare else ():
+    for job in jobs if compare else ():
         taken = compare_path(job.target).name
         if job.source.with_name(taken).exists():
             raise ConfigError(f"{taken} is taken by a photo; leave --compare out")

@@ -1,0 +1,1 @@
+"""`osdface app`: photos, folders and videos in a browser, on the functions of the command line."""
