@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +34,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: some writers choose the format by it. Long names would grow beyond what disks allow.
-    temporary = path.with_name(f".{shorten(path.stem, 60)}.{os.getpid()}.partial{path.suffix}")
+    writer = f"{os.getpid()}{threading.get_ident()}"
+    temporary = path.with_name(f".{shorten(path.stem, 60)}.{writer}.partial{path.suffix}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode

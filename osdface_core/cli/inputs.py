@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import ConfigError, ImageError
@@ -51,37 +52,44 @@ class Missing:
 class Folder:
     """The photos of one folder and all below it as jobs, listed anew by each loop over them.
 
-    Memory does not grow with the number of photos, which a first listing counts.
+    Memory does not grow with the number of photos. `missing` and `len` list the folder once to tell.
 
     Args:
         out, crops: where results go; as far as they lie in the folder, they are not searched.
         shard: the share of the photos that is wanted.
-    Attributes:
-        missing: what is left out or cannot be opened.
     """
 
     def __init__(self, root: Path, out: Path, crops: Path | None = None, shard: Shard | None = None) -> None:
         self.root, self.out, self.crops, self.shard = root, out, crops, shard
         results = [place for place in (out, crops) if place]
         self.search = PhotoSearch(root, [former for one in results if (former := _former(one, root))])
-        self.missing = self._survey()
 
-    def _survey(self) -> list[Missing]:
-        met = self._count = 0
+    @cached_property
+    def _survey(self) -> tuple[int, list[Missing]]:
+        count = met = 0
         for _, below in self.search:
             met += 1
-            self._count += self.shard is None or self.shard.holds(below)
+            count += self.shard is None or self.shard.holds(below)
+        return count, self.told(met)
+
+    @property
+    def missing(self) -> list[Missing]:
+        """What is left out or cannot be opened."""
+        return self._survey[1]
+
+    def told(self, met: int) -> list[Missing]:
+        """Say what the last listing, which met so many photos, has left out or could not open."""
         return _told(self.search, str(self.root), met)
 
     def __len__(self) -> int:
-        return self._count
+        return self._survey[0]
 
     def __iter__(self) -> Iterator[Job]:
         for photo, below in self.search:
             if self.shard is None or self.shard.holds(below):
                 alone = self.crops is None or not self._beside(below, readable())
                 name = below.with_suffix("") if alone else below
-                yield Job(photo, self.out / _result(below, self._there), name)
+                yield Job(photo, self.out / result_name(below, self._there), name)
 
     def holds(self, path: Path) -> bool:
         """Tell whether a path is one of the photos, or a folder that the search begins at."""
@@ -145,7 +153,9 @@ def plan(
             continue
         stem = below.with_suffix("")
         # a.jpg beside a.png: the names of their crops and comparisons keep the suffix.
-        jobs.append(Job(photo, out / _result(below, names.__contains__), stem if stems[stem] == 1 else below))
+        jobs.append(
+            Job(photo, out / result_name(below, names.__contains__), stem if stems[stem] == 1 else below)
+        )
     _refuse_clashes(jobs)
     return jobs, missing
 
@@ -162,8 +172,8 @@ def _told(search: PhotoSearch, given: str, count: int) -> list[Missing]:
     return told + ([] if count else [Missing(given, "no photos in this folder")])
 
 
-def _result(below: Path, there: Callable[[Path], bool]) -> Path:
-    """The name of a photo's result: its own, or with .png for .heic, both if a.png is there beside a.heic."""
+def result_name(below: Path, there: Callable[[Path], bool]) -> Path:
+    """Name a photo's result: its own name, or with .png for .heic, both if a.png is there beside a.heic."""
     suffix = written_suffix(below.suffix)
     if suffix == below.suffix:
         return below

@@ -19,6 +19,7 @@ from ..options import in_words_of
 COMMANDS = {
     "restore": ("restore the faces of photos", ".restore"),
     "app": ("photos, folders and videos in a browser", "..app.command"),
+    "bulk": ("restore the photos of a folder or bucket on many machines", ".bulk"),
     "demo": ("degrade and restore a photo that a package ships; no network", ".demo"),
     "info": ("what a checkpoint holds, from its header", ".info"),
     "convert": ("the released files to one .safetensors, and back", ".convert"),

@@ -19,6 +19,7 @@ from .arguments import add_options
 
 if TYPE_CHECKING:  # PyTorch and all that needs it load in the functions: --help answers at once
     from ..photo import OSDFacePipeline
+    from .batch import Plan
     from .inputs import Folder, Guard, Job
     from .report import Tally
 
@@ -37,17 +38,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_model_arguments(parser)
-    faces = parser.add_argument_group("faces")
-    faces.add_argument(
-        "--aligned", action="store_true", help="inputs are aligned face crops; square ones give 512x512"
-    )
-    add_options(faces, DetectOptions)
-    look = parser.add_argument_group("look")
-    add_options(look, RestoreOptions)
-    add_options(look, PasteOptions)
+    add_photo_arguments(parser)
     add_options(parser.add_argument_group("videos"), VideoOptions)
-    _add_writing_arguments(parser.add_argument_group("further results"))
-    _add_folder_arguments(parser.add_argument_group("large folders", "see docs/scale.md"))
+    further = parser.add_argument_group("further results")
+    further.add_argument("--crops", type=Path, metavar="DIR", help="aligned faces before and after, as PNG")
+    further.add_argument("--compare", action="store_true", help="a before/after PNG beside each result")
+    further.add_argument("--json", type=Path, metavar="FILE", help="report: inputs, outputs, faces, errors")
+    add_record_arguments(further)
+    further.add_argument(
+        "--attention-maps", type=Path, metavar="DIR",
+        help="a PNG per face: where the UNet looks at each of --tokens (runs with --engine eager)",
+    )  # fmt: skip
+    further.add_argument(
+        "--tokens", metavar="LIST", help="numbers of the prompt's tokens for --attention-maps (0-6)"
+    )
+    large = parser.add_argument_group("large folders", "see docs/scale.md")
+    add_skip_arguments(large, "always so if an input is a folder")
+    large.add_argument("--shard", metavar="I/N", help="share I of N of the photos, from 0; by their names")
+    large.add_argument(
+        "--devices", metavar="D,D", help="one process each, which share the photos: cuda:0,cuda:1"
+    )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,36 +79,36 @@ def load(args: argparse.Namespace) -> OSDFacePipeline:
         raise ConfigError(str(error)) from error
 
 
-def _add_writing_arguments(group: Any) -> None:
-    group.add_argument("--crops", type=Path, metavar="DIR", help="aligned faces before and after, as PNG")
-    group.add_argument("--compare", action="store_true", help="a before/after PNG beside each result")
-    group.add_argument("--json", type=Path, metavar="FILE", help="report: inputs, outputs, faces, errors")
+def add_photo_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say which faces of photos are restored, and how."""
+    faces = parser.add_argument_group("faces")
+    faces.add_argument(
+        "--aligned", action="store_true", help="inputs are aligned face crops; square ones give 512x512"
+    )
+    add_options(faces, DetectOptions)
+    look = parser.add_argument_group("look")
+    add_options(look, RestoreOptions)
+    add_options(look, PasteOptions)
+
+
+def add_record_arguments(group: Any) -> None:
+    """Declare what is noted about each photo while the work goes on."""
     group.add_argument(
         "--report", type=Path, metavar="FILE", help="a line of JSON per photo, appended when it is done"
     )
     group.add_argument(
         "--identity", metavar="FILE", help="weights of a recognition network, for identity scores"
     )
-    group.add_argument(
-        "--attention-maps", type=Path, metavar="DIR",
-        help="a PNG per face: where the UNet looks at each of --tokens (runs with --engine eager)",
-    )  # fmt: skip
-    group.add_argument(
-        "--tokens", metavar="LIST", help="numbers of the prompt's tokens for --attention-maps (0-6)"
-    )
 
 
-def _add_folder_arguments(group: Any) -> None:
+def add_skip_arguments(group: Any, always: str) -> None:
+    """Declare what becomes of photos whose results are there; `always`: when they are left out anyway."""
     skipping = group.add_mutually_exclusive_group()
     skipping.add_argument(
         "--skip-existing", action="store_true",
-        help="leave photos out whose result is newer than they are (always so if an input is a folder)",
+        help=f"leave photos out whose result is newer than they are ({always})",
     )  # fmt: skip
     skipping.add_argument("--redo", action="store_true", help="restore them again")
-    group.add_argument("--shard", metavar="I/N", help="share I of N of the photos, from 0; by their names")
-    group.add_argument(
-        "--devices", metavar="D,D", help="one process each, which share the photos: cuda:0,cuda:1"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,9 +133,6 @@ def run(args: argparse.Namespace) -> int:
             if getattr(args, name):
                 raise ConfigError(f"--{name} is for photos; leave it out for videos")
         return run_videos(args, load)
-    if args.aligned and (args.upscale != 1.0 or args.upscale_model):
-        name = "upscale_model" if args.upscale == 1.0 else "upscale"
-        raise ConfigError(f"--aligned gives 512x512 faces; leave `{name}` out")
     unused = check_usage(args)
     shard = parse_shard(args.shard) if args.shard else None
     if args.devices:
@@ -176,15 +183,9 @@ def _restore_all(
     jobs: Sized,
 ) -> None:
     """A photo that fails is named and the others go on; three are in memory at a time at most."""
-    from .attention import DEFAULT_TOKENS, parse_tokens
-    from .batch import FileRestorer, Plan
+    from .batch import FileRestorer
     from .report import failure_line, tell_detector
 
-    values = vars(args)
-    sets = pick(DetectOptions, values), pick(RestoreOptions, values), pick(PasteOptions, values)
-    tokens = tuple(parse_tokens(args.tokens or DEFAULT_TOKENS))
-    beside = args.crops, args.compare, args.attention_maps, tokens
-    how = Plan(*sets, args.identity, args.aligned, *beside)
     single = len(jobs) == 1
     before = tally.failed  # inputs that led to no photo
     tell_detector(args)
@@ -194,17 +195,37 @@ def _restore_all(
         def tell(job: Job, result: Any) -> None:
             if isinstance(result, Exception):
                 result = {"input": str(job.source), "error": failure_line(result)}
-                complain(printable(f"{job.source}: {result['error']}"))
-            else:
-                say(printable(_line(result, args.aligned)))
-                for note in result["notes"]:
-                    complain(printable(f"{job.source}: {note}"))
+            tell_record(result, args.aligned)
             tally.add(result)
             if not single:
                 bar.update(tally.done + tally.failed + tally.skipped - before - bar.n)
 
-        restorer = FileRestorer(pipeline, how, guard, _faces_on(bar) if single else None)
+        restorer = FileRestorer(pipeline, how(args), guard, _faces_on(bar) if single else None)
         runner_for(pipeline, jobs)(todo, restorer, tell)
+
+
+def how(args: argparse.Namespace) -> Plan:
+    """Collect what the arguments say about every file. Raises OptionError for what the table refuses."""
+    from .attention import DEFAULT_TOKENS, parse_tokens
+    from .batch import Plan
+
+    values = vars(args)
+    sets = pick(DetectOptions, values), pick(RestoreOptions, values), pick(PasteOptions, values)
+    tokens = tuple(parse_tokens(args.tokens or DEFAULT_TOKENS))
+    beside = args.crops, args.compare, args.attention_maps, tokens
+    return Plan(*sets, args.identity, args.aligned, *beside)
+
+
+def tell_record(record: dict[str, Any], aligned: bool) -> None:
+    """Print what became of a photo: a line on its result, or on its failure, and one for each note."""
+    if "error" in record:
+        complain(printable(f"{record['input']}: {record['error']}"))
+        return
+    count = 1 if aligned else len(record["faces"])
+    faces = f"{count} face{'' if count == 1 else 's'}"
+    say(printable(f"{record['output']}  {faces}  {record['seconds']:.1f} s"))
+    for note in record["notes"]:
+        complain(printable(f"{record['input']}: {note}"))
 
 
 def runner_for(pipeline: OSDFacePipeline, jobs: Sized) -> Callable[..., None]:
@@ -224,12 +245,8 @@ def _faces_on(bar: Any) -> Callable[[int, int], None]:
 
 def _refuse_overwriting(jobs: list[Job] | Folder, args: argparse.Namespace, guard: Guard) -> None:
     """Before anything is read: no result may take the place of an input or of another result."""
-    from ..images import is_photo
     from .batch import compare_path
 
-    for name in ("json", "report"):
-        if getattr(args, name) and is_photo(getattr(args, name)):
-            raise ConfigError(f"--{name} {getattr(args, name)} has the name of a photo; give another name")
     if not isinstance(jobs, list):
         refuse_in_folder(jobs, (args.out, args.crops, args.attention_maps), args.compare)
         return
@@ -249,6 +266,7 @@ def refuse_in_folder(jobs: Folder, places: Iterable[Path | None], compare: bool 
     """Refuse the inputs' own folder for results, which the search would meet. Raises ConfigError."""
     from .batch import compare_path
 
+    len(jobs)  # lists the folder: links in it lead to others, which `holds` has to know
     for place in places:
         if place is not None and jobs.holds(place.expanduser()):
             raise ConfigError(f"{place} has the inputs, which are never overwritten; give another folder")
@@ -256,8 +274,3 @@ def refuse_in_folder(jobs: Folder, places: Iterable[Path | None], compare: bool 
         taken = compare_path(job.target).name
         if job.source.with_name(taken).exists():
             raise ConfigError(f"{taken} is taken by a photo; leave --compare out")
-
-
-def _line(record: dict[str, Any], aligned: bool) -> str:
-    count = 1 if aligned else len(record["faces"])
-    return f"{record['output']}  {count} face{'' if count == 1 else 's'}  {record['seconds']:.1f} s"

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..checkpoint import read_header
 from ..config import OSDFaceConfig
 from ..errors import CheckpointError, ConfigError, OptionError
+from ..images import is_photo
 from ..loading import resolve
 from ..models.identity import load_identity
 from ..options import (
@@ -36,6 +37,13 @@ def check_usage(args: argparse.Namespace) -> list[str]:
     Raises:
         ConfigError: a value that is wrong, whether or not it is used.
     """
+    videos = any(map(is_video, args.inputs))
+    if args.aligned and not videos and (args.upscale != 1.0 or args.upscale_model):
+        name = "upscale_model" if args.upscale == 1.0 else "upscale"
+        raise ConfigError(f"--aligned gives 512x512 faces; leave `{name}` out")
+    for name in ("json", "report"):
+        if getattr(args, name) and is_photo(getattr(args, name)):
+            raise ConfigError(f"--{name} {getattr(args, name)} has the name of a photo; give another name")
     for options in (DetectOptions, RestoreOptions, PasteOptions):
         pick(options, vars(args))
     _check_places(args)
