@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from .page import build
+    from .page import THEME, build
     from .work import Workshop
 
     places = {"detector_dir": args.detector_dir, "upscale_model": args.upscale_model}
@@ -79,6 +79,7 @@ def _serve(args: argparse.Namespace) -> None:
             server_name="0.0.0.0" if args.listen else "127.0.0.1",
             server_port=args.port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
             max_file_size=args.max_upload * 1000 * 1000, allowed_paths=[str(out)], footer_links=[],
+            theme=THEME,
         )  # fmt: skip
     except OSError as error:
         raise ConfigError(f"no server at --port {args.port}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,11 +39,17 @@ Given = Mapping[Any, Any]
 """What the components hold when a button is pressed."""
 Work = Callable[[Press, Given, OnProgress], Any]
 """What a button does; its result is what the page then shows."""
+THEME = gr.themes.Default().set(
+    block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+)
+"""Gradio's own, whose explanations are too pale to read."""
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 """All that uses the model waits in one line: no two photos meet."""
 PLAYED = (".mp4", ".m4v", ".mov", ".webm")
 """Videos that are shown, too."""
 TABLE = {name: option for one in SETS for name, option in options_of(one).items()}
+UPLOADED = r"[^\s:]*[/\\][0-9a-f]{64}[/\\]"
+"""Where Gradio puts uploads, which is nothing to people."""
 DAY = 24 * 3600  # [s]
 TITLE = """# OSDFace
 Faces of photos and videos, restored in one step on this machine. All around them stays as it is."""
@@ -239,4 +246,5 @@ def in_one_line() -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSDFaceError):
             log.exception("osdface app")
-        raise gr.Error(failure_line(error, "webui"), duration=None, print_exception=False) from error
+        line = re.sub(UPLOADED, "", failure_line(error, "webui"))
+        raise gr.Error(line, duration=None, print_exception=False) from error
