@@ -163,8 +163,8 @@ class Workshop:
         if not root.is_dir() or (out.exists() and not out.is_dir()):
             raise ConfigError(f"{root if not root.is_dir() else out} is no folder: check the path")
         jobs = Folder(root, out)
-        refuse_in_folder(jobs, [out])
         tally, lines = Tally(), [f"{item.source}: {item.reason}" for item in jobs.missing]
+        refuse_in_folder(jobs, [out])  # knows where links lead, after that first listing
 
         def tell(job: Job, result: Any) -> None:
             failed = isinstance(result, Exception)
