@@ -79,6 +79,7 @@ def test_without_ray(
         (["in", "file"], "file is a file; give a folder"),
         (["in", "nothing://bucket/a"], "nothing://bucket/a cannot be opened"),
         (["memory://a/b", "memory://a"], "memory://a has the inputs"),
+        (["in", "out", "--ray", "ray://head:10001"], "a machine of the cluster only; run `ray job submit"),
         (["in", "out", "--strength", "2"], "expected 0..1"),
         (["in", "out", "--workers", "0"], "expected at least 1"),
         (["in", "out", "--report", "r.png"], "--report r.png has the name of a photo"),

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ray = parser.add_argument_group("machines")
     ray.add_argument(
         "--ray", metavar="ADDRESS",
-        help="the cluster: auto, HOST:6379 or ray://HOST:10001 (RAY_ADDRESS, or this machine alone)",
+        help="the cluster this machine is part of: auto or HOST:6379 (RAY_ADDRESS, or this machine alone)",
     )  # fmt: skip
     ray.add_argument(
         "--workers", type=_workers, metavar="N",
@@ -67,6 +67,11 @@ def run(args: argparse.Namespace) -> int:
     from .report import Tally
     from .usage import check_usage
 
+    if args.ray and args.ray.startswith("ray://"):
+        raise ConfigError(
+            f"--ray {args.ray}: Ray Data works on a machine of the cluster only; "
+            "run `ray job submit --address http://HOST:8265 -- osdface bulk …`, or this command there"
+        )
     check_apart(place(args.photos), place(args.out))
     for line in check_usage(args):
         complain(printable(line))
