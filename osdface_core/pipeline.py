@@ -162,8 +162,7 @@ class FacePipeline:
         """
         from .models.lora import set_strength
 
-        unet = cast(Any, self._own.predictor).unet
-        # An engine may have worked the old strength in.
+        unet = cast(Any, self._own.predictor).unet  # an engine may have worked the old strength in
         self._switch(lambda: self.engine, lambda: (turn or set_strength)(unet, strength))
 
     @torch.inference_mode()

@@ -19,14 +19,14 @@ from .pipeline import FacePipeline, OnProgress
 
 @torch.inference_mode()
 def restore_crops(
-    restorer: FacePipeline, crops: Tensor, options: RestoreOptions, progress: OnProgress | None = None
+    restorer: FacePipeline,
+    crops: Tensor,
+    options: RestoreOptions,
+    progress: OnProgress | None = None,
+    prompt: Tensor | None = None,
 ) -> Tensor:
-    """Restore aligned crops, grey ones to exactly grey: the second step of `restore_photo`.
-
-    Raises:
-        ImageError: the model gives NaN, as half precision may, where the crops are pictures.
-    """
-    restored = restorer.restore(crops, **vars(options), progress=progress)
+    """Restore aligned crops, grey ones to exactly grey: `restore_photo`'s second step. ImageError: NaN."""
+    restored = restorer.restore(crops, **vars(options), progress=progress, prompt=prompt)
     if restored.isnan().any() and not crops.isnan().any():
         raise ImageError("the model gives no picture (NaN): try `dtype` fp32; else its file is damaged")
     height, width = restored.shape[-2:]

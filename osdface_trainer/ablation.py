@@ -31,13 +31,20 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "without GAN": ("restorer.gan.diffusion.weight=0", "restorer.gan.feature.weight=0"),
 }
 OTHER_VRE = "VRE without association"
+TEXT = "text prompt"
 METRICS = ("psnr", "perceptual", "identity")
 Scores = dict[str, float]
 
 
-def variants(other_vre: str) -> dict[str, tuple[str, ...]]:
-    """Map names to `--set` assignments; a VRE trained without the association loss adds its own row."""
-    extra = {OTHER_VRE: (f"restorer.vre={other_vre}",)} if other_vre else {}
+def variants(other_vre: str, text_encoder: str = "") -> dict[str, tuple[str, ...]]:
+    """Map names to `--set` assignments; a VRE trained without the association loss adds its own row, and so
+    does a text encoder.
+    """
+    extra: dict[str, tuple[str, ...]] = {}
+    if other_vre:
+        extra[OTHER_VRE] = (f"restorer.vre={other_vre}",)
+    if text_encoder:
+        extra[TEXT] = ("restorer.prompt=text", f"restorer.text_encoder={text_encoder}")
     return {**VARIANTS, **extra}
 
 
@@ -80,9 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--other-vre", default="", metavar="FILE", help="a VRE trained with vre.assoc.weight=0"
     )
+    parser.add_argument(
+        "--text-encoder", default="", metavar="DIR", help="a base with tokenizer/ and text_encoder/"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), metavar="DIR")
     args = parser.parse_args(argv)
-    chosen = {n: v for n, v in variants(args.other_vre).items() if not args.only or n in args.only.split(",")}
+    every = variants(args.other_vre, args.text_encoder)
+    chosen = {n: v for n, v in every.items() if not args.only or n in args.only.split(",")}
     results: dict[str, list[Scores]] = {}
     try:
         for seed in range(1, args.seeds + 1):

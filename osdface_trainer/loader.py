@@ -20,7 +20,7 @@ from .data.augment import augment
 from .data.check import CheckedFiles, describe_broken, find_broken, without_broken
 from .data.dataset import Batches, CleanFaces, FaceDataset
 from .data.degrade import degrade
-from .data.sources import FaceFile, list_faces
+from .data.sources import FaceFile, face_tags, list_faces
 from .distributed import SAMPLE, local_batch
 from .recipe.config import Recipe, StageName, with_steps
 from .seeds import mix
@@ -76,6 +76,7 @@ class Loader:
         self.batch_size = local_batch(recipe.batch_size(stage), recipe.accumulate(stage), accelerator)
         self.micro_batch = self.batch_size // recipe.accumulate(stage)
         self.profile = recipe.degrade.degradation()
+        self.tagged = stage == "restorer" and recipe.restorer.prompt == "text"
         if not data.train:
             raise ConfigError(
                 "data.train is empty: name a folder of aligned faces, e.g. --set data.train=faces"
@@ -108,7 +109,11 @@ class Loader:
 
     def _pair(self, faces: CleanFaces) -> FaceBatch:
         hq = augment(faces.hq, faces.seeds, self.recipe.data.augment)
-        return FaceBatch(hq, self._degrade(hq, faces.seeds), faces.indices)
+        tags = self._tags(self.train, faces.indices.tolist())
+        return FaceBatch(hq, self._degrade(hq, faces.seeds), faces.indices, tags)
+
+    def _tags(self, source: FaceDataset, indices: list[int]) -> tuple[str, ...]:
+        return tuple(face_tags(source.items[index]) for index in indices) if self.tagged else ()
 
     def _degrade(self, hq: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
         how = self.recipe.degrade
@@ -137,4 +142,4 @@ class Loader:
         hq: Tensor = source.get(indices).to(self.device).float() / 255
         seeds = [mix(self.recipe.run.seed, SAMPLE, index) for index in indices]
         names = torch.tensor(indices if source is self.train else [-1 - index for index in indices])
-        return FaceBatch(hq, self._degrade(hq, seeds), names)
+        return FaceBatch(hq, self._degrade(hq, seeds), names, self._tags(source, indices))

@@ -23,11 +23,13 @@ class FaceBatch:
         hq: (B, 3, S, S) float32, `unit`, the clean face, augmented.
         lq: (B, 3, S, S) float32, `unit`, the degraded one.
         index: (B,) int64 on the CPU, positions in the training faces; -1 - position in the validation faces.
+        tags: what each face shows, "" where nobody said it; empty where no prompt is made of them.
     """
 
     hq: Tensor
     lq: Tensor
     index: Tensor
+    tags: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.hq.shape[0]
@@ -35,8 +37,9 @@ class FaceBatch:
     def split(self, parts: int) -> Iterator["FaceBatch"]:
         """Yield `parts` micro-batches of equal size, in order (gradient accumulation)."""
         fields = (self.hq, self.lq, self.index)
-        for pieces in zip(*(tensor.chunk(parts) for tensor in fields), strict=True):
-            yield FaceBatch(*pieces)
+        for number, pieces in enumerate(zip(*(tensor.chunk(parts) for tensor in fields), strict=True)):
+            size = len(pieces[0])
+            yield FaceBatch(*pieces, tags=self.tags[number * size : (number + 1) * size])
 
 
 class TrainingStage(Protocol):

@@ -13,6 +13,7 @@ from osdface_core.file_kinds import kind_of_file
 from osdface_core.loading import resolve
 from osdface_core.models.identity import MOBILEFACENET_FILE, MOBILEFACENET_SOURCE
 from osdface_core.models.sd21 import WHERE, find_weight_files
+from osdface_core.models.text import text_files
 from osdface_core.models.tiny_codec import TAESD_SOURCE
 from osdface_core.released import RELEASED_FILES
 from osdface_core.weights import find_weights
@@ -129,8 +130,11 @@ def _restorer(recipe: Recipe) -> Iterator[Wanted]:
 
 
 def _prompt(recipe: Recipe) -> Iterator[Wanted]:
-    """The VRE's file: `restorer.vre`, else `init`'s, else this run's stage 1."""
+    """The VRE's file: `restorer.vre`, else `init`'s, else this run's stage 1; or the text encoder."""
     cfg = recipe.restorer
+    if cfg.prompt == "text":
+        place = cfg.text_encoder or cfg.base
+        yield "restorer.text_encoder", place, lambda: text_files(place)
     if cfg.vre:
         yield "restorer.vre", cfg.vre, lambda: model_files(cfg.vre)
     elif cfg.prompt == "vre" and not cfg.init:

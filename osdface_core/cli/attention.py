@@ -39,13 +39,15 @@ def parse_tokens(text: str) -> list[int]:
 
 
 @torch.inference_mode()
-def attention_maps(pipeline: FacePipeline, faces: Tensor, timestep: int | None = None) -> Tensor:
+def attention_maps(
+    pipeline: FacePipeline, faces: Tensor, timestep: int | None = None, prompt: Tensor | None = None
+) -> Tensor:
     """Compute where the one step's cross-attention looks at each token, averaged over heads and layers.
 
     Args:
         pipeline: of the engine "eager"; it is left as it was.
         faces: (N, 3, H, W) in [0, 1].
-        timestep: as for `restore`.
+        timestep, prompt: as for `restore`.
     Returns:
         (N, tokens, H/8, W/8) float32 on the CPU; at each place the tokens sum to 1.
     Raises:
@@ -59,7 +61,8 @@ def attention_maps(pipeline: FacePipeline, faces: Tensor, timestep: int | None =
         signed = face.to(pipeline.device, torch.float32) * 2.0 - 1.0
         latent = pipeline.one_step.encode(signed)
         with recorded_attention(unet) as record:
-            pipeline.one_step.denoise(latent, pipeline.encode_prompt(face), timestep)
+            own = pipeline.encode_prompt(face) if prompt is None else prompt[:1].to(pipeline.device)
+            pipeline.one_step.denoise(latent, own, timestep)
         found.append(record.maps(*latent.shape[-2:]).cpu())
     return torch.cat(found) if found else torch.empty(0)
 

@@ -57,6 +57,7 @@ class Plan:
         crops: folder for the aligned faces before and after.
         compare: write a before/after picture beside each result.
         attention: folder for pictures of where the tokens in `tokens` are looked at.
+        prompt: a photo's prompt (1, 77, D), or None for the faces' own.
     """
 
     detect: DetectOptions = field(default_factory=DetectOptions)
@@ -68,6 +69,7 @@ class Plan:
     compare: bool = False
     attention: Path | None = None
     tokens: tuple[int, ...] = ()
+    prompt: Callable[[Path], Tensor | None] | None = None
 
 
 @dataclass
@@ -129,16 +131,18 @@ class FileRestorer:
     def restore(self, work: Work) -> Work:
         """Run the model on its faces."""
         start = time.perf_counter()
-        work.restored = twice(restore_crops, self.pipeline, work.crops, self.plan.restore, self.progress)
+        prompt = self.plan.prompt(work.job.source) if self.plan.prompt else None
+        given = work.crops, self.plan.restore, self.progress, prompt
+        work.restored = twice(restore_crops, self.pipeline, *given)
         if self.plan.attention is not None:
-            work.attention = self._attention(work.crops)
+            work.attention = self._attention(work.crops, prompt)
         work.seconds["model"] = time.perf_counter() - start
         return work
 
-    def _attention(self, crops: Tensor) -> list[Image.Image]:
+    def _attention(self, crops: Tensor, prompt: Tensor | None) -> list[Image.Image]:
         """Draw here, not in `finish`: the UNet takes one thread's recorders at a time."""
         crops = crops[..., : crops.shape[-2] // 8 * 8, : crops.shape[-1] // 8 * 8]
-        maps = attention_maps(self.pipeline, crops, self.plan.restore.timestep)
+        maps = attention_maps(self.pipeline, crops, self.plan.restore.timestep, prompt)
         pairs = zip(crops, maps, strict=True)
         return [attention_picture(face, of_face, self.plan.tokens) for face, of_face in pairs]
 

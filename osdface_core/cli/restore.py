@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -39,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_model_arguments(parser)
     add_photo_arguments(parser)
+    parser.add_argument(
+        "--tags", metavar="TEXT|sidecar",
+        help="what the photos show, or sidecar: in a .txt beside each; for models with a text prompt",
+    )  # fmt: skip
     add_options(parser.add_argument_group("videos"), VideoOptions)
     further = parser.add_argument_group("further results")
     further.add_argument("--crops", type=Path, metavar="DIR", help="aligned faces before and after, as PNG")
@@ -185,7 +190,10 @@ def _restore_all(
     """A photo that fails is named and the others go on; three are in memory at a time at most."""
     from .batch import FileRestorer
     from .report import failure_line, tell_detector
+    from .tags import prompts_of
 
+    prompt = prompts_of(pipeline, args.base, args.tags) if args.tags else None
+    plan = dataclasses.replace(how(args), prompt=prompt)
     single = len(jobs) == 1
     before = tally.failed  # inputs that led to no photo
     tell_detector(args)
@@ -200,7 +208,7 @@ def _restore_all(
             if not single:
                 bar.update(tally.done + tally.failed + tally.skipped - before - bar.n)
 
-        restorer = FileRestorer(pipeline, how(args), guard, _faces_on(bar) if single else None)
+        restorer = FileRestorer(pipeline, plan, guard, _faces_on(bar) if single else None)
         runner_for(pipeline, jobs)(todo, restorer, tell)
 
 

@@ -22,7 +22,7 @@ from .inputs import Guard
 from .report import failure_line, save_json, summary, tell_detector
 from .usage import check_usage
 
-PHOTOS_ONLY = ("aligned", "crops", "compare", "identity", "attention_maps")
+PHOTOS_ONLY = ("aligned", "crops", "compare", "identity", "attention_maps", "tags")
 
 
 def run_videos(args: argparse.Namespace, load: Callable[[argparse.Namespace], OSDFacePipeline]) -> int:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from osdface_core.errors import ConfigError, ImageError
 from osdface_core.images.formats import HEIC, readable
+from osdface_core.models.text import sidecar_tags
 
 from ..seeds import mix
 
@@ -29,7 +30,8 @@ MANIFEST_NAMES = ("manifest.csv", "manifest.json")
 class FaceFile:
     """One face on the disk: a file, or a member of a tar shard (`offset` >= 0, `length` bytes).
 
-    `size` is the side of the face crop before it was resampled [px], 0 when unknown.
+    `size` is the side of the face crop before it was resampled [px], 0 when unknown. `tags` are words for
+    what it shows.
     """
 
     name: str
@@ -40,6 +42,7 @@ class FaceFile:
     identity: str = ""
     split: str = ""
     size: int = 0
+    tags: str = ""
 
     def read(self) -> bytes:
         """Read the encoded image. Raises ImageError: unreadable."""
@@ -95,7 +98,7 @@ def _folder(folder: Path) -> list[FaceFile]:
 
 
 def read_manifest(path: Path) -> list[FaceFile]:
-    """Read a manifest: `file` (or `path`) relative to it; optional sha256, identity, split, size."""
+    """Read a manifest: `file` (or `path`) relative to it; optional sha256, identity, split, size, tags."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text))) if path.suffix.lower() == ".csv" else json.loads(text)
@@ -116,8 +119,14 @@ def _row(manifest: Path, row: dict, number: int) -> FaceFile:
         size = int(float(row.get("size") or 0))
     except ValueError as error:
         raise ConfigError(f"manifest {manifest}, row {number}: {error}") from None
-    sha256, identity, split = (str(row.get(key) or "") for key in ("sha256", "identity", "split"))
-    return FaceFile(str(name), manifest.parent / str(name), -1, 0, sha256, identity, split, size)
+    texts = (str(row.get(key) or "") for key in ("sha256", "identity", "split", "tags"))
+    sha256, identity, split, tags = texts
+    return FaceFile(str(name), manifest.parent / str(name), -1, 0, sha256, identity, split, size, tags)
+
+
+def face_tags(item: FaceFile) -> str:
+    """Return what a face shows: the manifest's `tags`, else the text file beside it, else ""."""
+    return item.tags or (sidecar_tags(item.path) if item.offset < 0 else "")
 
 
 def _shards(pattern: str) -> list[FaceFile]:

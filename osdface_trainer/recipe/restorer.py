@@ -318,7 +318,11 @@ class RestorerTraining:
         codec_init: (full) folder with taesd_encoder.safetensors and taesd_decoder.safetensors, from which
             the codec starts even where `init` has one; `random` is for tests, because a frozen encoder that
             never learned knows nothing.
-        prompt: `vre` (the paper), `learned` (77 free vectors, the same for every face) or `none` (zeros).
+        prompt: `vre` (the paper), `learned` (77 free vectors, the same for every face), `none` (zeros) or
+            `text` (Table 4): each face's tags (a manifest's column `tags`, or a .txt beside the face) through
+            the base's text encoder.
+        text: what counts for a face without tags; what is exported, so that inference needs no encoder.
+        text_encoder: folder with tokenizer/ and text_encoder/; empty takes `base`.
         prompt_start: how the projection of a fresh `vre` prompt starts: `spread` scales it to a text
             encoder's size (restorer/init.py), `plain` is PyTorch's own start.
         timestep: T_L (paper §3.1).
@@ -347,7 +351,9 @@ class RestorerTraining:
     init: str = ""
     vre: str = ""
     codec_init: str = ""
-    prompt: Literal["vre", "learned", "none"] = "vre"
+    prompt: Literal["vre", "learned", "none", "text"] = "vre"
+    text: str = "a photo of a face"
+    text_encoder: str = ""
     prompt_start: Literal["spread", "plain"] = "spread"
     timestep: int = 399
     posterior: Literal["mode", "sample"] = "mode"
@@ -396,6 +402,8 @@ class RestorerTraining:
             )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema {self.ema}: expected a decay from 0 (off) to below 1")
+        if self.prompt == "text" and self.needs_encodings:
+            raise ConfigError("prompt text: set keep_latents to false; prompting, guide, preview to 0")
         if self.mode == "full":
             self._check_full()
         elif self.train != "all" or self.guide.active or self.preview.active:

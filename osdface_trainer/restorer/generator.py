@@ -129,6 +129,7 @@ class Generator(nn.Module):
         windows: Windows | None = None,
         given: Conditions | None = None,
         decoding: Decoding | None = None,
+        prompt: Tensor | None = None,
     ) -> Restored:
         """Restore faces in one step.
 
@@ -137,11 +138,15 @@ class Generator(nn.Module):
             windows: decode these parts only.
             given: latent and prompt in place of the face's own.
             decoding: how each window (or face) is decoded.
+            prompt: (B, 77, D), in place of the face's own.
         """
         learning = torch.is_grad_enabled()
         with torch.set_grad_enabled(learning and self.learns_latent):
             if given is None:
-                prompt, latent = self.prompt(lq), self.encode(lq, self.posterior)
+                latent = self.encode(lq, self.posterior)
+                if prompt is None:
+                    prompt = self.prompt(lq)
+                assert prompt is not None
             else:
                 prompt, latent = self.prompt.project(given.tokens) * given.prompted, given.latent
             known = None if given is None else given.restored

@@ -16,6 +16,7 @@ from osdface_core.models.backbone import Backbone, UNetPredictor
 from osdface_core.models.full import build_full
 from osdface_core.models.lora import attach_lora, parse_lora
 from osdface_core.models.sd21 import load_base
+from osdface_core.models.text import TextPrompts, load_text
 from osdface_core.models.tiny_codec import load_taesd
 from osdface_core.models.vre import VRE, Projection, PromptEncoder
 
@@ -31,11 +32,15 @@ UNUSED_VRE = VREConfig(
 
 
 class Initial(NamedTuple):
-    """Generator on the CPU with `requires_grad` set; network of the diffusion discriminator; their origin."""
+    """Generator on the CPU with `requires_grad` set; network of the diffusion discriminator; their origin.
+
+    `text` encodes tags where the prompt comes from them.
+    """
 
     generator: Generator
     trunk: nn.Module | None
     parent: str
+    text: TextPrompts | None = None
 
 
 def build_initial(recipe: Recipe) -> Initial:
@@ -81,9 +86,10 @@ def assemble(
         if cfg.gan.diffusion.train == "all":
             judge.float().requires_grad_(True)
     choose_trained(cfg, config, backbone, whole)
-    prompt = _prompt(cfg, config, vre, whole)
+    text = load_text(cfg.text_encoder or cfg.base) if cfg.prompt == "text" else None
+    prompt = _prompt(cfg, config, vre, whole, text)
     generator = Generator(config, prompt, backbone, cfg.posterior)
-    return Initial(generator, judge, Path(cfg.init or cfg.base).name)
+    return Initial(generator, judge, Path(cfg.init or cfg.base).name, text)
 
 
 def model_config(cfg: RestorerTraining, known: OSDFaceConfig | None, vre: VREConfig) -> OSDFaceConfig:
@@ -190,10 +196,14 @@ def choose_trained(
 
 
 def _prompt(
-    cfg: RestorerTraining, config: OSDFaceConfig, vre: VRE, whole: Checkpoint | None
+    cfg: RestorerTraining,
+    config: OSDFaceConfig,
+    vre: VRE,
+    whole: Checkpoint | None,
+    text: TextPrompts | None = None,
 ) -> PromptEncoder:
-    """VRE and projection; free vectors for `learned`, zeros that stay for `none`."""
-    learns = cfg.prompt != "none" and cfg.train != "codec"
+    """VRE and projection; free vectors for `learned`, zeros or the text's that stay for `none` and `text`."""
+    learns = cfg.prompt in ("vre", "learned") and cfg.train != "codec"
     projection = Projection(config.vre.z_channels, config.projection).requires_grad_(learns)
     if cfg.prompt == "none":
         nn.init.zeros_(projection.vectors)
@@ -201,6 +211,12 @@ def _prompt(
         start_at_unit_spread(projection, vre.quantize.embedding.weight)
     if whole is not None and not cfg.prompting.fresh and whole.config.projection == config.projection:
         load_strict(projection, whole.part("projection"), f"{cfg.init}: projection")
+    if text is not None:
+        words = text([cfg.text])[0]
+        if words.shape != projection.vectors.shape:
+            sizes = f"{tuple(words.shape)}, the model takes {tuple(projection.vectors.shape)}"
+            raise ConfigError(f"restorer.text_encoder gives prompts {sizes}; set restorer.projection.out")
+        projection.vectors.data.copy_(words)
     return PromptEncoder(vre, projection)
 
 

@@ -5,9 +5,10 @@ One generator pass per step. Its losses are those of `losses.py` and of any disc
 weights.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class RestorerStage:
         self.objectives = Objectives(self.cfg, networks)
         self.discriminators = build_discriminators(recipe, accelerator, initial, networks)
         self.core = place(initial.generator, recipe, accelerator.device)
+        self.text = initial.text.to(accelerator.device) if initial.text else None
         blocks = unet_blocks(self.core.predictor.unet)
         self.generator, self.optimizer = distributed.prepare(
             accelerator, self.core, lambda core: adamw(core, self.cfg), blocks
@@ -136,13 +138,14 @@ class RestorerStage:
         """Run the generator and compute its losses."""
         lq, hq = self._layout(to_signed(micro.lq)), self._layout(to_signed(micro.hq))
         windows = self.windows(step, (lq.shape[-2] // CELL, lq.shape[-1] // CELL))
+        prompt = self._prompt(micro.tags)
         asked = self.objectives.needs_latent or any(o.needs_latent for o in active)
         with self.accelerator.autocast():
             if self.cfg.needs_encodings:
                 restored, clean, terms = self._restore_encoded(lq, hq, windows, step)
             else:
                 clean = self.core.encode(hq).float() if asked else None
-                restored, terms = self.generator(lq, windows), {}
+                restored, terms = self.generator(lq, windows, prompt=prompt), {}
             terms |= self.objectives.terms(restored, hq, clean, windows)
         target = hq if windows is None else windows.of_image(hq)
         return terms, DiscriminatorInputs(restored.image, target, restored.latent, clean, restored.prompt)
@@ -196,18 +199,26 @@ class RestorerStage:
         with torch.no_grad(), self.ema.applied(), self.accelerator.autocast():
             yield self.core
 
-    def restore(self, unit: Tensor) -> Tensor:
+    def _prompt(self, tags: Sequence[str]) -> Tensor | None:
+        """Encode tags where the prompt is text; None leaves it to the generator."""
+        if self.text is None or not tags:
+            return None
+        return self.text([words or self.cfg.text for words in tags])
+
+    def restore(self, unit: Tensor, tags: Sequence[str] = ()) -> Tensor:
         """Restore (B, 3, H, W) unit with the averaged weights; signed, not clamped."""
         with self.averaged() as generator:
-            return generator(self._layout(to_signed(unit))).image
+            return generator(self._layout(to_signed(unit)), prompt=self._prompt(tags)).image
 
     def sample(self, batch: FaceBatch) -> Tensor:
         """Draw LQ | restored | HQ, (B, 3, H, 3W) unit."""
-        return torch.cat([batch.lq, to_unit(self.restore(batch.lq)), batch.hq], dim=3)
+        return torch.cat([batch.lq, to_unit(self.restore(batch.lq, batch.tags)), batch.hq], dim=3)
 
     def validate(self, batch: FaceBatch) -> dict[str, Tensor]:
         """Score the validation faces by profile: restored and (`…_lq`) degraded faces."""
-        return {} if self.validation is None else self.validation(batch, self.restore)
+        return (
+            {} if self.validation is None else self.validation(batch, partial(self.restore, tags=batch.tags))
+        )
 
     def state_dict(self) -> dict[str, Any]:
         state = {"ema": self.ema.state_dict(), "adaptive_weight": dict(self.adaptive_weight.factors)}
@@ -230,6 +241,7 @@ class RestorerStage:
             "parent": self.parent,
             "mode": self.cfg.mode,
             "prompt": self.cfg.prompt,
+            **({"text": self.cfg.text} if self.text else {}),
             "losses": dict(self.objectives.weights),
             "gan": {o.name: asdict(o.cfg) for o in self.discriminators},
             "ema": self.cfg.ema,
