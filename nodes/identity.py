@@ -60,7 +60,8 @@ def check_guard(threshold: float | None) -> bool | str:
     if threshold is not None and not 0.0 <= threshold <= 1.0:
         return f"{threshold} is not within 0 and 1"
     try:
-        load_scorer(required=bool(threshold))
+        if threshold:  # without a guard, nothing is read or said before the run
+            load_scorer(required=True)
     except CheckpointError as error:
         return str(error)
     return True

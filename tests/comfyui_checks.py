@@ -99,7 +99,8 @@ def make_executor() -> Any:
 
     comfy.utils.set_progress_bar_global_hook(hook)
     newer = "cache_args" in inspect.signature(execution.PromptExecutor).parameters
-    return execution.PromptExecutor(server, **({"cache_args": {"lru": 0, "ram": 0.0}} if newer else {}))
+    sizes = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}  # the keys that main.py gives, all of them needed
+    return execution.PromptExecutor(server, **({"cache_args": sizes} if newer else {}))
 
 
 def api(name: str, **widgets: Any) -> dict[str, Any]:

@@ -21,7 +21,10 @@ def run_check(name: str, base: Path) -> dict:
         pytest.skip("COMFYUI_PATH is not set: give the path of a ComfyUI checkout to run this test")
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)
     command = [python, str(SCRIPT), name, str(base)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=base)
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}  # as ComfyUI alone imports
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, check=False, cwd=base, env=env
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(done.stdout.split("RESULT ")[-1])
 

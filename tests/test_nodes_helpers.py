@@ -154,6 +154,15 @@ def test_guard_without_weights_says_where_to_put_them(faces, monkeypatch, tmp_pa
     assert all(score != score for score in first + second), "a read-out without weights is nan"
 
 
+def test_validation_without_a_guard_reads_and_says_nothing(comfy, monkeypatch, tmp_path, caplog):
+    """ComfyUI validates each prompt whole before it runs: a line there would come twice."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with caplog.at_level("INFO"):
+        assert identity.check_guard(0.0) is True and identity.check_guard(None) is True
+    assert not caplog.records
+    assert "mobilefacenet.pt" in str(identity.check_guard(0.5))
+
+
 def test_real_recognition_network(comfy, shared):
     """With the real weights a face scores 1 against itself and low against another person."""
     import numpy as np
