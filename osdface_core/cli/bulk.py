@@ -43,15 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_record_arguments(further)
     add_skip_arguments(further, "always so")
     # What `osdface restore` has besides, as if it were not given.
-    beside = {"crops": None, "compare": False, "json": None, "attention_maps": None, "tokens": None}
-    parser.set_defaults(inputs=[], **beside, **vars(VideoOptions()))
+    nothing = dict.fromkeys(("crops", "json", "tags", "attention_maps", "tokens"))
+    parser.set_defaults(inputs=[], compare=False, **nothing, **vars(VideoOptions()))
 
 
 def _workers(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("expected at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
