@@ -116,10 +116,20 @@ def test_the_command_line_writes_a_picture_per_face(
         assert picture.size == (1280, 320)
     assert run(*given, "--attention-maps", "maps", "--tokens", "all") == 2
     assert run(*given, "--attention-maps", "maps", "--engine", "graphs") == 2
+    capsys.readouterr()
+    assert run(*given, "--attention-maps", "maps", "--tokens", "0,77") == 2
+    assert "--tokens 77: the prompt has 77 tokens, 0 to 76" in capsys.readouterr().err
     assert run(*given, "--tokens", "3") == 0
     assert "--tokens not used" in capsys.readouterr().err
     assert main(["restore", "film.mp4", "-o", "out.mp4", "--attention-maps", "maps"]) == 2
     assert "--attention-maps is for photos" in capsys.readouterr().err
+
+
+def test_a_photo_without_a_face_has_no_maps(run: Callable[..., int], tmp_path: Path) -> None:
+    Image.new("RGB", (96, 96), "teal").save(tmp_path / "wall.png")
+    assert run("wall.png", "-o", "out.png", "--detector", "mtcnn", "--attention-maps", "maps") == 0
+    assert np.array_equal(np.asarray(Image.open("out.png")), np.asarray(Image.open("wall.png")))
+    assert not list(tmp_path.glob("maps/*"))
 
 
 def test_tokens_are_numbers() -> None:

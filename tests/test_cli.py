@@ -585,6 +585,13 @@ def test_options_that_do_nothing_are_named(
     assert Path("o.png").exists()
 
 
+def test_the_base_that_tags_read_is_not_called_unused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    blank(Path("a.png"))
+    Path("in").mkdir()
+    said = refused(run, capsys, "a.png", "-o", "o.png", "--base", "in", "--tags", "man")
+    assert said == "osdface restore: --tags: this model has no text prompt; leave it out\n"
+
+
 def test_a_face_that_is_not_there(run: Run, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(faces, "-o", "copy.png", "--faces", "99") == 0
     assert "`faces` 99: 0 of 1 found; numbers count from 0" in capsys.readouterr().err

@@ -38,6 +38,12 @@ def parse_tokens(text: str) -> list[int]:
     return numbers
 
 
+def check_tokens(numbers: Sequence[int], count: int) -> None:
+    """Refuse numbers of tokens that a prompt of `count` tokens does not have. Raises ConfigError."""
+    if beyond := [number for number in numbers if number >= count]:
+        raise ConfigError(f"--tokens {beyond[0]}: the prompt has {count} tokens, 0 to {count - 1}")
+
+
 @torch.inference_mode()
 def attention_maps(
     pipeline: FacePipeline, faces: Tensor, timestep: int | None = None, prompt: Tensor | None = None
@@ -57,7 +63,7 @@ def attention_maps(
     if pipeline.engine.name != "eager" or unet is None:
         raise ConfigError("attention maps need the engine eager: add --engine eager")
     found = []
-    for face in faces.split(1):
+    for face in faces[:, None]:  # `split` makes a part of no faces, too
         signed = face.to(pipeline.device, torch.float32) * 2.0 - 1.0
         latent = pipeline.one_step.encode(signed)
         with recorded_attention(unet) as record:
@@ -79,8 +85,7 @@ def attention_picture(face: Tensor, maps: Tensor, tokens: Sequence[int]) -> Imag
     Raises:
         ConfigError: a token that the prompt does not have.
     """
-    if beyond := [number for number in tokens if number >= len(maps)]:
-        raise ConfigError(f"--tokens {beyond[0]}: the prompt has {len(maps)} tokens, from 0")
+    check_tokens(tokens, len(maps))
     height = round(PANEL * face.shape[-2] / face.shape[-1])
     resize: dict[str, Any] = {"size": (height, PANEL), "mode": "bilinear", "align_corners": False}
     small = F.interpolate(face[None].float().cpu(), antialias=True, **resize)[0]

@@ -23,7 +23,7 @@ from ..options import (
     pick,
 )
 from ..video.formats import is_sequence, is_video
-from .attention import DEFAULT_TOKENS, parse_tokens
+from .attention import DEFAULT_TOKENS, check_tokens, parse_tokens
 
 PLACES = ("base", "codec_dir", "detector_dir", "upscale_model")
 """Options that name a file or folder which has to be there."""
@@ -42,8 +42,10 @@ def check_usage(args: argparse.Namespace) -> list[str]:
         name = "upscale_model" if args.upscale == 1.0 else "upscale"
         raise ConfigError(f"--aligned gives 512x512 faces; leave `{name}` out")
     for name in ("json", "report"):
-        if getattr(args, name) and is_photo(getattr(args, name)):
-            raise ConfigError(f"--{name} {getattr(args, name)} has the name of a photo; give another name")
+        if (file := getattr(args, name)) and is_photo(file):
+            raise ConfigError(f"--{name} {file} has the name of a photo; give another name")
+        if file and file.is_dir():
+            raise ConfigError(f"--{name} {file} is a folder; give a file name")
     for options in (DetectOptions, RestoreOptions, PasteOptions):
         pick(options, vars(args))
     _check_places(args)
@@ -53,9 +55,7 @@ def check_usage(args: argparse.Namespace) -> list[str]:
     if args.crops is not None:
         _check_folder("--crops", args.crops)
     if args.attention_maps is not None:
-        _check_attention(args)
-    if args.json is not None and args.json.is_dir():
-        raise ConfigError(f"--json {args.json} is a folder; give a file name")
+        _check_attention(args, config)
     if args.identity is not None:
         try:
             load_identity(args.identity)
@@ -64,10 +64,12 @@ def check_usage(args: argparse.Namespace) -> list[str]:
     return [f"{' '.join(flags)} not used: {reason}" for flags, reason in _unused(args, config) if flags]
 
 
-def _check_attention(args: argparse.Namespace) -> None:
+def _check_attention(args: argparse.Namespace, config: OSDFaceConfig | None) -> None:
     """Check what `--attention-maps` needs, and choose the engine that has it."""
     _check_folder("--attention-maps", args.attention_maps)
-    parse_tokens(args.tokens or DEFAULT_TOKENS)
+    tokens = parse_tokens(args.tokens or DEFAULT_TOKENS)
+    if config:
+        check_tokens(tokens, config.vre.tokens)
     if args.engine not in ("auto", "eager"):
         raise ConfigError(f"--attention-maps needs the engine eager; leave --engine {args.engine} out")
     args.engine = "eager"
@@ -110,7 +112,8 @@ def _unused(args: argparse.Namespace, config: OSDFaceConfig | None) -> Iterator[
     elif not any(map(is_sequence, args.inputs)):
         yield _given(args, VideoOptions, "fps"), "video files keep their own times"
     if config and config.arch == "full":
-        yield _given(args, LoadOptions, "base", "lora_scale", "lora"), "the model is self-contained"
+        names = ("lora_scale", "lora") if args.tags else ("base", "lora_scale", "lora")  # tags read the base
+        yield _given(args, LoadOptions, *names), "the model is self-contained"
 
 
 def _given(args: argparse.Namespace, options: type[Options], *names: str) -> list[str]:
