@@ -208,10 +208,24 @@ def test_what_the_command_refuses(
     monkeypatch.setattr("osdface_core.app.command.find_spec", lambda name: object())
     assert main(["app", "--models", str(tmp_path / "none")]) == 2
     assert main(["app", "--max-upload", "0"]) == 2
+    assert main(["app", "--port", "70000"]) == 2
+    (tmp_path / "file").touch()
+    assert main(["app", "--out", str(tmp_path / "file")]) == 2
     monkeypatch.setattr("osdface_core.app.command.find_spec", lambda name: None)
     assert main(["app"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and 'pip install "osdface[app]"' in lines[2]
+    assert len(lines) == 5 and 'pip install "osdface[app]"' in lines[4]
+    assert "--port 70000: expected 1..65535" in lines[2] and "file is a file; give a folder" in lines[3]
+
+
+def test_a_port_in_use(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        model = ["--model", str(tiny_checkpoint), "--device", "cpu"]
+        assert main(["app", "--port", port, "-o", str(tmp_path / "results"), *model]) == 2
+    wanted = f"osdface app: no server at --port {port}: in use, or not allowed; give another --port\n"
+    assert capsys.readouterr().err == wanted
 
 
 @pytest.fixture

@@ -56,14 +56,24 @@ def run(args: argparse.Namespace) -> int:
             'gradio is not installed, which this needs: pip install "osdface[app]" '
             '(in a clone: pip install -e ".[app]")'
         )
-    if args.max_upload < 1 or (args.models and not args.models.is_dir()):
-        wrong = f"--max-upload {args.max_upload}: expected at least 1"
-        raise ConfigError(wrong if args.max_upload < 1 else f"--models {args.models}: no such folder")
+    _check(args)
     with tempfile.TemporaryDirectory(prefix="osdface-app-", ignore_cleanup_errors=True) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # nobody's photos stay behind
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         _serve(args)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    from ..cli.usage import check_folder
+
+    if args.max_upload < 1:
+        raise ConfigError(f"--max-upload {args.max_upload}: expected at least 1")
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise ConfigError(f"--port {args.port}: expected 1..65535")
+    if args.models and not args.models.is_dir():
+        raise ConfigError(f"--models {args.models}: no such folder")
+    check_folder("--out", args.out)
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -82,7 +92,8 @@ def _serve(args: argparse.Namespace) -> None:
             theme=THEME,
         )  # fmt: skip
     except OSError as error:
-        raise ConfigError(f"no server at --port {args.port}: {error}") from error
+        place = f"--port {args.port}" if args.port else "any port from 7860"
+        raise ConfigError(f"no server at {place}: in use, or not allowed; give another --port") from error
     say(f"{address}  results: {out}")
     try:
         while True:

@@ -53,7 +53,7 @@ def check_usage(args: argparse.Namespace) -> list[str]:
     if args.fidelity < 1.0 and config and not config.codec.fidelity_dial:
         raise OptionError("fidelity", args.fidelity, "1: this model has no such dial")
     if args.crops is not None:
-        _check_folder("--crops", args.crops)
+        check_folder("--crops", args.crops)
     if args.attention_maps is not None:
         _check_attention(args, config)
     if args.identity is not None:
@@ -66,7 +66,7 @@ def check_usage(args: argparse.Namespace) -> list[str]:
 
 def _check_attention(args: argparse.Namespace, config: OSDFaceConfig | None) -> None:
     """Check what `--attention-maps` needs, and choose the engine that has it."""
-    _check_folder("--attention-maps", args.attention_maps)
+    check_folder("--attention-maps", args.attention_maps)
     tokens = parse_tokens(args.tokens or DEFAULT_TOKENS)
     if config:
         check_tokens(tokens, config.vre.tokens)
@@ -81,13 +81,13 @@ def _check_places(args: argparse.Namespace) -> None:
         if value is None or Path(value).expanduser().exists():
             continue
         if name == "detector_dir" and args.detector.startswith("retinaface"):
-            _check_folder("--detector-dir", Path(value))  # weights are fetched into it
+            check_folder("--detector-dir", Path(value))  # weights are fetched into it
         else:
             raise ConfigError(f"no file or folder at `{name}` {value}: check the path, or leave it out")
 
 
-def _check_folder(flag: str, path: Path) -> None:
-    """Refuse a folder that cannot be made since a file is in its way."""
+def check_folder(flag: str, path: Path) -> None:
+    """Refuse a folder that cannot be made since a file is in its way. Raises ConfigError."""
     path = path.expanduser()
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
