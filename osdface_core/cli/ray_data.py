@@ -25,7 +25,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, OSDFaceError
-from .restore import how, load
+from .restore import collect_plan, load
 
 if TYPE_CHECKING:  # the process that counts attempts needs no PyTorch
     from .batch import FileRestorer, Work
@@ -292,4 +292,4 @@ class Worker:
 
         if self.args.gpus:
             torch.set_num_threads(1)  # photos share the CPUs, not the steps of one
-        return FileRestorer(load(self.args), how(self.args), Guard([]))
+        return FileRestorer(load(self.args), collect_plan(self.args), Guard([]))

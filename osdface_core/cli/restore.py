@@ -193,7 +193,7 @@ def _restore_all(
     from .tags import prompts_of
 
     prompt = prompts_of(pipeline, args.base, args.tags) if args.tags else None
-    plan = dataclasses.replace(how(args), prompt=prompt)
+    plan = dataclasses.replace(collect_plan(args), prompt=prompt)
     single = len(jobs) == 1
     before = tally.failed  # inputs that led to no photo
     tell_detector(args)
@@ -212,7 +212,7 @@ def _restore_all(
         runner_for(pipeline, jobs)(todo, restorer, tell)
 
 
-def how(args: argparse.Namespace) -> Plan:
+def collect_plan(args: argparse.Namespace) -> Plan:
     """Collect what the arguments say about every file. Raises OptionError for what the table refuses."""
     from .attention import DEFAULT_TOKENS, parse_tokens
     from .batch import Plan
