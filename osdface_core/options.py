@@ -334,8 +334,8 @@ class RestoreOptions(Options):
         float,
         Option(
             "How much of the input the decoder may take over: 1 keeps what is good in it, 0 paints from the "
-            "model's own picture of the face alone. Only models trained with this dial have it; mini and the "
-            "released model take 1 only.",
+            "model's own picture of the face alone. Only models trained with this dial have it, as mini is; "
+            "the released model takes 1 only.",
             low=0.0,
             high=1.0,
             step=0.05,

@@ -527,7 +527,6 @@ def test_wrong_models(
         (["--crops", "notes.txt"], "--crops notes.txt: notes.txt is a file; give a folder"),
         (["--crops", "notes.txt/x"], "notes.txt is a file; give a folder"),
         (["--json", "in"], "--json in is a folder; give a file name"),
-        (["--fidelity", "0.5"], "--fidelity is 0.5, expected 1: this model has no such dial"),
     ],
 )
 def test_wrong_values_are_found_before_the_model_loads(
@@ -540,6 +539,14 @@ def test_wrong_values_are_found_before_the_model_loads(
     Path("notes.txt").touch()
     assert message in refused(run, capsys, "a.png", "-o", "o.png", *options, *aligned)
     assert not Path("o.png").exists()
+
+
+def test_a_dial_that_the_model_lacks(
+    run: Run, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blank(Path("a.png"))
+    said = refused(run, capsys, "a.png", "-o", "o.png", "--model", str(tiny_checkpoint), "--fidelity", "0.5")
+    assert "--fidelity is 0.5, expected 1: this model has no such dial" in said
 
 
 def test_a_missing_upscaling_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
