@@ -103,7 +103,7 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
                 create_refresh_button(base, lambda: None, lambda: {"choices": base_names()}, None)
             with gr.Row():
                 faces = gr.Dropdown(**menu(TABLE["faces"], list(WORDS), allow_custom_value=True))
-                rest = {name: gr.Dropdown(**menu(TABLE[name])) for name in MENUS[1:]}
+                rest: dict[str, Any] = {name: gr.Dropdown(**menu(TABLE[name])) for name in MENUS[1:]}
             with gr.Row():
                 for name in DIALS:
                     limits = {"maximum": 512, "step": 4} if name == "min_face" else {}
