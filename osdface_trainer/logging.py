@@ -227,7 +227,11 @@ class TrainingLogger:
         """Save the pairs of a step whose values were not finite; returns the file."""
         batch = loader.again(bad.step)
         name = f"not_finite_step_{bad.step:08d}_process_{self.accelerator.process_index}.safetensors"
-        tensors = {key: value.detach().cpu().contiguous() for key, value in vars(batch).items()}
+        tensors = {
+            key: value.detach().cpu().contiguous()
+            for key, value in vars(batch).items()
+            if isinstance(value, Tensor)  # its tags are texts, and stand in the data
+        }
         save_file(tensors, self.folder.path / name, {key: str(value) for key, value in bad.values.items()})
         return self.folder.path / name
 
