@@ -265,7 +265,8 @@ class FacePipeline:
         with self._door, self._idle:
             self._running += 1
         try:
-            yield
+            with torch.autocast("cpu", enabled=False):  # compiled layers read what they are given as float32
+                yield
         finally:
             with self._idle:
                 self._running -= 1

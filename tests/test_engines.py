@@ -64,6 +64,16 @@ def test_with_the_package_auto_is_native() -> None:
         choose_engine("native", torch.device("cuda"))
 
 
+def test_a_host_s_autocast_does_not_reach_compiled_layers(wide: Wide) -> None:
+    pytest.importorskip("osdface_cpu")
+    pipeline = wide("fp32", "native")
+    faces = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    plain = pipeline.restore(faces)
+    assert plain.std() > 0.01
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pipeline.restore(faces), plain)
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_native_leaves_bfloat16_to_pytorch_where_that_is_quicker(
     quick: bool, tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
