@@ -54,21 +54,22 @@ def _weights(recipe: Recipe, stage: StageName) -> Iterator[Line]:
 
 def _faces(recipe: Recipe, progress: bool) -> Iterator[Line]:
     checked = CheckedFiles(checked_files(recipe), keep=False)
-    splits: tuple[tuple[Split, str], ...] = (("train", recipe.data.train), ("val", recipe.data.val))
-    for split, source in splits:
-        if not source:
-            yield f"data.{split}: {'MISSING: not set' if split == 'train' else 'none'}", False
-            continue
+    splits: tuple[Split, ...] = ("train", "val")
+    for split in splits:
+        count = 0
         try:
-            files = listed_faces(recipe, split)
-            broken = find_broken(files, checked, workers=recipe.data.workers, progress=progress)
-            kept = without_broken(files, broken, recipe.data.broken, f"data.{split}")
+            for name, items, source in listed_faces(recipe, split):
+                count += 1
+                broken = find_broken(items, checked, workers=recipe.data.workers, progress=progress)
+                kept = without_broken(items, broken, recipe.data.broken, name)
+                yield f"{name}: {len(kept):,} faces from {source.path}", False
+                if broken:
+                    yield f"{describe_broken(broken, len(items), name)}; skipped", False
         except OSDFaceError as error:
             yield f"data.{split}: UNUSABLE: {error}", True
             continue
-        yield f"data.{split}: {len(kept):,} faces from {source}", False
-        if broken:
-            yield f"{describe_broken(broken, len(files), f'data.{split}')}; skipped", False
+        if not count:
+            yield f"data.{split}: {'MISSING: not set' if split == 'train' else 'none'}", False
 
 
 def _start(recipe: Recipe, stage: StageName, fresh: bool, resume: bool) -> Line:

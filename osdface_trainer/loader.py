@@ -4,9 +4,10 @@ Everything is a function of the seed and the step, so any batch of a run can be 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -20,46 +21,60 @@ from .data.augment import augment
 from .data.check import CheckedFiles, describe_broken, find_broken, without_broken
 from .data.dataset import Batches, CleanFaces, FaceDataset
 from .data.degrade import degrade
-from .data.sources import FaceFile, face_tags, list_faces
+from .data.faces import face_tags
+from .data.sources import Faces, list_faces
 from .distributed import SAMPLE, local_batch
-from .recipe.config import Recipe, StageName, with_steps
+from .recipe.config import DataSource, Recipe, StageName, with_steps
 from .seeds import mix
 from .stage import FaceBatch
 
 Split = Literal["train", "val"]
 
 
-def listed_faces(recipe: Recipe, split: Split) -> list[FaceFile]:
-    """List the pictures of a split; of a limited training set only those that can be drawn."""
+class Listed(NamedTuple):
+    """A source of faces, under its name for messages."""
+
+    name: str
+    items: Faces
+    source: DataSource
+
+
+def listed_faces(recipe: Recipe, split: Split) -> Iterator[Listed]:
+    """List the pictures of each source of a split; of a limited training set only those that can be drawn."""
     data = recipe.data
-    files = list_faces(data.train if split == "train" else data.val, split=split)
-    return files[: data.limit] if split == "train" and data.limit else files
+    sources = data.training if split == "train" else (DataSource(data.val),) if data.val else ()
+    for number, source in enumerate(sources):
+        name = f"data.sources[{number}]" if split == "train" and data.sources else f"data.{split}"
+        items = list_faces(source.path, split=split, limit=data.shards_gb * 1e9)
+        yield Listed(name, items[: data.limit] if split == "train" and data.limit else items, source)
 
 
 def counted(recipe: Recipe) -> Recipe:
     """Count the steps of phases that are given in epochs; the same recipe where none is."""
     timed = (recipe.vre.hq, recipe.vre.lq, recipe.vre.assoc, recipe.restorer)
-    if not recipe.data.train or not any(table.epochs for table in timed):
+    if not recipe.data.training or not any(table.epochs for table in timed):
         return recipe
-    return with_steps(recipe, len(listed_faces(recipe, "train")))
+    return with_steps(recipe, sum(len(listed.items) for listed in listed_faces(recipe, "train")))
 
 
 def checked_files(recipe: Recipe) -> Path:
     """Return where the outcome of checking the pictures is kept; both stages of a run share it."""
-    return Path(recipe.run.dir).expanduser() / "checked.json"
+    return Path(recipe.run.dir).expanduser() / "checked.npy"
 
 
-def _usable(recipe: Recipe, split: Split, accelerator: Accelerator, progress: bool) -> list[FaceFile]:
+def _usable(recipe: Recipe, split: Split, accelerator: Accelerator, progress: bool) -> list[Listed]:
     """The pictures of a split that can be read; the first process looks at them for all."""
-    files = listed_faces(recipe, split)
-    checked = CheckedFiles(checked_files(recipe))
-    broken = distributed.on_main(
-        accelerator, lambda: find_broken(files, checked, workers=recipe.data.workers, progress=progress)
-    )
-    kept = without_broken(files, broken, recipe.data.broken, f"data.{split}")
-    if broken and accelerator.is_main_process:
-        complain(f"{describe_broken(broken, len(files), f'data.{split}')}; skipped")
-    return kept
+    checked, usable = CheckedFiles(checked_files(recipe)), []
+    for listed in listed_faces(recipe, split):
+        broken = distributed.on_main(
+            accelerator,
+            partial(find_broken, listed.items, checked, workers=recipe.data.workers, progress=progress),
+        )
+        kept = without_broken(listed.items, broken, recipe.data.broken, listed.name)
+        if broken and accelerator.is_main_process:
+            complain(f"{describe_broken(broken, len(listed.items), listed.name)}; skipped")
+        usable.append(listed._replace(items=kept))
+    return usable
 
 
 class Loader:
@@ -77,16 +92,18 @@ class Loader:
         self.micro_batch = self.batch_size // recipe.accumulate(stage)
         self.profile = recipe.degrade.degradation()
         self.tagged = stage == "restorer" and recipe.restorer.prompt == "text"
-        if not data.train:
+        if not data.training:
             raise ConfigError(
                 "data.train is empty: name a folder of aligned faces, e.g. --set data.train=faces"
             )
-        train = _usable(recipe, "train", accelerator, progress)
+        first, *more = _usable(recipe, "train", accelerator, progress)
         self.train = FaceDataset(
-            train, data.size, cache=data.cache, device=self.device, workers=data.workers, progress=progress
-        )
-        val = _usable(recipe, "val", accelerator, progress) if data.val else None
-        self.val = FaceDataset(val, data.size, workers=data.workers) if val else None
+            first.items, data.size, more=[listed.items for listed in more],
+            ratios=[listed.source.ratio for listed in (first, *more)], cache=data.cache, device=self.device,
+            workers=data.workers, progress=progress, skip=data.broken == "skip",
+        )  # fmt: skip
+        val = _usable(recipe, "val", accelerator, progress)
+        self.val = FaceDataset(val[0].items, data.size, workers=data.workers) if val else None
 
     def batches(self, start: int) -> Iterator[FaceBatch]:
         """Yield training batches without end from step `start` on."""
@@ -113,7 +130,7 @@ class Loader:
         return FaceBatch(hq, self._degrade(hq, faces.seeds), faces.indices, tags)
 
     def _tags(self, source: FaceDataset, indices: list[int]) -> tuple[str, ...]:
-        return tuple(face_tags(source.items[index]) for index in indices) if self.tagged else ()
+        return tuple(face_tags(source.item(index)) for index in indices) if self.tagged else ()
 
     def _degrade(self, hq: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
         how = self.recipe.degrade
@@ -122,8 +139,7 @@ class Loader:
     def fixed(self, count: int) -> FaceBatch:
         """Make `count` pairs, always the same, spread over the validation faces, else the training faces."""
         source = self.val or self.train
-        count = min(count, len(source))
-        return self._plain(source, [i * len(source) // count for i in range(count)])
+        return self._plain(source, source.spread(count))
 
     def validation(self) -> Iterator[FaceBatch]:
         """Yield this process's share of the validation faces, each face once, with fixed degradations.

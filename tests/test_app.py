@@ -211,10 +211,14 @@ def test_what_the_command_refuses(
     assert main(["app", "--port", "70000"]) == 2
     (tmp_path / "file").touch()
     assert main(["app", "--out", str(tmp_path / "file")]) == 2
+    assert main(["app", "--model", str(tmp_path / "nope")]) == 2
+    for place in ("--detector-dir", "--upscale-model", "--base"):
+        assert main(["app", place, str(tmp_path / "nope")]) == 2
     monkeypatch.setattr("osdface_core.app.command.find_spec", lambda name: None)
     assert main(["app"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 5 and 'pip install "osdface[app]"' in lines[4]
+    assert len(lines) == 9 and 'pip install "osdface[app]"' in lines[8]
+    assert all("nope" in line for line in lines[4:8]) and "`" not in "".join(lines[5:8])
     assert "--port 70000: expected 1..65535" in lines[2] and "file is a file; give a folder" in lines[3]
 
 

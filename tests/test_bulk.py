@@ -68,13 +68,14 @@ def test_without_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(["bulk", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    assert main(["bulk", str(tmp_path), str(tmp_path / "out")]) == 2
     assert 'which osdface bulk needs: pip install "osdface[ray]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["none", "out"], "none: no such folder"),
         (["in", "in"], "in has the inputs, which are never overwritten"),
         (["in", "file"], "file is a file; give a folder"),
         (["in", "nothing://bucket/a"], "nothing://bucket/a cannot be opened"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def test_several_go_into_a_folder_and_one_that_fails_stops_no_other(
     assert sorted(p.name for p in Path("results").iterdir()) == ["a.mp4", "b.mkv"]
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "broken" in line)
     assert line.startswith("broken.mp4: broken.mp4 cannot be read as a video")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+def test_a_name_with_a_line_end_stays_on_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write_clip(Path("two\nlines.mp4"), flat(2), sound=None)
+    Path("not\nsound.mp4").write_bytes(b"nothing")
+    assert run("two\nlines.mp4", "not\nsound.mp4", "-o", "results") == 1
+    said = capsys.readouterr()
+    assert [line.split("  ")[0] for line in said.out.splitlines()] == [r"results/two\nlines.mp4"]
+    assert [line[:15] for line in said.err.splitlines() if "sound" in line] == [r"not\nsound.mp4:"[:15]]
 
 
 def test_ctrl_c_says_what_is_there_and_how_to_go_on(

@@ -19,7 +19,8 @@ from PIL import Image
 
 from osdface_core.errors import ConfigError, ImageError
 from osdface_trainer.data.augment import Augmentation, augment, flips
-from osdface_trainer.data.dataset import Batches, FaceDataset, epoch_order
+from osdface_trainer.data.dataset import Batches, FaceDataset
+from osdface_trainer.data.order import epoch_order
 from osdface_trainer.data.preview import preview_grid
 from osdface_trainer.data.sources import data_hash, hold_out, list_faces
 
@@ -77,10 +78,10 @@ def write_shards(folder: Path, out: Path) -> None:
 
 def test_folder_is_listed_in_name_order_and_decoded(folder):
     dataset = FaceDataset(folder, 32)
-    assert [item.name for item in dataset.items] == sorted(item.name for item in dataset.items)
+    assert [item.name for item in dataset.parts[0]] == sorted(item.name for item in dataset.parts[0])
     assert len(dataset) == 11
     for index in (0, 7):
-        number = int(Path(dataset.items[index].name).stem)
+        number = int(Path(dataset.parts[0][index].name).stem)
         if number != 3:
             assert np.array_equal(dataset[index].permute(1, 2, 0).numpy(), pixels(number))
     assert FaceDataset(folder, 24)[3].shape == (3, 24, 24)
@@ -119,10 +120,11 @@ def test_remote_shards_are_fetched_once(folder, tmp_path, monkeypatch):
     (tmp_path / "shards" / "faces-000.tar").unlink()
     again = FaceDataset(url, 32)
     assert len(first) == len(again) == 6
-    assert [file.suffix for file in (tmp_path / ".cache/osdface/shards").iterdir()] == [".tar"]
+    kept = tmp_path / ".cache/osdface/shards"
+    assert sorted(file.suffix for file in kept.iterdir()) == [".lock", ".tar"]
     with pytest.raises(ConfigError, match="cannot be fetched"):
         list_faces(f"pipe:cat {tmp_path}/none.tar")
-    assert [file.suffix for file in (tmp_path / ".cache/osdface/shards").iterdir()] == [".tar"]
+    assert not list(kept.glob("*.part"))
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches http shards with curl")

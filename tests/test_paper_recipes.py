@@ -1,7 +1,10 @@
 """`paper` and its variants: what differs, epochs, recipes that extend others, and that they train."""
 
+import json
 import os
 import subprocess
+import tarfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -119,13 +122,28 @@ def test_a_batch_of_each_process_is_that_of_all() -> None:
     assert for_processes(paper, 8) is paper
 
 
+# Both stages in one pair of processes, each with a home of its own, so that it shows what a process fetches.
+BOTH = """
+    import os, sys
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from osdface_trainer.cli import main
+
+    for stage in ("vre", "restorer"):
+        os.environ["HOME"] = f"{sys.argv[1]}/{stage}{os.environ['RANK']}"
+        assert main(["train", stage, "paper_8gpu", "--quiet", *sys.argv[2:]]) == 0
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-def test_the_command_for_eight_gpus(tiny_faces: Path, tmp_path: Path) -> None:
+def test_the_commands_for_eight_gpus_and_streamed_shards(tiny_faces: Path, tmp_path: Path) -> None:
     """As documented, on two processes and with tiny networks."""
     files = write_files(tmp_path)
     places = {
-        "data.train": tiny_faces,
+        "data.train": index_of(sorted(tiny_faces.glob("*.png")), tmp_path / "far").as_uri(),
+        "data.val": tiny_faces,
         "run.dir": tmp_path / "run",
         "vre.perceptual.file": files,
         "restorer.base": files / "base",
@@ -133,12 +151,32 @@ def test_the_command_for_eight_gpus(tiny_faces: Path, tmp_path: Path) -> None:
         "restorer.identity.file": files,
     }
     sets = [f"{key}={value}" for key, value in places.items()] + SMALL
+    words = [word for assignment in sets for word in ("--set", assignment)]
+    script = tmp_path / "both.py"
+    script.write_text(textwrap.dedent(BOTH))
+    done = subprocess.run(
+        [*TWO, str(script), str(tmp_path), *words], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     for stage, images in (("vre", 2), ("restorer", 4)):
-        words = [word for assignment in sets for word in ("--set", assignment)]
-        done = subprocess.run(
-            [*TWO, "-m", "osdface_trainer", "train", stage, "paper_8gpu", "--quiet", *words], cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
         training = read_header(tmp_path / "run" / stage / "export.safetensors")[1]
         assert training["batch_size"] == images
+        first, second = (
+            {file.name for file in (tmp_path / f"{stage}{rank}" / ".cache/osdface/shards").glob("*.tar")}
+            for rank in range(2)
+        )
+        assert len(first) == len(second) == 2 and not first & second, "a process fetches its own shards"
+
+
+def index_of(faces: list[Path], folder: Path) -> Path:
+    """Write faces as shards of two with their index."""
+    folder.mkdir()
+    shards = [faces[number : number + 2] for number in range(0, len(faces), 2)]
+    for number, shard in enumerate(shards):
+        with tarfile.open(folder / f"{number}.tar", "w") as archive:
+            for face in shard:
+                archive.add(face, face.name)
+    rows = [{"url": f"{number}.tar", "nsamples": len(shard)} for number, shard in enumerate(shards)]
+    (folder / "index.json").write_text(json.dumps({"shardlist": rows}))
+    return folder / "index.json"

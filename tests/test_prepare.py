@@ -136,10 +136,10 @@ def test_the_result_is_a_data_set(photos, tmp_path, detector):
     assert len(list_faces(dst, split="train")) == summary.train
     assert len(list_faces(dst, split="val")) == summary.val > 0
     dataset = FaceDataset(dst, 128)
-    assert all(hashlib.sha256(item.read()).hexdigest() == item.sha256 for item in dataset.items)
+    assert all(hashlib.sha256(item.read()).hexdigest() == item.sha256 for item in dataset.parts[0])
     assert len(dataset) == 8
-    assert dataset.items[0].size == CELL
-    first = dataset.items[0].name
+    assert dataset.parts[0][0].size == CELL
+    first = dataset.parts[0][0].name
     source = next(row["source"] for row in rows(dst) if row["file"] == first)
     expected = np.asarray(Image.open(photos / source).resize((128, 128), Image.Resampling.BICUBIC)).astype(
         int

@@ -17,7 +17,8 @@ from osdface_core.cli.main import main
 from osdface_core.errors import CheckpointError, ConfigError
 from osdface_core.models import sd21
 from osdface_core.models.text import TextPrompts, load_text, sidecar_tags
-from osdface_trainer.data.sources import face_tags, list_faces
+from osdface_trainer.data.faces import face_tags
+from osdface_trainer.data.sources import list_faces
 from osdface_trainer.loader import Loader
 from osdface_trainer.recipe import settings
 from osdface_trainer.recipe.config import Recipe

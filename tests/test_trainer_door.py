@@ -14,7 +14,8 @@ from osdface_core.errors import CheckpointError, ConfigError
 from osdface_trainer.cli import main
 from osdface_trainer.data import check
 from osdface_trainer.data.check import CheckedFiles, check_face, find_broken
-from osdface_trainer.data.sources import FaceFile, list_faces
+from osdface_trainer.data.faces import FaceFile
+from osdface_trainer.data.sources import list_faces
 from osdface_trainer.loop import train
 from osdface_trainer.recipe.config import Recipe, load_recipe
 from osdface_trainer.restorer.init import build_initial

@@ -2,18 +2,21 @@
 
     python tools/video_quality.py FACE.jpg --weights WEIGHTS      flicker, identity, perceptual distance, time
     python tools/video_quality.py FACE.jpg --memory 300           peak memory at 300 and 3,000 frames of 720p
+    python tools/video_quality.py FILM.mp4 --film --weights WEIGHTS   the same for a real film of one face
 
 FACE.jpg is a sharp aligned face of 512 px. It moves, turns and grows smoothly over a background; every frame
-is degraded alike, but for its noise. Where the face is in each frame is known: frames are compared there.
+is degraded alike, but for its noise. Where the face is in each frame is known: frames are compared there. In
+a real film it is where MTCNN finds it in the input, averaged over neighbouring frames.
 """
 
 import argparse
+import itertools
 import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from osdface_core import OSDFacePipeline
+from osdface_core.faces import detect
+from osdface_core.faces.align import fit_similarity
 from osdface_core.faces.geometry import inverse, warp
 from osdface_core.options import DetectOptions
 from osdface_core.video import restore_stream, restore_video
@@ -33,6 +38,7 @@ from osdface_core.video.restore import VideoPlan
 from osdface_trainer.metrics import WeightFinder, load_metrics
 
 SMALL, LARGE = (480, 360), (1280, 720)
+SPAN = 3  # frames on either side
 INNER = slice(112, 400)
 """The middle of the crop, where restored and original are not blended [px]."""
 
@@ -46,6 +52,18 @@ def placement(number: int, size: tuple[int, int]) -> np.ndarray:
     y = size[1] / 2 + 0.04 * size[1] * math.cos(2 * phase)
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
     return np.array([[cos, -sin, x - 255.5 * (cos - sin)], [sin, cos, y - 255.5 * (sin + cos)]])
+
+
+def placements(size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Yield `placement` of all frames, without end."""
+    return (placement(number, size) for number in itertools.count())
+
+
+def found(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Find where the crop's pixels are in each frame of a film of one face, 2x3."""
+    each = [max(detect(frame, "mtcnn"), key=lambda face: face.size).landmarks for frame in frames]
+    near = [each[max(0, number - SPAN) : number + SPAN + 1] for number in range(len(each))]
+    return [inverse(fit_similarity(np.mean(points, axis=0))) for points in near]
 
 
 def clean_frames(photo: Path, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -94,12 +112,12 @@ def write(path: Path, frames: Iterator[np.ndarray], codec: str, form: str, repea
                 out.mux(packet)
 
 
-def crops_of(frames: Iterator[np.ndarray], size: tuple[int, int]) -> Tensor:
-    """Cut the face out of frames by its known places: (N, 3, 512, 512) in [0, 1]."""
+def crops_of(frames: Iterable[np.ndarray], places: Iterable[np.ndarray]) -> Tensor:
+    """Cut the face out of frames by its places: (N, 3, 512, 512) in [0, 1]."""
     crops = []
-    for number, frame in enumerate(frames):
+    for frame, place in zip(frames, places, strict=False):
         image = torch.from_numpy(frame.copy()).permute(2, 0, 1).float() / 255
-        crops.append(warp(image, placement(number, size), (512, 512), padding="border"))
+        crops.append(warp(image, place, (512, 512), padding="border"))
     return torch.stack(crops)
 
 
@@ -116,22 +134,28 @@ def flicker(crops: Tensor) -> float:
 
 
 def quality(args: argparse.Namespace, folder: Path) -> None:
-    """Print the four measures of input, frame by frame and video."""
-    pipeline = OSDFacePipeline.from_pretrained(args.model, device="cpu", dtype="fp32", engine=args.engine)
+    """Print the measures of input, frame by frame and video against the clean clip."""
     clean = list(clean_frames(args.face, args.frames, SMALL))
-    source, target = folder / "in.mkv", args.keep or folder / "out.mkv"
+    source = folder / "in.mkv"
     write(source, (degraded(frame, i) for i, frame in enumerate(clean)), "ffv1", "yuv444p")
-    inputs = list(decoded(source))
+    judge(args, source, folder, {"clean": clean})
+
+
+def judge(args: argparse.Namespace, source: Path, folder: Path, clean: dict[str, list[np.ndarray]]) -> None:
+    """Restore both ways and print the measures against the clean frames, else against the input's."""
+    pipeline = OSDFacePipeline.from_pretrained(args.model, device="cpu", dtype="fp32", engine=args.engine)
+    target, inputs = args.keep or folder / "out.mkv", list(decoded(source))
     start = time.process_time()
     single = [np.asarray(pipeline(frame, detector="mtcnn").image) for frame in inputs]
     middle = time.process_time()
     restore_video(pipeline, source, target, detector="mtcnn")
     seconds = time.process_time() - middle, middle - start
-    sides = {"clean": clean, "input": inputs, "frame by frame": single, "video": list(decoded(target))}
-    crops = {name: crops_of(iter(frames), SMALL) for name, frames in sides.items()}
+    sides = clean | {"input": inputs, "frame by frame": single, "video": list(decoded(target))}
+    places = list(itertools.islice(placements(SMALL), len(inputs))) if clean else found(inputs)
+    crops = {name: crops_of(frames, places) for name, frames in sides.items()}
     metrics = load_metrics(("perceptual", "identity"), WeightFinder(args.weights), torch.device("cpu"))
     print(f"{'':16}{'flicker':>9}{'identity':>10}{'perceptual':>12}")
-    for name, scores in metrics.score(crops["clean"], crops).items():
+    for name, scores in metrics.score(next(iter(crops.values())), crops).items():
         identity, perceptual = (np.mean(scores[key]) for key in ("identity_cos", "perceptual"))
         print(f"{name:16}{flicker(crops[name]):9.2f}{identity:10.3f}{perceptual:12.4f}")
     print(f"CPU time per frame, video / frame by frame: {seconds[0] / seconds[1]:.2f}")
@@ -161,7 +185,8 @@ def child(source: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("face", type=Path, help="a sharp aligned face")
+    parser.add_argument("face", type=Path, help="a sharp aligned face; the film of --film")
+    parser.add_argument("--film", action="store_true", help="judge a real film, against its own frames")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="SqueezeNet 1.0 and MobileFaceNet")
     parser.add_argument("--frames", type=int, default=20, metavar="N")
     parser.add_argument("--model", default="mini")
@@ -174,7 +199,10 @@ def main() -> None:
     if args.child:
         return child(args.face)
     with tempfile.TemporaryDirectory() as folder:
-        (memory if args.memory else quality)(args, Path(folder))
+        if args.film:
+            judge(args, args.face, Path(folder), {})
+        else:
+            (memory if args.memory else quality)(args, Path(folder))
 
 
 if __name__ == "__main__":

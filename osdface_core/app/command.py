@@ -13,7 +13,7 @@ from pathlib import Path
 from ..cli.arguments import add_options
 from ..cli.restore import add_model_arguments
 from ..console import say
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..options import DetectOptions, LoadOptions, PasteOptions, pick
 
 SIZE = 2048  # [MB]
@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C; return 0.
 
     Raises:
-        ConfigError: Gradio is missing, or the options do not fit the machine.
-        CheckpointError: `--model` names none.
+        ConfigError: Gradio is missing, or the options do not fit the machine; `--model` names none.
     """
     if find_spec("gradio") is None:
         raise ConfigError(
@@ -65,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from ..cli.usage import check_folder
+    from ..cli.info import describe
+    from ..cli.usage import check_folder, check_places
 
     if args.max_upload < 1:
         raise ConfigError(f"--max-upload {args.max_upload}: expected at least 1")
@@ -74,6 +74,11 @@ def _check(args: argparse.Namespace) -> None:
     if args.models and not args.models.is_dir():
         raise ConfigError(f"--models {args.models}: no such folder")
     check_folder("--out", args.out)
+    check_places(args)
+    try:
+        describe(args.source)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _serve(args: argparse.Namespace) -> None:

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: the options or places do not fit together, Ray is missing or not to be reached, or the
             model cannot be loaded; nothing was touched.
     """
-    from .places import check_apart, place
+    from .places import Disk, check_apart, place
     from .ray_data import records
     from .report import Tally
     from .usage import check_usage
@@ -71,7 +71,10 @@ def run(args: argparse.Namespace) -> int:
             f"--ray {args.ray}: Ray Data works on a machine of the cluster only; "
             "run `ray job submit --address http://HOST:8265 -- osdface bulk …`, or this command there"
         )
-    check_apart(place(args.photos), place(args.out))
+    source = place(args.photos)
+    if isinstance(source, Disk) and not source.root.is_dir():
+        raise ConfigError(f"{source}: no such folder")
+    check_apart(source, place(args.out))
     for line in check_usage(args):
         complain(printable(line))
     tally = Tally(args.report)

@@ -48,7 +48,7 @@ def check_usage(args: argparse.Namespace) -> list[str]:
             raise ConfigError(f"--{name} {file} is a folder; give a file name")
     for options in (DetectOptions, RestoreOptions, PasteOptions):
         pick(options, vars(args))
-    _check_places(args)
+    check_places(args)
     config = _config(args.source)
     if args.fidelity < 1.0 and config and not config.codec.fidelity_dial:
         raise OptionError("fidelity", args.fidelity, "1: this model has no such dial")
@@ -75,12 +75,13 @@ def _check_attention(args: argparse.Namespace, config: OSDFaceConfig | None) -> 
     args.engine = "eager"
 
 
-def _check_places(args: argparse.Namespace) -> None:
+def check_places(args: argparse.Namespace) -> None:
+    """Look for the files and folders that options name. Raises ConfigError: one is not there."""
     for name in PLACES:
         value = getattr(args, name)
         if value is None or Path(value).expanduser().exists():
             continue
-        if name == "detector_dir" and args.detector.startswith("retinaface"):
+        if name == "detector_dir" and getattr(args, "detector", "").startswith("retinaface"):
             check_folder("--detector-dir", Path(value))  # weights are fetched into it
         else:
             raise ConfigError(f"no file or folder at `{name}` {value}: check the path, or leave it out")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..console import complain, say
+from ..console import complain, printable, say
 from ..errors import ConfigError
 from ..options import DetectOptions, PasteOptions, RestoreOptions, VideoOptions, options_of
 from ..photo import OSDFacePipeline
@@ -96,15 +96,18 @@ def _restore(
         try:
             result = restore_video(pipeline, source, target, progress=progress, **options)
         except KeyboardInterrupt:
-            complain(f"{target} holds what is done so far; the same command goes on from there")
+            complain(
+                f"{printable(str(target))} holds what is done so far; the same command goes on from there"
+            )
             raise
         except Exception as error:
             record["error"] = failure_line(error)
-            complain(f"{source}: {record['error']}")
+            complain(printable(f"{source}: {record['error']}"))
             return record
     for note in result.notes:
-        complain(f"{source}: {note}")
+        complain(printable(f"{source}: {note}"))
     again = f", {result.resumed} of them before" if result.resumed else ""
     broken = f"  {result.broken} damaged frames passed through" if result.broken else ""
-    say(f"{target}  {result.frames} frames{again}  {result.faces} faces{broken}  {result.seconds:.1f} s")
+    name = printable(str(target))
+    say(f"{name}  {result.frames} frames{again}  {result.faces} faces{broken}  {result.seconds:.1f} s")
     return record | dataclasses.asdict(result)

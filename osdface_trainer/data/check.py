@@ -1,21 +1,24 @@
 """Look at every picture of a data set before the first step, not hours later when it is drawn."""
 
 import io
-import json
 import os
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from osdface_core.errors import ConfigError, ImageError
-from osdface_core.files import write_text
+from osdface_core.files import replacing
 
+from .faces import FaceFile
 from .prefetch import prefetch
-from .sources import FaceFile, refuse_oblong
+from .shards import StreamedFaces
+from .sources import Faces, refuse_oblong, text_hash
 
 Broken = Literal["skip", "stop"]
 SHOWN = 5  # names in a message
@@ -57,63 +60,69 @@ def _checksums_hold(png: bytes) -> bool:
 
 
 class CheckedFiles:
-    """Outcomes of former checks, kept while path, size and time of change stay the same.
+    """Pictures that a former check found sound, eight bytes for each: path, size and time of change, hashed.
 
     Args:
-        path: a JSON file that holds them.
+        path: a .npy file that holds them.
         keep: write this check's outcomes, too.
     """
 
     def __init__(self, path: Path, keep: bool = True) -> None:
         self.path, self.keep = path, keep
-        self.known: dict[str, list[Any]] = {}
-        with suppress(OSError, ValueError, TypeError):
-            self.known = dict(json.loads(path.read_text("utf-8")))
+        self._known = np.empty(0, np.uint64)
+        self._new = array("Q")
+        with suppress(OSError, ValueError, EOFError):
+            self._known = np.load(path, allow_pickle=False).astype(np.uint64)
 
     def check(self, file: FaceFile) -> str:
-        """Run `check_face`, unless an earlier run looked at the same file."""
+        """Run `check_face`, unless an earlier run found the same file sound."""
         try:
             stat = file.path.stat()
         except OSError as error:
             return f"{file.name}: cannot be read ({error.strerror or error})"
-        key = f"{file.path.absolute()}:{file.offset}"
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        if self.known.get(key, [])[:2] != stamp:
-            self.known[key] = [*stamp, check_face(file)]
-        return self.known[key][2]
+        stamp = f"{file.path.absolute()}:{file.offset}:{stat.st_size}:{stat.st_mtime_ns}"
+        hashed = text_hash(stamp)
+        at = int(np.searchsorted(self._known, np.uint64(hashed)))
+        if at == len(self._known) or self._known[at] != hashed:
+            if problem := check_face(file):
+                return problem
+            self._new.append(hashed)
+        return ""
 
     def save(self) -> None:
         """Write the outcomes; a folder that cannot be written costs the next run its time, nothing else."""
-        if self.keep:
-            with suppress(OSError):
-                write_text(self.path, json.dumps(self.known))
+        if self.keep and self._new:
+            self._known = np.union1d(self._known, np.array(self._new, np.uint64))
+            with suppress(OSError), replacing(self.path) as temporary, temporary.open("wb") as out:
+                np.save(out, self._known)
 
 
 def find_broken(
     files: Sequence[FaceFile], checked: CheckedFiles, *, workers: int, progress: bool = False
-) -> dict[str, str]:
+) -> dict[int, str]:
     """Check files with several threads.
 
     Args:
         workers: threads; 0 = one per core, at most 16.
     Returns:
-        name -> what is wrong, of those where something is.
+        place in `files` -> what is wrong, of those where something is; shards that are streamed are checked
+        when their faces are drawn.
     """
     from tqdm import tqdm
 
+    if isinstance(files, StreamedFaces):
+        return {}
     workers = workers or min(16, os.cpu_count() or 1)
-    bar = tqdm(files, desc="check faces", unit="face", disable=not progress, delay=2)
+    bar = tqdm(range(len(files)), desc="check faces", unit="face", disable=not progress, delay=2)
     try:
         with ThreadPoolExecutor(workers) as pool:
-            found = {file.name: problem for file, problem in prefetch(pool, checked.check, bar, 8 * workers)}
+            found = prefetch(pool, lambda at: checked.check(files[at]), bar, 8 * workers)
+            return {at: problem for at, problem in found if problem}
     finally:
         checked.save()
-    return {name: problem for name, problem in found.items() if problem}
 
 
-def without_broken(
-    files: Sequence[FaceFile], broken: dict[str, str], policy: Broken, key: str
-) -> list[FaceFile]:
+def without_broken(files: Faces, broken: dict[int, str], policy: Broken, key: str) -> Faces:
     """Leave broken files out, or refuse to start.
 
     Args:
@@ -121,15 +130,16 @@ def without_broken(
     Raises:
         ConfigError: a file is broken and the policy is "stop", or all are.
     """
-    kept = [file for file in files if file.name not in broken]
-    if broken and (policy == "stop" or not kept):
+    if not broken or isinstance(files, StreamedFaces):
+        return files
+    if policy == "stop" or len(broken) == len(files):
         raise ConfigError(
             f'{describe_broken(broken, len(files), key)}; remove them, or set data.broken = "skip"'
         )
-    return kept
+    return files.without(broken)
 
 
-def describe_broken(broken: dict[str, str], count: int, key: str) -> str:
+def describe_broken(broken: dict[int, str], count: int, key: str) -> str:
     """Say in one line how many of `count` files are broken and how the first few are."""
     shown = list(broken.values())[:SHOWN]
     more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""

@@ -1,9 +1,6 @@
-"""Aligned faces as uint8 tensors, and the order in which training sees them.
+"""Aligned faces as uint8 tensors, and the batches of each process."""
 
-The order is a pure function of (seed, sample counter): batch k is the same after a resume, for any number of
-worker threads, and split over any number of processes.
-"""
-
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -15,11 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osdface_core.errors import ConfigError
+from osdface_core.console import complain
+from osdface_core.errors import ConfigError, ImageError
 
-from ..seeds import mix, spread
+from ..seeds import mix
+from .faces import FaceFile
+from .order import Mixed, Shuffled, Streams
 from .prefetch import prefetch
-from .sources import FaceFile, data_hash, decode, list_faces
+from .shards import StreamedFaces
+from .sources import data_hash, decode, list_faces
 
 Cache = Literal["none", "cpu", "device"]
 
@@ -38,6 +39,8 @@ class FaceDataset:
 
     Args:
         source: what `list_faces` takes, or the items themselves.
+        more: further sources, numbered behind the first, as items.
+        ratios: how many samples of each source are in every sum(ratios) samples; default: one of each.
         resolution: side [px]; other sizes are resized with antialiasing.
         cache: "none" decodes on demand; "cpu" and "device" decode everything once and keep it as
             one uint8 tensor there (0.79 MB per 512² face), so that a step never waits for the disk.
@@ -45,6 +48,7 @@ class FaceDataset:
         split: rows of a manifest to keep ("train", "val").
         workers: decoding threads; 0 = one per core, at most 16.
         progress: show a bar while the cache is filled.
+        skip: in the place of a streamed face that cannot be used show the one after it.
     """
 
     def __init__(
@@ -52,15 +56,24 @@ class FaceDataset:
         source: str | Path | Sequence[FaceFile],
         resolution: int = 512,
         *,
+        more: Sequence[Sequence[FaceFile]] = (),
+        ratios: Sequence[int] = (),
         cache: Cache = "none",
         device: torch.device | str = "cpu",
         split: str | None = None,
         workers: int = 0,
         progress: bool = False,
+        skip: bool = False,
     ) -> None:
-        self.items = list_faces(source, split=split) if isinstance(source, str | Path) else list(source)
-        if not self.items:
+        first = list_faces(source, split=split) if isinstance(source, str | Path) else source
+        self.parts = (first, *more)
+        if not all(map(len, self.parts)):
             raise ConfigError("the data set is empty")
+        self.ratios = ratios or [1] * len(self.parts)
+        self.streamed = any(isinstance(part, StreamedFaces) for part in self.parts)
+        if self.streamed and cache != "none":
+            raise ConfigError(f"faces that are streamed by a shard index are not kept: data.cache is {cache}")
+        self._skip = skip
         self.resolution = resolution
         self.workers = workers or min(16, os.cpu_count() or 1)
         self._cache: Tensor | None = None
@@ -68,14 +81,45 @@ class FaceDataset:
             self._cache = self._decode_all(torch.device(device if cache == "device" else "cpu"), progress)
 
     def __len__(self) -> int:
-        return len(self.items)
+        return sum(map(len, self.parts))
 
     def __getitem__(self, index: int) -> Tensor:
         """Return a face, (3, R, R) uint8, on the device of the cache or the CPU. Raises ImageError."""
         if self._cache is not None:
             return self._cache[index]
-        pixels = decode(self.items[index], self.resolution)
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        for last in (False, False, True) if self.streamed else (True,):  # a passed shard may go meanwhile
+            try:
+                pixels = decode(self.item(index), self.resolution)
+                return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+            except ImageError as error:
+                if last and not (self.streamed and self._skip):
+                    raise
+                problem = error
+        complain(f"{problem}; the face after it is shown")
+        return self[(index + 1) % len(self)]
+
+    def item(self, index: int) -> FaceFile:
+        """Return where a face lies."""
+        for part in self.parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+    def spread(self, count: int) -> list[int]:
+        """Choose up to `count` faces: spread over all, or the first where shards would have to be fetched."""
+        count = min(count, len(self))
+        return [i if self.streamed else i * len(self) // count for i in range(count)]
+
+    def order(self, lanes: int, seed: int) -> Mixed:
+        """Return the order of training for `lanes` samples in a global batch."""
+        orders = [
+            Streams(part, lanes, seed + at)
+            if isinstance(part, StreamedFaces)
+            else Shuffled(len(part), seed + at)
+            for at, part in enumerate(self.parts)
+        ]
+        return Mixed(orders, self.ratios, list(map(len, self.parts)), lanes, seed)
 
     def get(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Return several faces, (N, 3, R, R) uint8."""
@@ -91,7 +135,10 @@ class FaceDataset:
 
     def fingerprint(self) -> str:
         """Hash what names these faces, for the provenance of a checkpoint."""
-        return data_hash(self.items)
+        each = [
+            part.fingerprint() if isinstance(part, StreamedFaces) else data_hash(part) for part in self.parts
+        ]
+        return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
     def _decode_all(self, device: torch.device, progress: bool) -> Tensor:
         from tqdm import tqdm
@@ -120,17 +167,12 @@ def _check_room(size: int, device: torch.device) -> None:
         )
 
 
-def epoch_order(size: int, epoch: int, seed: int) -> np.ndarray:
-    """Shuffle `size` indices: a function of its arguments alone, on every machine and version."""
-    return np.argsort(spread(mix(seed, epoch, 0x0DE), size), kind="stable")
-
-
 class Batches:
     """Endless batches from `start_step` on: the share of one process of every global batch.
 
     Batch k holds the samples k·G … (k+1)·G−1 with G = batch_size · world_size; process r takes those whose
     number leaves r when divided by world_size. So all processes together see what one process with
-    batch_size G sees, and so does a resumed run. Epochs follow each other without a gap.
+    batch_size G sees, and so does a resumed run.
 
     Args:
         dataset: the faces.
@@ -162,19 +204,12 @@ class Batches:
         self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
         self.device = torch.device(device) if device is not None else None
         self.variants = variants
-        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self.index = dataset.order(batch_size * world_size, seed).index
 
     def counters(self, step: int) -> list[int]:
         """Number the samples of batch `step`, counted from the start of training."""
         first = step * self.batch_size * self.world_size + self.rank
         return [first + position * self.world_size for position in range(self.batch_size)]
-
-    def index(self, counter: int) -> int:
-        """Return the face that sample number `counter` shows."""
-        epoch, position = divmod(counter, len(self.dataset))
-        if epoch != self._epoch[0]:
-            self._epoch = (epoch, epoch_order(len(self.dataset), epoch, self.seed))
-        return int(self._epoch[1][position])
 
     def __iter__(self) -> Iterator[CleanFaces]:
         steps = itertools.count(self.start_step)

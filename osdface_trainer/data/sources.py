@@ -1,70 +1,37 @@
-"""Where aligned faces come from: a folder, a manifest (CSV or JSON), or WebDataset shards."""
+"""Where aligned faces come from: a folder, a manifest (CSV or JSON), WebDataset shards, an index of them."""
 
 import csv
 import hashlib
 import io
 import json
-import os
-import re
-import shutil
-import tarfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import mmap
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from osdface_core.errors import ConfigError, ImageError
-from osdface_core.images.formats import HEIC, readable
-from osdface_core.models.text import sidecar_tags
 
 from ..seeds import mix
+from .faces import IMAGE_SUFFIXES, FaceFile, FaceTable
+from .shards import StreamedFaces, read_index, shard_faces
 
-IMAGE_SUFFIXES = readable() - frozenset(HEIC)
-"""All formats that Pillow reads itself: faces from `osdface prepare` are PNG or JPEG."""
+Faces = FaceTable | StreamedFaces
+Text = bytes | mmap.mmap
 MANIFEST_NAMES = ("manifest.csv", "manifest.json")
 
 
-@dataclass(frozen=True)
-class FaceFile:
-    """One face on the disk: a file, or a member of a tar shard (`offset` >= 0, `length` bytes).
-
-    `size` is the side of the face crop before it was resampled [px], 0 when unknown. `tags` are words for
-    what it shows.
-    """
-
-    name: str
-    path: Path
-    offset: int = -1
-    length: int = 0
-    sha256: str = ""
-    identity: str = ""
-    split: str = ""
-    size: int = 0
-    tags: str = ""
-
-    def read(self) -> bytes:
-        """Read the encoded image. Raises ImageError: unreadable."""
-        try:
-            if self.offset < 0:
-                return self.path.read_bytes()
-            with self.path.open("rb") as shard:
-                shard.seek(self.offset)
-                return shard.read(self.length)
-        except OSError as error:
-            raise ImageError(f"{self.path}: cannot be read ({error.strerror or error})") from error
-
-
-def list_faces(source: str | Path, *, split: str | None = None) -> list[FaceFile]:
-    """List all faces of a source in a stable order (by name).
-
-    A remote shard is fetched once and kept in ~/.cache/osdface/shards.
+def list_faces(source: str | Path, *, split: str | None = None, limit: float = 1e11) -> Faces:
+    """List all faces of a source in a stable order (by name), eight bytes for each.
 
     Args:
         source: a folder (its manifest.csv or manifest.json when it has one, else every image below it), a
-            manifest file, or WebDataset shards: paths or URLs with braces or globs ("faces-{000..099}.tar").
+            manifest file, WebDataset shards (paths or URLs with braces or globs, "faces-{000..099}.tar"), or
+            an index of shards (`read_index`), by which they are fetched as they are needed.
         split: keep the rows of a manifest with this split; rows without a split always stay.
+        limit: of the bytes that an index's fetched shards take on the disk.
     Raises:
         ConfigError: nothing there, or a manifest without usable columns.
     """
@@ -72,114 +39,141 @@ def list_faces(source: str | Path, *, split: str | None = None) -> list[FaceFile
     if not text:
         raise ConfigError("no data source given: set data.train to a folder, a manifest or a shard pattern")
     path = Path(text).expanduser()
-    if ".tar" in text or "://" in text or text.startswith("pipe:"):
-        items = _shards(text)
+    if text.endswith(".json") and ("://" in text or _is_index(path)):
+        items: Faces = read_index(text, limit)
+    elif ".tar" in text or "://" in text or text.startswith("pipe:"):
+        items = shard_faces(text)
     elif path.is_dir():
         manifest = next((path / name for name in MANIFEST_NAMES if (path / name).is_file()), None)
-        items = read_manifest(manifest) if manifest else _folder(path)
+        items = read_manifest(manifest, split) if manifest else _folder(path)
     elif path.is_file() and path.suffix.lower() in (".csv", ".json"):
-        items = read_manifest(path)
+        items = read_manifest(path, split)
     else:
         raise ConfigError(
             f"data source {text!r} is no folder, manifest (.csv, .json) or shard pattern (.tar)"
         )
-    if split is not None:
-        items = [item for item in items if item.split in ("", split)]
     if not items:
         wanted = f" of split {split!r}" if split else ""
         raise ConfigError(f"data source {text!r} has no images{wanted} ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return items
 
 
-def _folder(folder: Path) -> list[FaceFile]:
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    named = sorted((file.relative_to(folder).as_posix(), file) for file in files)
-    return [FaceFile(name, file) for name, file in named]
-
-
-def read_manifest(path: Path) -> list[FaceFile]:
-    """Read a manifest: `file` (or `path`) relative to it; optional sha256, identity, split, size, tags."""
+def _is_index(path: Path) -> bool:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text))) if path.suffix.lower() == ".csv" else json.loads(text)
+        return "shardlist" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _folder(folder: Path) -> FaceTable:
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    names = sorted(file.relative_to(folder).as_posix() for file in files)
+    text = b"".join(name.encode("utf-8", "surrogateescape") + b"\0" for name in names)
+
+    def face(start: int) -> FaceFile:
+        name = text[start : text.index(b"\0", start)].decode("utf-8", "surrogateescape")
+        return FaceFile(name, folder / name)
+
+    ends = np.flatnonzero(np.frombuffer(text, np.uint8) == 0)
+    return FaceTable(np.concatenate([[0], ends[:-1] + 1]) if names else ends, face)
+
+
+class _Lines:
+    """The lines of a text in memory, from a place on; `at` is where the next one begins."""
+
+    def __init__(self, text: Text, at: int = 0) -> None:
+        self._text, self.at = text, at
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        if self.at >= len(self._text):
+            raise StopIteration
+        start, self.at = self.at, self._text.find(b"\n", self.at) + 1 or len(self._text)
+        return self._text[start : self.at].decode("utf-8")
+
+
+def read_manifest(path: Path, split: str | None = None) -> FaceTable:
+    """Read a manifest: `file` (or `path`) relative to it; optional sha256, identity, split, size, tags.
+
+    A row stays in the file, which is mapped into memory and shared by all processes, until it is asked for.
+    """
+    try:
+        return _Manifest(path).table(split)
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"manifest {path} cannot be read: {error}") from error
+
+
+class _Manifest:
+    """The rows of a manifest by where they begin."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.text = _mapped(path) if path.suffix.lower() == ".csv" else _as_csv(path)
+        lines = _Lines(self.text)
+        self.columns = [name.removeprefix("\ufeff") for name in next(csv.reader(lines), [])]
+        self.first = lines.at
+
+    def table(self, split: str | None) -> FaceTable:
+        """Look at every row once; the names are kept only where they have to be sorted."""
+        keys, last, sorted_by_name = array("q"), "", True
+        for number, (start, values) in enumerate(self._rows(), 1):
+            row = self._row(values, number)
+            if split is None or row.get("split", "") in ("", split):
+                keys.append(start)
+                sorted_by_name, last = sorted_by_name and last <= row["name"], row["name"]
+        if not sorted_by_name:
+            keys = array("q", sorted(keys, key=lambda key: self.read(key).name))
+        return FaceTable(np.frombuffer(keys, np.int64) if keys else np.empty(0, np.int64), self.read)
+
+    def read(self, start: int) -> FaceFile:
+        """Read the row that begins there."""
+        row = self._row(next(csv.reader(_Lines(self.text, start))), 0)
+        texts = (row.get(key, "") for key in ("sha256", "identity", "split", "tags"))
+        sha256, identity, split, tags = texts
+        size = int(float(row.get("size") or 0))
+        return FaceFile(
+            row["name"], self.path.parent / row["name"], -1, 0, sha256, identity, split, size, tags
+        )
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        lines = _Lines(self.text, self.first)
+        start = lines.at
+        for values in csv.reader(lines):
+            if values:
+                yield start, values
+            start = lines.at
+
+    def _row(self, values: list[str], number: int) -> dict[str, str]:
+        row = dict(zip(self.columns, values, strict=False))
+        row["name"] = row.get("file") or row.get("path") or ""
+        if not row["name"]:
+            raise ConfigError(f"manifest {self.path}, row {number}: no `file` column")
+        try:
+            float(row.get("size") or 0)
+        except ValueError as error:
+            raise ConfigError(f"manifest {self.path}, row {number}: {error}") from None
+        return row
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _as_csv(path: Path) -> bytes:
+    """Read the rows of a JSON manifest as those of a CSV one."""
+    rows = json.loads(path.read_text(encoding="utf-8-sig"))
     if isinstance(rows, dict):
         rows = rows.get("faces")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f'manifest {path}: expected a list of rows, or {{"faces": [rows]}}')
-    return sorted((_row(path, row, number) for number, row in enumerate(rows, 1)), key=lambda item: item.name)
-
-
-def _row(manifest: Path, row: dict, number: int) -> FaceFile:
-    name = row.get("file") or row.get("path")
-    if not name:
-        raise ConfigError(f"manifest {manifest}, row {number}: no `file` column")
-    try:
-        size = int(float(row.get("size") or 0))
-    except ValueError as error:
-        raise ConfigError(f"manifest {manifest}, row {number}: {error}") from None
-    texts = (str(row.get(key) or "") for key in ("sha256", "identity", "split", "tags"))
-    sha256, identity, split, tags = texts
-    return FaceFile(str(name), manifest.parent / str(name), -1, 0, sha256, identity, split, size, tags)
-
-
-def face_tags(item: FaceFile) -> str:
-    """Return what a face shows: the manifest's `tags`, else the text file beside it, else ""."""
-    return item.tags or (sidecar_tags(item.path) if item.offset < 0 else "")
-
-
-def _shards(pattern: str) -> list[FaceFile]:
-    try:
-        from webdataset.shardlists import expand_urls
-    except ImportError:
-        raise ConfigError(f"shards {pattern!r} need the webdataset package: pip install webdataset") from None
-    shards = [shard for url in expand_urls(pattern) for shard in _expand_glob(url)]
-    return [item for shard in shards for item in _index_shard(_local(shard))]
-
-
-def _expand_glob(url: str) -> list[str]:
-    """Expand wildcards in the file name of a local shard; anything else stays as it is."""
-    path = Path(url).expanduser()
-    if "://" in url or url.startswith("pipe:") or not any(mark in path.name for mark in "*?["):
-        return [url]
-    return sorted(str(match) for match in path.parent.glob(path.name))
-
-
-def _local(url: str) -> Path:
-    """Return the shard as a local file; a remote one is streamed through webdataset once and kept."""
-    if url.startswith("file://"):
-        url = url.removeprefix("file://")
-    if "://" not in url and not url.startswith("pipe:"):
-        return Path(url).expanduser()
-    folder = Path("~/.cache/osdface/shards").expanduser()
-    target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar"
-    if not target.is_file():
-        from webdataset.gopen import gopen
-
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}.part")
-        try:
-            with gopen(url, "rb") as stream, partial.open("wb") as out:
-                shutil.copyfileobj(stream, out, 1 << 20)
-            partial.replace(target)
-        except Exception as error:
-            status = re.search(r"exit \d+", str(error))  # the rest is the fetching program's command line
-            reason = status.group() if status else error
-            raise ConfigError(f"shard {url} cannot be fetched ({reason}): is it reachable?") from error
-        finally:
-            partial.unlink(missing_ok=True)
-    return target
-
-
-def _index_shard(shard: Path) -> list[FaceFile]:
-    """Index the images inside an uncompressed tar, so that any face can be read without the others."""
-    try:
-        with tarfile.open(shard, "r:") as archive:
-            members = [m for m in archive if m.isfile() and Path(m.name).suffix.lower() in IMAGE_SUFFIXES]
-    except (OSError, tarfile.TarError) as error:
-        raise ConfigError(f"shard {shard} cannot be read as an uncompressed tar: {error}") from error
-    return [FaceFile(f"{shard.name}/{m.name}", shard, m.offset_data, m.size) for m in members]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, dict.fromkeys(key for row in rows for key in row))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def decode(item: FaceFile, resolution: int) -> np.ndarray:
@@ -218,7 +212,7 @@ def hold_out(items: Sequence[FaceFile], share: float, seed: int = 0) -> tuple[li
     Items without an identity count as a person each. A person's side depends on the seed and the names alone.
     """
     people = [item.identity or f"file:{item.name}" for item in items]
-    ranked = sorted(set(people), key=lambda person: mix(seed, _text_hash(person)))
+    ranked = sorted(set(people), key=lambda person: mix(seed, text_hash(person)))
     if len(ranked) < 2:
         raise ConfigError("a validation split needs faces of at least two people")
     count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
@@ -229,7 +223,8 @@ def hold_out(items: Sequence[FaceFile], share: float, seed: int = 0) -> tuple[li
     )
 
 
-def _text_hash(text: str) -> int:
+def text_hash(text: str) -> int:
+    """Hash a text to 64 bits."""
     return int.from_bytes(hashlib.sha256(_utf8(text)).digest()[:8], "big")
 
 

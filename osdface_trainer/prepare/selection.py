@@ -10,7 +10,8 @@ import torch
 
 from osdface_core.files import replacing
 
-from ..data.sources import FaceFile, hold_out
+from ..data.faces import FaceFile
+from ..data.sources import hold_out
 from .photos import FaceRecord, PhotoRecord, decode_embedding
 from .similarity import like_hashes, linked_groups
 

@@ -28,7 +28,7 @@ StageName = Literal["vre", "restorer"]
 FREE_KEYS = {
     "run": ("dir", "device", "max_minutes", "log_every", "sample_every", "checkpoint_every", "samples",
             "keep", "tensorboard", "wandb", "report"),
-    "data": ("train", "val", "cache", "workers", "broken"),
+    "data": ("train", "val", "cache", "workers", "broken", "shards_gb"),
 }  # fmt: skip
 # Keys that change what is measured, how memory is laid out, or rounding: a resumed run says it took them.
 HARMLESS_KEYS = (
@@ -39,15 +39,35 @@ HARMLESS_KEYS = (
 
 
 @dataclass(frozen=True)
+class DataSource:
+    """One of `[[data.sources]]`.
+
+    Attributes:
+        path: as of `data.train`.
+        ratio: so many of every sum of ratios samples are from here.
+    """
+
+    path: str
+    ratio: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.path or self.ratio < 1:
+            raise ConfigError("a data source needs a path, and a whole number of 1 or more as ratio")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """`[data]`: where the aligned faces are (data/dataset.py, data/augment.py).
 
     Attributes:
         train, val: a folder, a manifest of `osdface prepare` (both may name the same one: its split column
-            divides it), or a shard pattern; `val` may be empty.
+            divides it), a shard pattern, or an index of shards, which are fetched while training runs; `val`
+            may be empty.
+        sources: several of them in place of `train`, mixed in whole-numbered ratios.
+        shards_gb: of an index's fetched shards at most so many stay on the disk, for each process.
         size: side of the training images [px].
         cache: keep decoded images as uint8 in `cpu` memory or on the `device` (512² × 3 = 0.79 MB each).
-        limit: use only the first so many training images; 0 = all.
+        limit: use only the first so many training images of each source; 0 = all.
         variants: augmented and degraded versions per face; 0 makes a new one each time. A fixed number lets
             `restorer.keep_latents` keep what is computed from them.
         workers: decoding threads; 0 = one per core, at most 16.
@@ -58,6 +78,8 @@ class DataConfig:
 
     train: str = ""
     val: str = ""
+    sources: tuple[DataSource, ...] = ()
+    shards_gb: float = 100.0
     size: int = 512
     cache: Literal["none", "cpu", "device"] = "none"
     limit: int = 0
@@ -65,6 +87,15 @@ class DataConfig:
     workers: int = 0
     broken: Broken = "stop"
     augment: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        if self.train and self.sources:
+            raise ConfigError("give one of train and sources")
+
+    @property
+    def training(self) -> tuple[DataSource, ...]:
+        """Return all sources of training faces."""
+        return self.sources or ((DataSource(self.train),) if self.train else ())
 
 
 @dataclass(frozen=True)
@@ -247,6 +278,7 @@ def _open_phases(saved: Recipe, current: Recipe, stage: StageName, done: int) ->
 def stage_tables(recipe: Recipe, stage: StageName) -> dict[str, Any]:
     """Select the tables that decide the weights of a stage, without the keys a resumed run may change."""
     tables = {key: value for key, value in asdict(recipe).items() if key in ("data", "run", "degrade", stage)}
+    tables["data"]["sources"] = [source["ratio"] for source in tables["data"]["sources"]]
     for name, free in FREE_KEYS.items():
         tables[name] = {key: value for key, value in tables[name].items() if key not in free}
     return tables
