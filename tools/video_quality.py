@@ -62,7 +62,8 @@ def placements(size: tuple[int, int]) -> Iterator[np.ndarray]:
 def found(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Find where the crop's pixels are in each frame of a film of one face, 2x3."""
     each = [max(detect(frame, "mtcnn"), key=lambda face: face.size).landmarks for frame in frames]
-    near = [each[max(0, number - SPAN) : number + SPAN + 1] for number in range(len(each))]
+    reach = [min(SPAN, number, len(each) - 1 - number) for number in range(len(each))]
+    near = [each[number - span : number + span + 1] for number, span in enumerate(reach)]
     return [inverse(fit_similarity(np.mean(points, axis=0))) for points in near]
 
 
