@@ -592,9 +592,16 @@ def test_options_that_do_nothing_are_named(
     assert Path("o.png").exists()
 
 
-def test_the_base_that_tags_read_is_not_called_unused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_base_that_tags_read_is_not_called_unused(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what `--tags` lacks is said before the model loads."""
+    monkeypatch.setattr("osdface_core.cli.restore.load", lambda args: pytest.fail("the model loads"))
     blank(Path("a.png"))
     Path("in").mkdir()
+    for name in ("--tags", "--tokens"):
+        said = refused(run, capsys, "a.png", "-o", "o.png", "--attention-maps", "maps", name, "")
+        assert said.startswith(f"osdface restore: {name} ")
     said = refused(run, capsys, "a.png", "-o", "o.png", "--base", "in", "--tags", "man")
     assert said == "osdface restore: --tags: this model has no text prompt; leave it out\n"
 

@@ -192,7 +192,7 @@ def _restore_all(
     from .report import failure_line, tell_detector
     from .tags import prompts_of
 
-    prompt = prompts_of(pipeline, args.base, args.tags) if args.tags else None
+    prompt = prompts_of(args.base, args.tags) if args.tags else None
     plan = dataclasses.replace(collect_plan(args), prompt=prompt)
     single = len(jobs) == 1
     before = tally.failed  # inputs that led to no photo
@@ -219,7 +219,7 @@ def collect_plan(args: argparse.Namespace) -> Plan:
 
     values = vars(args)
     sets = pick(DetectOptions, values), pick(RestoreOptions, values), pick(PasteOptions, values)
-    tokens = tuple(parse_tokens(args.tokens or DEFAULT_TOKENS))
+    tokens = tuple(parse_tokens(DEFAULT_TOKENS if args.tokens is None else args.tokens))
     beside = args.crops, args.compare, args.attention_maps, tokens
     return Plan(*sets, args.identity, args.aligned, *beside)
 

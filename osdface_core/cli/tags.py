@@ -9,23 +9,20 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..models.text import load_text, sidecar_tags
-from ..pipeline import FacePipeline
 
 SIDECAR = "sidecar"
 
 
-def prompts_of(pipeline: FacePipeline, base: str | Path | None, tags: str) -> Callable[[Path], Tensor | None]:
-    """Load the base's text encoder.
+def prompts_of(base: str | Path | None, tags: str) -> Callable[[Path], Tensor | None]:
+    """Load the base's text encoder, for a model with a text prompt.
 
     Args:
         tags: what all photos show, or `sidecar`: each photo's is in the text file beside it.
     Returns:
         a photo's prompt (1, 77, D); None where it has no tags: then the model's own text counts.
     Raises:
-        ConfigError: the model has no text prompt, or the base no text encoder.
+        ConfigError: the base has no text encoder.
     """
-    if pipeline.training.get("prompt") != "text":
-        raise ConfigError("--tags: this model has no text prompt; leave it out")
     try:
         encoder = load_text(base or "")
     except CheckpointError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint import read_header
 from ..config import OSDFaceConfig
@@ -12,6 +13,7 @@ from ..errors import CheckpointError, ConfigError, OptionError
 from ..images import is_photo
 from ..loading import resolve
 from ..models.identity import load_identity
+from ..models.text import text_files
 from ..options import (
     DetectOptions,
     LoadOptions,
@@ -49,13 +51,15 @@ def check_usage(args: argparse.Namespace) -> list[str]:
     for options in (DetectOptions, RestoreOptions, PasteOptions):
         pick(options, vars(args))
     check_places(args)
-    config = _config(args.source)
+    config, training = _header(args.source)
     if args.fidelity < 1.0 and config and not config.codec.fidelity_dial:
         raise OptionError("fidelity", args.fidelity, "1: this model has no such dial")
     if args.crops is not None:
         check_folder("--crops", args.crops)
     if args.attention_maps is not None:
         _check_attention(args, config)
+    if args.tags is not None:
+        _check_tags(args, training)
     if args.identity is not None:
         try:
             load_identity(args.identity)
@@ -67,12 +71,24 @@ def check_usage(args: argparse.Namespace) -> list[str]:
 def _check_attention(args: argparse.Namespace, config: OSDFaceConfig | None) -> None:
     """Check what `--attention-maps` needs, and choose the engine that has it."""
     check_folder("--attention-maps", args.attention_maps)
-    tokens = parse_tokens(args.tokens or DEFAULT_TOKENS)
+    tokens = parse_tokens(DEFAULT_TOKENS if args.tokens is None else args.tokens)
     if config:
         check_tokens(tokens, config.vre.tokens)
     if args.engine not in ("auto", "eager"):
         raise ConfigError(f"--attention-maps needs the engine eager; leave --engine {args.engine} out")
     args.engine = "eager"
+
+
+def _check_tags(args: argparse.Namespace, training: dict[str, Any]) -> None:
+    """Check that there are tags, a model that was trained with such, and the base's text encoder."""
+    if not args.tags.strip():
+        raise ConfigError("--tags is empty: give words, or leave it out")
+    if training.get("prompt") != "text":
+        raise ConfigError("--tags: this model has no text prompt; leave it out")
+    try:
+        text_files(args.base or "")
+    except CheckpointError as error:
+        raise ConfigError(f"--tags: {error}") from error
 
 
 def check_places(args: argparse.Namespace) -> None:
@@ -124,10 +140,10 @@ def _given(args: argparse.Namespace, options: type[Options], *names: str) -> lis
     ]
 
 
-def _config(source: str | Path) -> OSDFaceConfig | None:
-    """Read what a model is; what is no model is reported when it is loaded."""
+def _header(source: str | Path) -> tuple[OSDFaceConfig | None, dict[str, Any]]:
+    """Read what a model is and how it was trained; what is no model is reported when it is loaded."""
     path = resolve(source)
     try:
-        return OSDFaceConfig() if path.is_dir() else read_header(path)[0]
+        return (OSDFaceConfig(), {}) if path.is_dir() else read_header(path)[:2]
     except CheckpointError:
-        return None
+        return None, {}

@@ -33,7 +33,7 @@ def run_videos(args: argparse.Namespace, load: Callable[[argparse.Namespace], OS
         VideoError: PyAV is not installed.
     """
     for name in PHOTOS_ONLY:
-        if getattr(args, name):
+        if getattr(args, name) not in (None, False):
             raise ConfigError(f"--{name.replace('_', '-')} is for photos; leave it out for videos")
     load_av()
     unused = check_usage(args)
