@@ -34,6 +34,10 @@ def read_lora(path: str) -> tuple[dict[str, Factors], float]:
     alpha = LoRAConfig().alpha
     if ours:
         checkpoint = load_checkpoint(path)
+        if checkpoint.config.lora and checkpoint.config.lora.encoder:
+            raise CheckpointError(
+                f"{name} adapts the VAE's encoder too, which a MODEL does not hold; use Load Restorer"
+            )
         tensors = checkpoint.part("lora")
         alpha = checkpoint.config.lora.alpha if checkpoint.config.lora else alpha
     if not tensors:

@@ -98,6 +98,7 @@ class LoRAConfig:
     rank: Width = 16
     alpha: Annotated[float, Within(0, 1e6)] = 16.0
     targets: tuple[str, ...] = LORA_TARGETS
+    encoder: bool = False  # whether the VAE's encoder has some too, `lora.vae.*` (OSEDiff; supplement C)
 
 
 @dataclass(frozen=True)

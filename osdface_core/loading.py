@@ -16,8 +16,8 @@ from .errors import CheckpointError, OptionError
 from .file_kinds import kind_of_weights
 from .models.backbone import Backbone, UNetPredictor, try_shapes
 from .models.full import build_full
-from .models.lora import MergedLoRA, attach_lora, merge_lora, parse_lora
-from .models.sd21 import load_base, map_unet
+from .models.lora import MergedLoRA, attach_lora, by_module, merge_lora, parse_lora
+from .models.sd21 import load_base, map_base
 from .models.vre import VRE, Projection, PromptEncoder
 from .one_step import alpha_bar
 
@@ -116,6 +116,8 @@ def _with_codec(
     """The model with a tiny codec in place of Stable Diffusion's."""
     if config.codec.kind == "tiny":
         raise CheckpointError(f"{name} was trained with a small codec of its own; leave `codec` {codec} out")
+    if config.lora and config.lora.encoder:
+        raise CheckpointError(f"{name} adapts the base's own encoder; leave `codec` {codec} out")
     from .models.tiny_codec import taesd
 
     codec_config = CodecConfig(kind="tiny")
@@ -185,18 +187,17 @@ def _adapted_base(
             "(a diffusers folder or v2-1_512-ema-pruned.safetensors)"
         )
     backbone = load_base(base)
-    unet = cast(UNetPredictor, backbone.predictor).unet
-    width = cast(Any, unet).config.cross_attention_dim
+    width = cast(Any, backbone.predictor).unet.config.cross_attention_dim
     if (out := checkpoint.config.projection.out) != width:
         raise CheckpointError(
             f"{name} gives prompts of width {out}, the base takes {width}; give its own base"
         )
     adapters = parse_lora(checkpoint.part("lora"))
     alpha = checkpoint.config.lora.alpha if checkpoint.config.lora else 16.0
+    for module, own in by_module(backbone, adapters):
+        (attach_lora if mode == "live" else merge_lora)(module, own, alpha, scale)
     if mode == "live":
-        attach_lora(unet, adapters, alpha, scale)
         return backbone, None
-    merge_lora(unet, adapters, alpha, scale)
-    mapped = map_unet(base)
+    mapped = map_base(base)
     known = all(f"{adapted}.weight" in mapped for adapted in adapters)
     return backbone, MergedLoRA(adapters, alpha, mapped) if known else None

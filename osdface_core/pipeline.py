@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -162,8 +162,8 @@ class FacePipeline:
         """
         from .models.lora import set_strength
 
-        unet = cast(Any, self._own.predictor).unet  # an engine may have worked the old strength in
-        self._switch(lambda: self.engine, lambda: (turn or set_strength)(unet, strength))
+        # An engine may have worked the old strength in.
+        self._switch(lambda: self.engine, lambda: (turn or set_strength)(self._own, strength))
 
     @torch.inference_mode()
     def tokens(self, faces: Tensor) -> Tensor:

@@ -32,19 +32,30 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 }
 OTHER_VRE = "VRE without association"
 TEXT = "text prompt"
+OSEDIFF = (
+    "restorer.timestep=999", "restorer.lora.encoder=true", "restorer.gan.vsd.weight=1",
+    "restorer.perceptual.weight=2", "restorer.ea_dists.weight=0", "restorer.identity.weight=0",
+    *VARIANTS["without GAN"],
+)  # fmt: skip
+"""What makes another recipe's generator OSEDiff's; rank, targets and rates stay that recipe's."""
 METRICS = ("psnr", "perceptual", "identity")
 Scores = dict[str, float]
 
 
-def variants(other_vre: str, text_encoder: str = "") -> dict[str, tuple[str, ...]]:
+def variants(other_vre: str, text_encoder: str = "", base: bool = False) -> dict[str, tuple[str, ...]]:
     """Map names to `--set` assignments; a VRE trained without the association loss adds its own row, and so
-    does a text encoder.
+    do a text encoder and a frozen base, which can be OSEDiff (supplement C).
     """
     extra: dict[str, tuple[str, ...]] = {}
+    text = ("restorer.prompt=text", f"restorer.text_encoder={text_encoder}")
     if other_vre:
         extra[OTHER_VRE] = (f"restorer.vre={other_vre}",)
     if text_encoder:
-        extra[TEXT] = ("restorer.prompt=text", f"restorer.text_encoder={text_encoder}")
+        extra[TEXT] = text
+    if base:
+        extra["OSEDiff, VRE"] = OSEDIFF
+    if base and text_encoder:
+        extra["OSEDiff, text"] = (*OSEDIFF, *text)
     return {**VARIANTS, **extra}
 
 
@@ -92,10 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), metavar="DIR")
     args = parser.parse_args(argv)
-    every = variants(args.other_vre, args.text_encoder)
-    chosen = {n: v for n, v in every.items() if not args.only or n in args.only.split(",")}
     results: dict[str, list[Scores]] = {}
     try:
+        base = load_recipe(args.recipe, args.overrides).restorer.mode == "lora"
+        every = variants(args.other_vre, args.text_encoder, base)
+        chosen = {n: v for n, v in every.items() if not args.only or n in args.only.split(",")}
         for seed in range(1, args.seeds + 1):
             for name, changes in chosen.items():
                 place = args.out / f"{name.replace(' ', '_')}_{seed}"

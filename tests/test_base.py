@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from osdface_core.errors import CheckpointError
 from osdface_core.models import sd21
 from osdface_core.models.backbone import Backbone
-from osdface_core.models.lora import Factors, MergedLoRA, merge_lora
-from osdface_core.models.sd21 import V_PREDICTION_PROBE, find_variant, load_base, map_unet
+from osdface_core.models.lora import Factors, MergedLoRA, by_module, merge_lora
+from osdface_core.models.sd21 import V_PREDICTION_PROBE, find_variant, load_base, map_base
 
 UNET: dict[str, Any] = sd21.UNET | {
     "block_out_channels": (64, 128),
@@ -180,25 +180,32 @@ def test_a_merged_lora_is_turned_without_a_file_bit_for_bit(
     else:
         shutil.copytree(folder, own)
     (shutil.copy if own.is_file() else shutil.copytree)(own, other)
-    layers = {"mid_block.resnets.0.conv1": (128, 3, 3), "mid_block.attentions.0.proj_in": (128,)}
+    layers = {
+        "mid_block.resnets.0.conv1": (128, 3, 3),
+        "mid_block.attentions.0.proj_in": (128,),
+        "vae.encoder.mid_block.attentions.0.to_q": (32,),
+    }
     draw = torch.Generator().manual_seed(1)
     adapters = {
         name: Factors(
             torch.randn(2, *shape, generator=draw),
-            torch.randn(128, 2, *[1] * (len(shape) - 1), generator=draw),
+            torch.randn(shape[0], 2, *[1] * (len(shape) - 1), generator=draw),
         )
         for name, shape in layers.items()
     }
-    unet: Any = load_base(own).predictor
-    merge_lora(unet.unet, adapters, 4.0, 1.0)
-    lora = MergedLoRA(adapters, 4.0, map_unet(own))
+    backbone = load_base(own)
+    for module, part in by_module(backbone, adapters):
+        merge_lora(module, part, 4.0, 1.0)
+    lora = MergedLoRA(adapters, 4.0, map_base(own))
     shutil.rmtree(own) if own.is_dir() else own.unlink()
     for strength in (0.3, -2.0, 0.0, 1.0):
-        lora.merge(unet.unet, strength)
-        fresh: Any = load_base(other).predictor
-        merge_lora(fresh.unet, adapters, 4.0, strength)
-        expected = fresh.unet.state_dict()
-        assert all(value.equal(expected[name]) for name, value in unet.unet.state_dict().items()), strength
+        lora.merge(backbone, strength)
+        fresh = load_base(other)
+        for module, part in by_module(fresh, adapters):
+            merge_lora(module, part, 4.0, strength)
+        for turned, expected in ((backbone.codec, fresh.codec), (backbone.predictor, fresh.predictor)):
+            pairs = zip(turned.state_dict().values(), expected.state_dict().values(), strict=True)  # type: ignore[attr-defined]
+            assert all(value.equal(other) for value, other in pairs), strength
 
 
 def refused(path: Path, message: str) -> None:

@@ -10,10 +10,10 @@ from osdface_core.config import LORA_TARGETS
 from osdface_trainer.losses.adversarial import discriminator_loss, frozen, generator_loss
 from osdface_trainer.losses.diffusion_discriminator import (
     DiffusionDiscriminator,
-    add_lora,
     mid_features,
     trunk,
 )
+from osdface_trainer.restorer.adapters import add_lora
 
 diffusers = pytest.importorskip("diffusers")
 

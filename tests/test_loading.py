@@ -268,7 +268,7 @@ def test_taesd_takes_the_place_of_the_bases_codec(
     base = load_model(path_of_tiny(tmp_path, tiny_config, tiny_tensors)).backbone
     monkeypatch.setattr(loading, "load_base", lambda path: base)
     monkeypatch.setattr(loading, "merge_lora", lambda *arguments: None)
-    monkeypatch.setattr(loading, "map_unet", lambda path: {})
+    monkeypatch.setattr(loading, "map_base", lambda path: {})
     assert load_model(path, base="b").backbone.codec is base.codec
     expected = taesd_files(tmp_path)
     loaded = load_model(path, base="b", codec="taesd", codec_dir=tmp_path)

@@ -84,7 +84,7 @@ def test_restore_photo_reads_once(comfy: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_base_that_cannot_be_mapped_is_read_again(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("osdface_core.loading.map_unet", lambda path: {})
+    monkeypatch.setattr("osdface_core.loading.map_base", lambda path: {})
     node = NODES["OSDFaceLoadRestorer"]()
     first = load(node, 1.0)
     again = load(node, 0.3)

@@ -81,6 +81,10 @@ def convert_to_released(source: str | Path, folder: str | Path) -> None:
         raise CheckpointError(
             f"{Path(source).name} has a prompt with positions, which the released layout cannot hold"
         )
+    if checkpoint.config.lora and checkpoint.config.lora.encoder:
+        raise CheckpointError(
+            f"{Path(source).name} adapts the VAE's encoder too, which the released layout cannot hold"
+        )
     folder = Path(folder)
     vre = {BRANCH + k: v for k, v in checkpoint.part("vre").items()}
     lora = {f"unet.{k}": v for k, v in checkpoint.part("lora").items()}

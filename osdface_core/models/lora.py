@@ -1,15 +1,16 @@
-"""Low-rank adapters of the UNet: read both released key styles, merge at a strength, or keep live.
+"""Low-rank adapters of a base: read both released key styles, merge at a strength, or keep live.
 
 W' = W + strength * (alpha / r) * B A, for linear layers and for convolutions (A of the layer's kernel size,
 B 1x1). Source: the released file mixes `lora_A/lora_B` and `lora.down/lora.up` names; a loader that reads
-one style only drops the other half silently, so every tensor has to find its layer here.
+one style only drops the other half silently, so every tensor has to find its layer here. Names are those
+of the UNet's layers; those of the codec's encoder (OSEDiff) begin with `vae.`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..config import LORA_TARGETS, LoRAConfig
 from ..errors import CheckpointError
 from ..weights import unusable
+from .backbone import Backbone, UNetPredictor
 
 _KEY = re.compile(
     r"^(?:unet\.)?(?:base_model\.model\.)?(?P<module>.+?)\.(?P<kind>lora_A|lora_B|lora\.down|lora\.up|lora_down|lora_up)(?:\.default)?\.weight$"
@@ -58,6 +60,14 @@ def parse_lora(tensors: dict[str, Tensor]) -> dict[str, Factors]:
         if not 2 <= value.ndim <= 4 or not value.numel():
             raise CheckpointError(f"LoRA: {key} is {tuple(value.shape)}, expected 2 to 4 sides; no factor")
     return {module: Factors(pair["down"], pair["up"]) for module, pair in halves.items()}
+
+
+def by_module(backbone: Backbone, lora: dict[str, Factors]) -> list[tuple[nn.Module, dict[str, Factors]]]:
+    """Pair the UNet, and the codec where it has some, with their adapters."""
+    codec = {name: factors for name, factors in lora.items() if name.startswith("vae.")}
+    unet = {name: factors for name, factors in lora.items() if name not in codec}
+    pairs = (cast(UNetPredictor, backbone.predictor).unet, unet), (cast(nn.Module, backbone.codec), codec)
+    return [pair for pair in pairs if pair[1]]
 
 
 def delta(factors: Factors, alpha: float, shape: torch.Size) -> Tensor:
@@ -108,16 +118,17 @@ class MergedLoRA(NamedTuple):
     """What turns the strength of a merged LoRA: adapters, alpha, and the weights without it.
 
     Attributes:
-        base: the UNet's tensors as its files have them, mapped: they take no memory until they are read.
+        base: the tensors of UNet and VAE as the files have them, mapped: no memory until they are read.
     """
 
     adapters: dict[str, Factors]
     alpha: float
     base: Mapping[str, Tensor]
 
-    def merge(self, unet: nn.Module, strength: float) -> None:
+    def merge(self, backbone: Backbone, strength: float) -> None:
         """Merge at another strength, with the same bits as into weights that were just loaded."""
-        merge_lora(unet, self.adapters, self.alpha, strength, self.base)
+        for module, adapters in by_module(backbone, self.adapters):
+            merge_lora(module, adapters, self.alpha, strength, self.base)
 
 
 def attach_lora(unet: nn.Module, lora: dict[str, Factors], alpha: float, strength: float = 1.0) -> None:
@@ -150,11 +161,12 @@ def attach_lora(unet: nn.Module, lora: dict[str, Factors], alpha: float, strengt
     set_strength(unet, strength)
 
 
-def set_strength(unet: nn.Module, strength: float) -> None:
+def set_strength(whose: nn.Module | Backbone, strength: float) -> None:
     """Scale every live adapter: 0 is the base model, 1 the trained one."""
     from peft.tuners.lora import LoraLayer
 
-    for module in unet.modules():
+    roots = (whose,) if isinstance(whose, nn.Module) else (whose.predictor, whose.codec)
+    for module in (module for root in roots for module in cast(nn.Module, root).modules()):
         if isinstance(module, LoraLayer):
             for adapter in module.scaling:
                 module.set_scale(adapter, strength)

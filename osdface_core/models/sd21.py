@@ -81,19 +81,25 @@ def load_base(path: str | Path) -> Backbone:
     return _load_single_file(path)
 
 
-def map_unet(path: str | Path) -> dict[str, Tensor]:
-    """Map the UNet's tensors of a base that `load_base` takes: the file's own, read when they are used.
+def map_base(path: str | Path) -> dict[str, Tensor]:
+    """Map the tensors of a base that `load_base` takes: the file's own, read when they are used.
 
     Returns:
-        tensors by diffusers' names, of the file's type; none from .bin files.
+        tensors by diffusers' names, of the file's type, the VAE's after `vae.`; none from .bin files.
     """
     path = Path(path).expanduser()
     if path.is_file():
-        from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+        from diffusers.loaders.single_file_utils import (
+            convert_ldm_unet_checkpoint,
+            convert_ldm_vae_checkpoint,
+        )
 
-        return convert_ldm_unet_checkpoint(_read_tensors(path), UNET)
-    files = [file for file in find_weight_files(path / "unet") if file.suffix == ".safetensors"]
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+        tensors = _read_tensors(path)
+        vae = convert_ldm_vae_checkpoint(tensors, VAE)
+        return {**convert_ldm_unet_checkpoint(tensors, UNET), **{f"vae.{k}": v for k, v in vae.items()}}
+    parts = ((find_weight_files(path / part), stem) for part, stem in (("unet", ""), ("vae", "vae.")))
+    files = ((file, stem) for found, stem in parts for file in found if file.suffix == ".safetensors")
+    return {f"{stem}{name}": tensor for file, stem in files for name, tensor in load_file(file).items()}
 
 
 def random_base() -> Backbone:

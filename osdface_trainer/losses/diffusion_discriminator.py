@@ -77,42 +77,29 @@ def _attends(block: nn.Module) -> bool:
 def trunk(unet: nn.Module, *, share: bool) -> nn.Module:
     """Take the way down of a UNet as a module of its own: conv_in, time embedding, down and middle blocks.
 
+    Args: see `copy_unet`.
+    """
+    return copy_unet(unet, share=share, without=("up_blocks", "conv_norm_out", "conv_out"))
+
+
+def copy_unet(unet: nn.Module, *, share: bool, without: Sequence[str] = ()) -> nn.Module:
+    """Copy a UNet for a network that learns beside it.
+
     Args:
         unet: a UNet2DConditionModel without adapters.
         share: True uses the *same* weight tensors (they cost no memory twice, and must stay frozen: a LoRA
             goes into each side's own modules); False copies them, for training them.
+        without: parts that the copy does not have.
     Raises:
-        ValueError: if the UNet already carries LoRA layers, which would be shared with the discriminator.
+        ValueError: if the UNet already carries LoRA layers, which would be shared with the copy.
     """
     if any("lora_" in name for name, _ in unet.named_parameters()):
-        raise ValueError("trunk: the UNet already carries LoRA layers; take the trunk before attaching them")
+        raise ValueError("the UNet already carries LoRA layers; copy it before attaching them")
     memo: dict[int, Any] = {}
-    for name, empty in (
-        ("up_blocks", nn.ModuleList()),
-        ("conv_norm_out", nn.Identity()),
-        ("conv_out", nn.Identity()),
-    ):
-        if getattr(unet, name, None) is not None:
-            memo[id(getattr(unet, name))] = empty  # deepcopy takes the memo's object instead of copying
+    for name in without:
+        if (part := getattr(unet, name, None)) is not None:
+            # deepcopy takes the memo's object instead of copying.
+            memo[id(part)] = nn.ModuleList() if isinstance(part, nn.ModuleList) else nn.Identity()
     if share:
         memo |= {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
     return copy.deepcopy(unet, memo)
-
-
-def add_lora(
-    trunk: nn.Module, rank: int, alpha: float, targets: Sequence[str], name: str = "discriminator"
-) -> None:
-    """Attach trainable LoRA layers (float32, output zero at first) and freeze everything else of the module.
-
-    Args:
-        rank, alpha: 16 and 16 in the paper's lineage.
-        name: of the adapter.
-        targets: endings of layer names, as in `LoRAConfig.targets`; those the trunk lacks are ignored.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))  # type: ignore[arg-type]
-    inject_adapter_in_model(config, trunk, adapter_name=name)
-    for path, parameter in trunk.named_parameters():
-        if "lora_" in path:
-            parameter.data = parameter.data.float()

@@ -218,8 +218,12 @@ class DiffusionGANTerm(GANTerm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.t_min < self.t_max <= 1000:
-            raise ConfigError(f"t_min {self.t_min}, t_max {self.t_max}: expected 0 <= t_min < t_max <= 1000")
+        _check_timesteps(self.t_min, self.t_max)
+
+
+def _check_timesteps(low: int, high: int) -> None:
+    if not 0 <= low < high <= 1000:
+        raise ConfigError(f"t_min {low}, t_max {high}: expected 0 <= t_min < t_max <= 1000")
 
 
 @dataclass(frozen=True)
@@ -250,12 +254,41 @@ class PatchGANTerm(GANTerm):
 
 
 @dataclass(frozen=True)
+class VSDTerm(GANTerm):
+    """Variational score distillation (`[restorer.gan.vsd]`), OSEDiff's regulariser; `lora` mode.
+
+    A copy of the base is tuned on the restored latents, with an optimiser like a discriminator's; the
+    generator is pulled from its answer to the frozen base's. `objective` has no part in it.
+
+    Attributes:
+        rank, alpha: of the copy's LoRA; the targets are the generator's.
+        t_min, t_max: timesteps of the pull are drawn uniformly from t_min .. t_max - 1.
+        cfg: how strongly the frozen base is led away from `negative`, which needs a base with a text encoder;
+            1 = not at all.
+    """
+
+    lr: float = 5e-5
+    ramp: int = 0
+    rank: int = 4
+    alpha: float = 8.0
+    t_min: int = 20
+    t_max: int = 980
+    cfg: float = 7.5
+    negative: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_timesteps(self.t_min, self.t_max)
+
+
+@dataclass(frozen=True)
 class GANTerms:
     """`[restorer.gan]`: any of them, each with its own weight."""
 
     diffusion: DiffusionGANTerm = field(default_factory=lambda: DiffusionGANTerm(weight=5e-3))
     feature: FeatureGANTerm = field(default_factory=FeatureGANTerm)
     patch: PatchGANTerm = field(default_factory=PatchGANTerm)
+    vsd: VSDTerm = field(default_factory=VSDTerm)
 
 
 @dataclass(frozen=True)
@@ -404,6 +437,8 @@ class RestorerTraining:
             raise ConfigError(f"ema {self.ema}: expected a decay from 0 (off) to below 1")
         if self.prompt == "text" and self.needs_encodings:
             raise ConfigError("prompt text: set keep_latents to false; prompting, guide, preview to 0")
+        if self.lora.encoder and self.needs_encodings:
+            raise ConfigError("lora.encoder: set keep_latents to false; prompting, guide, preview to 0")
         if self.mode == "full":
             self._check_full()
         elif self.train != "all" or self.guide.active or self.preview.active:
@@ -417,3 +452,5 @@ class RestorerTraining:
             raise ConfigError('mode full needs init, or [restorer.unet] and [restorer.codec] of kind "tiny"')
         if self.gan.diffusion.weight > 0 and self.gan.diffusion.train != "all":
             raise ConfigError('mode full has no frozen base: set gan.diffusion.train to "all" or weight to 0')
+        if self.gan.vsd.weight > 0:
+            raise ConfigError("mode full has no frozen base: set gan.vsd.weight to 0")

@@ -166,7 +166,7 @@ def _resident() -> float | None:
 
 def _from_the_start(recipe: Recipe) -> Recipe:
     gan = recipe.restorer.gan
-    tables = {name: replace(getattr(gan, name), start=0) for name in ("diffusion", "feature", "patch")}
+    tables = {name: replace(getattr(gan, name), start=0) for name in ("diffusion", "feature", "patch", "vsd")}
     run = replace(recipe.run, validate_every=0, stop_metric="", stop_patience=0)
     return replace(recipe, run=run, restorer=replace(recipe.restorer, gan=replace(gan, **tables)))
 

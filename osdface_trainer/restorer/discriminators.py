@@ -1,4 +1,4 @@
-"""Discriminators of stage 2, on diffused latents (paper §3.3) or on pixels, with their optimisers.
+"""Discriminators of stage 2, on diffused latents (paper §3.3) or on pixels, and OSEDiff's regulariser.
 
 One generator pass per step serves the generator's adversarial loss and, detached, the discriminators' own
 (1:1). Both losses see the other side's weights of the start of the step.
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -16,11 +17,13 @@ from osdface_core.config import OSDFaceConfig
 
 from .. import distributed
 from ..losses.adversarial import Logits, discriminator_loss, frozen, generator_loss, levels_of
-from ..losses.diffusion_discriminator import DiffusionDiscriminator, add_lora
+from ..losses.diffusion_discriminator import DiffusionDiscriminator
 from ..losses.discriminators import FeatureDiscriminator, PatchDiscriminator, shift_flip
 from ..losses.features import Weights
+from ..losses.score_distillation import TunedDiffusion, distillation_loss
 from ..recipe.config import Recipe
-from ..recipe.restorer import DiffusionGANTerm, FeatureGANTerm, GANTerm, GANTerms, PatchGANTerm
+from ..recipe.restorer import DiffusionGANTerm, FeatureGANTerm, GANTerm, PatchGANTerm, VSDTerm
+from .adapters import adapters_off, add_lora
 from .generator import trained, unet_blocks
 from .init import Initial
 from .losses import Networks
@@ -156,6 +159,37 @@ class LatentDiscriminator(Discriminator):
         own.load_state_dict({name: state[name] for name in own.state_dict()})
 
 
+class ScoreRegularizer(Discriminator):
+    """Variational score distillation (OSEDiff): learns the generator's latents, pulls them to the base's."""
+
+    cfg: VSDTerm
+
+    def generator_loss(self, inputs: DiscriminatorInputs) -> Tensor:
+        """Compute the pull from the tuned copy's answer to the frozen base's, 0-d."""
+        net = cast(TunedDiffusion, self.accelerator.unwrap_model(self.net))
+        latent, prompt = inputs.fake_latent, inputs.prompt.detach()
+        with torch.no_grad():
+            t, noised, _ = self._noised(net, latent, self.cfg.t_min, self.cfg.t_max)
+            tuned = net.clean(noised, t, net(noised, t, prompt))
+            with adapters_off(net):
+                frozen = net.clean(noised, t, net.guided(noised, t, prompt))
+        return distillation_loss(latent, tuned, frozen)
+
+    def loss(self, inputs: DiscriminatorInputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the diffusion loss of the tuned copy on the generator's latents, 0-d."""
+        net = cast(TunedDiffusion, self.accelerator.unwrap_model(self.net))
+        given = inputs.detached()
+        t, noised, noise = self._noised(net, given.fake_latent, 0, net.scheduler.config.num_train_timesteps)
+        value = F.mse_loss(self.net(noised, t, given.prompt), noise)
+        return value, {"d": value.detach()}
+
+    def _noised(self, net: TunedDiffusion, latent: Tensor, low: int, high: int) -> tuple[Tensor, ...]:
+        """Draw timesteps (B,) from low .. high - 1, and noise; return them with the noised latents."""
+        t = torch.randint(low, high, (len(latent),), device=latent.device)
+        noise = torch.randn_like(latent)
+        return t, net.scheduler.add_noise(latent, noise, t), noise
+
+
 def _halves(logits: Logits) -> tuple[Logits, Logits]:
     """Split logits of a joined batch into those of its first and second half."""
     pairs = [level.chunk(2) for level in levels_of(logits)]
@@ -179,8 +213,9 @@ def build_discriminators(
         if recipe.run.channels_last:
             net = net.to(memory_format=torch.channels_last)
         cfg: GANTerm = getattr(recipe.restorer.gan, name)
-        if isinstance(net, DiffusionDiscriminator):
-            found.append(LatentDiscriminator(name, cfg, net, accelerator, unet_blocks(net.unet)))
+        if isinstance(net, (DiffusionDiscriminator, TunedDiffusion)):
+            kind = LatentDiscriminator if isinstance(net, DiffusionDiscriminator) else ScoreRegularizer
+            found.append(kind(name, cfg, net, accelerator, unet_blocks(net.unet)))
         else:
             found.append(PixelDiscriminator(name, cfg, net, accelerator))
     return found
@@ -195,8 +230,14 @@ def build_networks(
         features: from an ImageNet network's name and file to its weights.
     """
     cfg, found = recipe.restorer.gan, dict[str, nn.Module]()
+    config = initial.generator.config
     if initial.trunk is not None:
-        found["diffusion"] = diffusion_discriminator(initial.trunk, initial.generator.config, cfg)
+        trunk, table = initial.trunk, cfg.diffusion
+        trunk = _adapted(trunk, config, table) if table.train == "lora" else trunk
+        found["diffusion"] = DiffusionDiscriminator(trunk, _noiser(config), cfg.diffusion.hidden)
+    if initial.twin is not None:
+        twin = _adapted(initial.twin, config, cfg.vsd)
+        found["vsd"] = TunedDiffusion(twin, _noiser(config), initial.negative, cfg.vsd.cfg)
     if cfg.feature.weight > 0:
         table = cfg.feature
         weights = features(table.net, table.file)
@@ -208,13 +249,14 @@ def build_networks(
     return found
 
 
-def diffusion_discriminator(trunk: nn.Module, config: OSDFaceConfig, cfg: GANTerms) -> DiffusionDiscriminator:
-    """Build down and middle blocks with a head, with LoRA or trained whole (paper §3.3)."""
+def _adapted(unet: nn.Module, config: OSDFaceConfig, table: DiffusionGANTerm | VSDTerm) -> nn.Module:
+    """Attach a LoRA of the table's size where the generator's UNet has one."""
+    assert config.lora is not None
+    add_lora(unet, table.rank, table.alpha, config.lora.targets)
+    return unet
+
+
+def _noiser(config: OSDFaceConfig) -> Any:
     from diffusers import DDPMScheduler
 
-    table = cfg.diffusion
-    if table.train == "lora":
-        assert config.lora is not None
-        add_lora(trunk, table.rank, table.alpha, config.lora.targets)
-    noiser = DDPMScheduler(config.train_timesteps, config.beta_start, config.beta_end, "scaled_linear")
-    return DiffusionDiscriminator(trunk, noiser, table.hidden)
+    return DDPMScheduler(config.train_timesteps, config.beta_start, config.beta_end, "scaled_linear")

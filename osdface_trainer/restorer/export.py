@@ -13,7 +13,8 @@ from .generator import Generator
 def export_tensors(generator: Generator) -> dict[str, Tensor]:
     """Copy every tensor that inference needs, under the names of checkpoint format v1.
 
-    `vre.*`, `projection.*`, and `lora.*` (float32 adapters) or `unet.*` + `codec.*`.
+    `vre.*`, `projection.*`, and `lora.*` (float32 adapters; of the codec's encoder `lora.vae.*`) or
+    `unet.*` + `codec.*`.
     """
     parts: dict[str, Any] = {
         "vre": generator.prompt.vre.state_dict(),
@@ -22,6 +23,8 @@ def export_tensors(generator: Generator) -> dict[str, Tensor]:
     unet = generator.predictor.unet
     if generator.config.arch == "lora":
         parts["lora"] = extract_lora(unet)
+        if generator.learns_encoder:
+            parts["lora"] |= extract_lora(generator.codec)
     else:
         parts |= {"unet": unet.state_dict(), "codec": generator.codec.state_dict()}
     return {

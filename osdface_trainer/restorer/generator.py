@@ -1,6 +1,7 @@
 """The generator of stage 2: degraded face → prompt → one noise prediction → restored face (paper Fig. 3)."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from osdface_core.one_step import OneStepRestorer
 
 from ..recipe.config import Recipe
 from ..recipe.restorer import RestorerTraining
+from .adapters import adapters_off
 
 CELL = 8  # [px] that one latent cell covers
 
@@ -97,7 +99,7 @@ class Generator(nn.Module):
     Args:
         config: T_L and the noise schedule.
         prompt: signed faces → (B, 77, D).
-        backbone: its codec's encoder runs without gradient.
+        backbone: its codec's encoder runs without gradient, unless the config says that it is adapted.
         posterior: how the low-quality face is encoded.
     """
 
@@ -111,12 +113,19 @@ class Generator(nn.Module):
         self.predictor: Any = backbone.predictor
         self.posterior: Posterior = posterior
         self.learns_latent = bool(trained(self.prompt) or trained(self.predictor))
+        self.learns_encoder = config.lora is not None and config.lora.encoder
         self.decode: Callable[..., Tensor] = self.codec.decode
 
     def encode(self, signed: Tensor, posterior: Posterior = "mode") -> Tensor:
-        """Encode (B, 3, H, W) as scaled latents, without gradient."""
-        with torch.no_grad():
+        """Encode (B, 3, H, W) as scaled latents, with gradient where the encoder learns."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns_encoder):
             return self.one_step.encode(signed, posterior)
+
+    @torch.no_grad()
+    def encode_clean(self, signed: Tensor) -> Tensor:
+        """Encode (B, 3, H, W) as the base does, for whose latents the decoder was made, without gradient."""
+        with adapters_off(self.codec) if self.learns_encoder else nullcontext():
+            return self.one_step.encode(signed)
 
     @property
     def one_step(self) -> OneStepRestorer:

@@ -10,20 +10,22 @@ from torch import Tensor, nn
 
 from osdface_core.checkpoint import Checkpoint, load_strict, missing_parts, read_header
 from osdface_core.config import CodecConfig, OSDFaceConfig, VREConfig
-from osdface_core.errors import ConfigError
+from osdface_core.console import complain
+from osdface_core.errors import CheckpointError, ConfigError
 from osdface_core.loading import read_model, resolve
 from osdface_core.models.backbone import Backbone, UNetPredictor
 from osdface_core.models.full import build_full
-from osdface_core.models.lora import attach_lora, parse_lora
+from osdface_core.models.lora import attach_lora, by_module, parse_lora
 from osdface_core.models.sd21 import load_base
-from osdface_core.models.text import TextPrompts, load_text
+from osdface_core.models.text import TextPrompts, load_text, text_files
 from osdface_core.models.tiny_codec import load_taesd
 from osdface_core.models.vre import VRE, Projection, PromptEncoder
 
-from ..losses.diffusion_discriminator import add_lora, trunk
+from ..losses.diffusion_discriminator import copy_unet, trunk
 from ..recipe.config import Recipe
 from ..recipe.restorer import RestorerTraining
 from ..weight_files import NO_BASE, NO_CODEC, own_vre
+from .adapters import add_lora, encoder_layers
 from .generator import Generator
 
 UNUSED_VRE = VREConfig(
@@ -34,13 +36,16 @@ UNUSED_VRE = VREConfig(
 class Initial(NamedTuple):
     """Generator on the CPU with `requires_grad` set; network of the diffusion discriminator; their origin.
 
-    `text` encodes tags where the prompt comes from them.
+    `text` encodes tags where the prompt comes from them. `twin` is the UNet once more, for VSD; `negative`,
+    (1, 77, D), is what its frozen side is led away from.
     """
 
     generator: Generator
     trunk: nn.Module | None
     parent: str
     text: TextPrompts | None = None
+    twin: nn.Module | None = None
+    negative: Tensor | None = None
 
 
 def build_initial(recipe: Recipe) -> Initial:
@@ -66,7 +71,9 @@ def build_initial(recipe: Recipe) -> Initial:
     backbone = load_base(cfg.base)
     if recipe.run.precision == "bf16":
         halve(backbone)
-    return assemble(cfg, config, vre, whole, backbone)
+    initial = assemble(cfg, config, vre, whole, backbone)
+    guided = initial.twin is not None and cfg.gan.vsd.cfg != 1
+    return initial._replace(negative=_negative(cfg, initial.text)) if guided else initial
 
 
 def halve(backbone: Backbone) -> None:
@@ -85,11 +92,25 @@ def assemble(
         judge = trunk(unet, share=cfg.gan.diffusion.train == "lora")
         if cfg.gan.diffusion.train == "all":
             judge.float().requires_grad_(True)
+    twin = copy_unet(unet, share=True) if cfg.gan.vsd.weight > 0 else None
     choose_trained(cfg, config, backbone, whole)
     text = load_text(cfg.text_encoder or cfg.base) if cfg.prompt == "text" else None
     prompt = _prompt(cfg, config, vre, whole, text)
     generator = Generator(config, prompt, backbone, cfg.posterior)
-    return Initial(generator, judge, Path(cfg.init or cfg.base).name, text)
+    return Initial(generator, judge, Path(cfg.init or cfg.base).name, text, twin)
+
+
+def _negative(cfg: RestorerTraining, text: TextPrompts | None) -> Tensor | None:
+    """Encode what VSD's frozen UNet is led away from; None where the base comes without a text encoder."""
+    place = cfg.text_encoder or cfg.base
+    if text is None:
+        try:
+            text_files(place)
+        except CheckpointError as error:
+            complain(f"restorer.gan.vsd.cfg is not used: {error}")
+            return None
+        text = load_text(place)
+    return text([cfg.gan.vsd.negative])
 
 
 def model_config(cfg: RestorerTraining, known: OSDFaceConfig | None, vre: VREConfig) -> OSDFaceConfig:
@@ -185,10 +206,13 @@ def choose_trained(
         return
     assert config.lora is not None
     if whole is not None:
-        attach_lora(unet, parse_lora(whole.part("lora")), config.lora.alpha)
+        for module, adapters in by_module(backbone, parse_lora(whole.part("lora"))):
+            attach_lora(module, adapters, config.lora.alpha)
     else:
         add_lora(unet, config.lora.rank, config.lora.alpha, config.lora.targets, "default")
-    for name, parameter in unet.named_parameters():
+        if config.lora.encoder:
+            add_lora(codec, config.lora.rank, config.lora.alpha, encoder_layers(codec), "default")
+    for name, parameter in (*unet.named_parameters(), *codec.named_parameters()):
         learns = ".lora_" in name
         parameter.requires_grad_(learns)
         if learns:

@@ -144,7 +144,7 @@ class RestorerStage:
             if self.cfg.needs_encodings:
                 restored, clean, terms = self._restore_encoded(lq, hq, windows, step)
             else:
-                clean = self.core.encode(hq).float() if asked else None
+                clean = self.core.encode_clean(hq).float() if asked else None
                 restored, terms = self.generator(lq, windows, prompt=prompt), {}
             terms |= self.objectives.terms(restored, hq, clean, windows)
         target = hq if windows is None else windows.of_image(hq)
