@@ -33,12 +33,16 @@ def fitting(line: str) -> str:
 
 
 def held(wanted: list[str]) -> list[str]:
-    """Pins of everything that is installed, but for what `wanted` replaces: pip may add and not change."""
+    """Pins of everything that is installed, but for what `wanted` replaces: pip may add and not change.
+
+    Of two copies, as where a venv sees the system's packages, the one that Python imports: pip refuses both.
+    """
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():  # in the order of sys.path
+        if name := distribution.metadata["Name"]:
+            found.setdefault(_canonical(name), f"{name}=={distribution.version}")
     replaced = {_name(line) for line in wanted}
-    found = {
-        (d.metadata["Name"], d.version) for d in importlib.metadata.distributions() if d.metadata["Name"]
-    }
-    return sorted(f"{name}=={version}" for name, version in found if _canonical(name) not in replaced)
+    return sorted(pin for name, pin in found.items() if name not in replaced)
 
 
 def _satisfied(line: str) -> bool:

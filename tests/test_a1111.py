@@ -455,6 +455,16 @@ def test_the_installer_fetches_what_is_missing(monkeypatch: pytest.MonkeyPatch, 
     assert not any(pin.startswith("tqdm==") for pin in pins), "what is too old has to be replaced"
 
 
+def test_of_two_copies_the_imported_one_is_held(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for place, name, version in (("own", "Some_Pack", "1.0"), ("system", "some-pack", "2.0")):
+        folder = tmp_path / place / f"some_pack-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "own"), str(tmp_path / "system")])
+    assert installer().held([]) == ["Some_Pack==1.0"]
+    assert installer().held(["some.pack>=3"]) == []
+
+
 @pytest.mark.parametrize(
     ("torch_version", "expected"),
     [

@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import json
+import re
 import runpy
 import subprocess
 import sys
@@ -68,6 +70,8 @@ def test_people_find_the_nodes_and_few_widgets():
         k for k, (_, options) in entries(NODES["OSDFaceRestorePhoto"]).items() if not options.get("advanced")
     ]
     assert "strength" in shown and "timestep" not in shown and len(shown) <= 12
+    blueprint = json.loads((ROOT / "subgraphs" / "Restore faces.json").read_text(encoding="utf-8"))["extra"]
+    assert set(blueprint["BlueprintSearchAliases"]) <= set(aliases) and blueprint["BlueprintDescription"]
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -88,13 +92,16 @@ def test_function_takes_the_declared_inputs(name):
 
 @pytest.mark.parametrize("name", NODES)
 def test_help_page_names_every_input_and_output(name):
-    page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    shown = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    page = shown.replace("<wbr>", "")
     for key in [*entries(NODES[name]), *NODES[name].RETURN_NAMES]:
         assert f"`{key}`" in page, f"{name}.md does not mention {key}"
     tips = [options["tooltip"] for _, options in entries(NODES[name]).values()]
     for text in [NODES[name].DESCRIPTION, *tips, *NODES[name].OUTPUT_TOOLTIPS]:
         assert text in page, f"{name}.md says something else than: {text}"
     assert "|" not in page, "tables do not fit ComfyUI's side panel"
+    longest = max(re.split(r"[\s-]|<wbr>", shown), key=len)
+    assert len(longest) <= 24, f"{longest} runs out of ComfyUI's side panel: put <wbr> into it"
 
 
 def test_only_host_imports_comfyui_and_only_in_functions():
