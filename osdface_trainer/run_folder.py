@@ -2,7 +2,7 @@
 
 run.dir/
     export.safetensors          newest result of the newest stage
-    checked.json                which pictures were read to their end, see data/check.py
+    checked.npy                 which pictures were read to their end, see data/check.py
     vre/ or restorer/           one stage
         recipe.toml             resolved recipe
         export.safetensors      newest result of this stage
