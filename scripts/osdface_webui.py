@@ -95,19 +95,20 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
 
     def ui(self) -> dict[str, Any]:
         with InputAccordion(False, label=NAME) as enable:
+            # Sliders have a line of their own: beside each other, Gradio squeezes what explains them.
+            visibility = gr.Slider(**dial(TABLE["strength"], label="Visibility", step=0.01))
             with gr.Row():
-                visibility = gr.Slider(**dial(TABLE["strength"], label="Visibility", step=0.01))
                 model = gr.Dropdown(**menu(TABLE["source"], model_names()))
                 create_refresh_button(model, lambda: None, lambda: {"choices": model_names()}, None)
+            with gr.Row():
                 base = gr.Dropdown(**menu(TABLE["base"], base_names(), value=NO_BASE))
                 create_refresh_button(base, lambda: None, lambda: {"choices": base_names()}, None)
             with gr.Row():
                 faces = gr.Dropdown(**menu(TABLE["faces"], list(WORDS), allow_custom_value=True))
                 rest: dict[str, Any] = {name: gr.Dropdown(**menu(TABLE[name])) for name in MENUS[1:]}
-            with gr.Row():
-                for name in DIALS:
-                    limits = {"maximum": 512, "step": 4} if name == "min_face" else {}
-                    rest[name] = gr.Slider(**dial(TABLE[name], **limits))
+            for name in DIALS:
+                limits = {"maximum": 512, "step": 4} if name == "min_face" else {}
+                rest[name] = gr.Slider(**dial(TABLE[name], **limits))
         return {
             "enable": enable,
             "visibility": visibility,
