@@ -14,6 +14,8 @@ from .errors import CheckpointError
 from .file_kinds import kind_of_file
 from .pickles import read_pickle, tensors_by_name
 
+TAESD_SOURCE = "https://github.com/madebyollin/taesd (MIT)"
+
 
 def find_weights(weights: str | Path | None, filename: str, what: str, source: str) -> Path:
     """Locate a weight file: the given file, `filename` in the given folder, or in torch's download cache.

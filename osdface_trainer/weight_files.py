@@ -14,9 +14,8 @@ from osdface_core.loading import resolve
 from osdface_core.models.identity import MOBILEFACENET_FILE, MOBILEFACENET_SOURCE
 from osdface_core.models.sd21 import WHERE, find_weight_files
 from osdface_core.models.text import text_files
-from osdface_core.models.tiny_codec import TAESD_SOURCE
 from osdface_core.released import RELEASED_FILES
-from osdface_core.weights import find_weights
+from osdface_core.weights import TAESD_SOURCE, find_weights
 
 from .losses.features import backbone_spec
 from .recipe.config import Recipe, StageName

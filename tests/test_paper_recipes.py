@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import tarfile
 import textwrap
 from collections.abc import Iterator
@@ -20,9 +21,9 @@ from osdface_trainer.logging import read_metrics
 from osdface_trainer.loop import train
 from osdface_trainer.recipe.config import RECIPES, Recipe, for_processes, load_recipe, with_steps
 from osdface_trainer.recipe.settings import differences
-from tests.test_trainer_distributed import ROOT, TWO
 from tests.tiny_training import save_random_backbones, write_files
 
+ROOT = Path(__file__).resolve().parents[1]
 STRICT = {
     "degrade.jpeg": "real",
     "degrade.stages": None,
@@ -154,9 +155,10 @@ def test_the_commands_for_eight_gpus_and_streamed_shards(tiny_faces: Path, tmp_p
     words = [word for assignment in sets for word in ("--set", assignment)]
     script = tmp_path / "both.py"
     script.write_text(textwrap.dedent(BOTH))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*TWO, str(script), str(tmp_path), *words], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        [*torchrun, str(script), str(tmp_path), *words], capture_output=True, text=True, check=False,
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for stage, images in (("vre", 2), ("restorer", 4)):

@@ -1,8 +1,5 @@
 """Stage 2 through the loop and the shipped recipe: stops and goes on, and runs on several processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,8 @@ from osdface_core import OSDFacePipeline
 from osdface_trainer.logging import read_metrics
 from osdface_trainer.loop import train
 from osdface_trainer.recipe.config import load_recipe
+from tests import processes
 from tests.tiny_training import write_files
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def _sets(faces: Path, folder: Path, *extra: str) -> list[str]:
@@ -55,21 +51,14 @@ def test_two_processes_equal_one(tiny_faces: Path, tmp_path: Path) -> None:
         "restorer.gan.patch.adaptive=true", "restorer.gan.patch.augment=false", "restorer.gradient_norms=2",
         "restorer.gan.patch.lr=1e-5", "run.validate_every=0", f"restorer.codec_init={files}",
     )  # fmt: skip
-    launchers = {
-        "one": [sys.executable],
-        "two": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
-    }
-    for name, launcher in launchers.items():
-        sets = [word for key in _sets(tiny_faces, tmp_path / name, *same) for word in ("--set", key)]
-        done = subprocess.run(
-            [*launcher, "-m", "osdface_trainer", "train", "restorer", "smoke", "--quiet", *sets],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=600, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (load_file(tmp_path / name / "restorer" / "export.safetensors") for name in launchers)
+    names = ("one", "two")
+    for count, name in enumerate(names, 1):
+        (tmp_path / name).mkdir()
+        arguments = processes.train("restorer", *_sets(tiny_faces, tmp_path / name, *same))
+        processes.run(processes.command, tmp_path / name, arguments, processes=count)
+    one, two = (load_file(tmp_path / name / "restorer" / "export.safetensors") for name in names)
     assert max((one[key] - two[key]).abs().max().item() for key in one) < 5e-5
-    rows = [read_metrics(tmp_path / name / "restorer" / "metrics.jsonl") for name in launchers]
+    rows = [read_metrics(tmp_path / name / "restorer" / "metrics.jsonl") for name in names]
     for a, b in zip(*rows, strict=True):
         for key in ("total", "latent_mse", "gan/patch/d", "grad_norm"):
             assert a[key] == pytest.approx(b[key], rel=1e-3)

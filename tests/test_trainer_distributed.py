@@ -1,8 +1,5 @@
 """Two processes (DDP on gloo) give the result of one at the same global batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from osdface_trainer.logging import read_metrics
+from tests import processes
 
-ROOT = Path(__file__).resolve().parents[1]
 # Batch norm sees the images of its own process only: off. Few codes: hardly a feature lies between two.
 COMPARABLE = (
     "vre.batch_size=4", "vre.accumulate=2", "vre.lr=1e-5", "vre.gan.norm=none", "vre.assoc.scope=image",
@@ -19,31 +16,24 @@ COMPARABLE = (
 )  # fmt: skip
 
 
-def run(faces: Path, folder: Path, launcher: list[str], *extra: str) -> str:
+def run(faces: Path, folder: Path, count: int, update: str) -> list[str]:
+    folder.mkdir()
     places = (f"data.train={faces}", f"data.val={faces}", f"run.dir={folder}")
-    sets = [word for assignment in (*places, *COMPARABLE, *extra) for word in ("--set", assignment)]
-    done = subprocess.run(
-        [*launcher, "-m", "osdface_trainer", "train", "vre", "smoke", "--quiet", *sets], cwd=ROOT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    arguments = processes.train("vre", *places, *COMPARABLE, f"vre.codebook.update={update}")
+    return processes.run(processes.command, folder, arguments, processes=count)
 
 
 CODES = "vre.quantize.embedding.weight"
 LAST = "vre/checkpoints/step_00000006/00.safetensors"
-ONE = [sys.executable]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_two_processes_equal_one(tiny_faces: Path, tmp_path: Path, update: str) -> None:
-    how = f"vre.codebook.update={update}"
-    run(tiny_faces, tmp_path / "one", ONE, how)
-    output = run(tiny_faces, tmp_path / "two", TWO, how)
-    assert output.count("done at step 6 of 6") == 1  # one process speaks
+    run(tiny_faces, tmp_path / "one", 1, update)
+    first, second = run(tiny_faces, tmp_path / "two", 2, update)
+    assert "done at step 6 of 6" in first and "done" not in second  # one process speaks
     one, two = (load_file(tmp_path / name / "vre/export.safetensors") for name in ("one", "two"))
     codes = one.pop(CODES) - two.pop(CODES)
     # A feature that lies between two codes falls to either by rounding; that moves these two and no others.

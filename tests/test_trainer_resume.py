@@ -3,21 +3,20 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import processes
+
 LONGER = (
-    "vre.hq.steps=8",
-    "vre.lq.steps=8",
-    "vre.assoc.steps=8",
+    "vre.hq.steps=4",
+    "vre.lq.steps=4",
+    "vre.assoc.steps=4",
     "run.checkpoint_every=2",
     "run.report=false",
 )
@@ -28,27 +27,10 @@ pytestmark = [
 ]
 
 
-def command(faces: Path, folder: Path, extra: Sequence[str] = ()) -> list[str]:
-    overrides = (f"data.train={faces}", f"run.dir={folder}", *LONGER, *extra)
-    sets = [word for assignment in overrides for word in ("--set", assignment)]
-    return [sys.executable, "-m", "osdface_trainer", "train", "vre", "smoke", "--quiet", *sets]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-def start(faces: Path, folder: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command(faces, folder), cwd=ROOT, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def finish(process: "subprocess.Popen[str]") -> str:
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, output
-    return output
+def start(faces: Path, folder: Path) -> BaseProcess:
+    folder.mkdir(exist_ok=True)
+    overrides = (f"data.train={faces}", f"run.dir={folder}", *LONGER)
+    return processes.start(processes.command, folder / "said.txt", processes.train("vre", *overrides))
 
 
 def steps_done(folder: Path) -> int:
@@ -57,13 +39,13 @@ def steps_done(folder: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def kill_after(process: "subprocess.Popen[str]", folder: Path, step: int, delay: float) -> None:
+def kill_after(process: BaseProcess, folder: Path, step: int, delay: float) -> None:
     """SIGKILL `delay` seconds after the first trace of a checkpoint of `step`."""
-    while process.poll() is None and steps_done(folder) < step:
+    while process.is_alive() and steps_done(folder) < step:
         time.sleep(0.002)
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
 
 
 def test_killed_runs_end_with_the_same_bits(tiny_faces: Path, tmp_path: Path) -> None:
@@ -71,19 +53,19 @@ def test_killed_runs_end_with_the_same_bits(tiny_faces: Path, tmp_path: Path) ->
     reference = start(tiny_faces, whole)
     draw = random.Random(int.from_bytes(os.urandom(4)))
     killed = []
-    for step in (3, 11):
+    for step in (3, 7):
         process = start(tiny_faces, broken)
         kill_after(process, broken, step, draw.uniform(0, 0.3))
-        killed.append(process.returncode)
+        killed.append(process.exitcode)
     assert killed[0] == -signal.SIGKILL  # the second may be too late on a fast machine
     last = start(tiny_faces, broken)
-    finish(reference)
-    assert "done at step 24 of 24" in finish(last)
+    processes.finish(reference, whole / "said.txt")
+    assert "done at step 12 of 12" in processes.finish(last, broken / "said.txt")
     for name in ("vre/export.safetensors", "export.safetensors"):
         a, b = load_file(whole / name), load_file(broken / name)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     a, b = (
-        load_file(next((run / "vre/checkpoints/step_00000024").glob("*.safetensors")))
+        load_file(next((run / "vre/checkpoints/step_00000012").glob("*.safetensors")))
         for run in (whole, broken)
     )
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
@@ -91,10 +73,9 @@ def test_killed_runs_end_with_the_same_bits(tiny_faces: Path, tmp_path: Path) ->
 
 def test_sigterm_finishes_the_step_and_saves(tiny_faces: Path, tmp_path: Path) -> None:
     process = start(tiny_faces, tmp_path)
-    while process.poll() is None and steps_done(tmp_path) < 2:
+    while process.is_alive() and steps_done(tmp_path) < 2:
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 130 and "interrupted at step" in output
+    process.terminate()
+    output = processes.finish(process, tmp_path / "said.txt", code=130)
     reached = int(output.split("interrupted at step ")[1].split()[0])
     assert (tmp_path / f"vre/checkpoints/step_{reached:08d}/state.json").is_file()

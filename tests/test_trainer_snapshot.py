@@ -1,34 +1,31 @@
 """A stage's state is plain full tensors, also when FSDP (version 2) shards networks and optimisers."""
 
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from osdface_core.errors import CheckpointError
 from osdface_trainer import snapshot
+from tests import processes
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARDED = """
-    import torch, torch.distributed as dist
+
+def gather_and_deal_out() -> None:
     from torch.distributed.fsdp import fully_shard
-    from osdface_trainer import snapshot
+
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
 
-    def build(shard):
+    def build(shard: bool) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.SiLU(), torch.nn.Linear(5, 3))
         if shard:
             fully_shard(net, mesh=mesh)
         return net, torch.optim.Adam(net.parameters(), lr=0.1)
 
-    def learn(net, optimizer, inputs):
+    def learn(net: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor) -> None:
         net(inputs).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -51,20 +48,13 @@ SHARDED = """
         torch.testing.assert_close(snapshot.full_state(fresh)[name], value, rtol=1e-4, atol=1e-5)
     print("same")
     dist.destroy_process_group()
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 def test_sharded_state_is_gathered_and_dealt_out_again(tmp_path: Path) -> None:
-    script = tmp_path / "sharded.py"
-    script.write_text(textwrap.dedent(SHARDED))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.stdout.count("same") == 2, done.stdout + done.stderr
+    said = processes.run(gather_and_deal_out, tmp_path, processes=2)
+    assert all("same" in words for words in said)
 
 
 def test_frozen_parameters_are_not_stored_and_not_asked_for() -> None:

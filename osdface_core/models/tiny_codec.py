@@ -18,10 +18,8 @@ from torch import Tensor, nn
 
 from ..choices import Posterior
 from ..config import CodecConfig
-from ..weights import find_weights, load_strictly, read_state_dict
+from ..weights import TAESD_SOURCE, find_weights, load_strictly, read_state_dict
 from .backbone import dtype_of
-
-TAESD_SOURCE = "https://github.com/madebyollin/taesd (MIT)"
 
 GATE_START = -4.0  # sigmoid(-4) = 0.018: the decoder's own answer, with a gradient left for the gate
 
