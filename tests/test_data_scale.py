@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from osdface_core.errors import ConfigError, ImageError
+from osdface_trainer.data import order
 from osdface_trainer.data.check import CheckedFiles, find_broken, without_broken
 from osdface_trainer.data.dataset import Batches, FaceDataset
+from osdface_trainer.data.order import epoch_order
 from osdface_trainer.data.shards import StreamedFaces
 from osdface_trainer.data.sources import list_faces, read_manifest
 from osdface_trainer.recipe.config import check_resumable, load_recipe
@@ -153,6 +155,21 @@ def test_a_stream_resumes_and_goes_on_with_less_disk(
     assert fetched(tmp_path / "small") < 6, "those in use, and what was fetched before a shard was passed"
 
 
+def test_fetched_shards_stay_within_their_limit(index: str, tmp_path: Path) -> None:
+    faces = list_faces(index, limit=0)
+    assert isinstance(faces, StreamedFaces)
+    for shard in (0, 1):
+        faces.fetch(shard)
+        faces[shard * PER_SHARD]
+        faces.leave(shard)
+        faces[shard * PER_SHARD + 1]  # threads decode a little later than shards are passed
+    faces.leave(1)
+    assert fetched(tmp_path) == 0
+    for face in range(24):
+        faces[face]
+    assert fetched(tmp_path) == 1, "read in any order, without streams"
+
+
 def test_a_streamed_face_that_is_broken_is_replaced_or_stops(index: str, tmp_path: Path) -> None:
     shard = tmp_path / "far" / "faces-002.tar"
     data = bytearray(shard.read_bytes())
@@ -202,6 +219,15 @@ def test_sources_are_mixed_in_their_ratio(tmp_path: Path) -> None:
     named = [batch.indices.tolist() for batch in itertools.islice(Batches(dataset, 2, seed=4), 9)]
     assert [[face - 93 if face >= 100 else face for face in step] for step in steps[:9]] == named
     assert torch.equal(dataset[11], dataset.get([11])[0])
+
+
+def test_an_epoch_of_a_source_is_shuffled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where places of the batch come to its end in different steps: it takes seconds for millions."""
+    mixed, calls = two_sources(tmp_path).order(2, 4), Counter[tuple[int, int]]()
+    monkeypatch.setattr(order, "epoch_order", lambda *a: calls.update([a[:2]]) or epoch_order(*a))
+    for counter in range(4 * 35 * 2):
+        mixed.index(counter)
+    assert {calls[7, epoch] for epoch in range(30)} == {calls[5, epoch] for epoch in range(14)} == {1}
 
 
 def test_a_recipe_names_several_sources(tmp_path: Path) -> None:

@@ -30,14 +30,16 @@ class Shuffled:
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed = size, seed
-        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self._epochs: dict[int, np.ndarray] = {}
+        """Two at most: places of the batch may come to an epoch's end in different steps."""
 
     def index(self, number: int) -> int:
         """Return the face that sample `number` of this source shows."""
         epoch, position = divmod(number, self.size)
-        if epoch != self._epoch[0]:
-            self._epoch = (epoch, epoch_order(self.size, epoch, self.seed))
-        return int(self._epoch[1][position])
+        if epoch not in self._epochs:
+            order = epoch_order(self.size, epoch, self.seed).astype(np.uint32)
+            self._epochs = {e: kept for e, kept in self._epochs.items() if e == epoch - 1} | {epoch: order}
+        return int(self._epochs[epoch][position])
 
 
 class Streams:

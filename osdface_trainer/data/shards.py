@@ -165,35 +165,49 @@ class StreamedFaces(Sequence[FaceFile]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self.ends, index, "right"))
-        held = self.fetch(number).result()
+        held = self._get(number)
         if not held.path.exists():  # removed by another process
-            self._forget(number)
-            held = self.fetch(number).result()
+            with self._lock:
+                self._held.pop(number, None)
+            held = self._get(number)
         return _face_at(held.path, int(held.offsets[index - self._start(number)]))
 
-    def fetch(self, number: int) -> Future[_Held]:
-        """Begin to fetch a shard, unless it is there."""
+    def fetch(self, number: int) -> None:
+        """Begin to fetch a shard, unless it is there, and keep it until it is passed."""
         with self._lock:
+            self._begin(number)
             self._passed.pop(number, None)
-            if number not in self._held:
-                self._held[number] = self._pool.submit(self._bring, number)
-            return self._held[number]
 
     def leave(self, number: int) -> None:
         """Note that a shard is passed, and remove the longest passed ones while there are too many bytes."""
         with self._lock:
             self._passed[number] = None
-            there = {
-                n: held.result() for n, held in self._held.items() if held.done() and not held.exception()
-            }
-            size = sum(held.size for held in there.values())
-            for oldest in [n for n in self._passed if n in there]:
-                if size <= self._limit:
-                    break
-                size -= there[oldest].size
-                del self._passed[oldest], self._held[oldest]
-                if there[oldest].size:
-                    there[oldest].path.unlink(missing_ok=True)
+            self._shrink()
+
+    def _get(self, number: int) -> _Held:
+        """Wait for a shard; one that is not there any more, or that no one announced, counts as passed."""
+        with self._lock:
+            if number not in self._held:
+                self._passed[number] = None
+                self._shrink()
+            held = self._begin(number)
+        return held.result()
+
+    def _begin(self, number: int) -> Future[_Held]:
+        if number not in self._held:
+            self._held[number] = self._pool.submit(self._bring, number)
+        return self._held[number]
+
+    def _shrink(self) -> None:
+        there = {n: held.result() for n, held in self._held.items() if held.done() and not held.exception()}
+        size = sum(held.size for held in there.values())
+        for oldest in [n for n in self._passed if n in there]:
+            if size <= self._limit:
+                break
+            size -= there[oldest].size
+            del self._passed[oldest], self._held[oldest]
+            if there[oldest].size:
+                there[oldest].path.unlink(missing_ok=True)
 
     def fingerprint(self) -> str:
         """Hash what names these faces: the shards' file names and counts."""
@@ -202,10 +216,6 @@ class StreamedFaces(Sequence[FaceFile]):
 
     def _start(self, number: int) -> int:
         return int(self.ends[number - 1]) if number else 0
-
-    def _forget(self, number: int) -> None:
-        with self._lock:
-            self._held.pop(number, None)
 
     def _bring(self, number: int) -> _Held:
         url, count = self.urls[number], int(self.ends[number]) - self._start(number)
