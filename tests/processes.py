@@ -14,7 +14,7 @@ import torch
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 CONTEXT: Any = multiprocessing.get_context(METHOD)
 CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "torchvision", "osdface_trainer.vre.stage", "osdface_trainer.restorer.stage"]
+    ["torch.distributed.fsdp", "osdface_trainer.vre.stage", "osdface_trainer.restorer.stage"]
 )
 
 

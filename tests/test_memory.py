@@ -2,116 +2,119 @@
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
+import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks are read and reset in Linux' way")
-ROOT = Path(__file__).resolve().parents[1]
-
-START = """
-import contextlib, io, sys
-from pathlib import Path
-import numpy as np, torch
+import torch
 from PIL import Image
+
 from benchmarks.memory import peak_bytes, reset_peak, resident_bytes
+from osdface_core import OSDFacePipeline
 from osdface_core.cli import restore as restore_command
 from osdface_core.cli.batch import overlapped
 from osdface_core.cli.demo import demo_photo
 from osdface_core.cli.main import main
-from osdface_core import OSDFacePipeline
+from osdface_core.faces import detect
+from osdface_core.photo import restore_photo
+from tests import processes
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks are read and reset in Linux' way")
 MB, CPU = 1e6, torch.device("cpu")
-checkpoint, folder = sys.argv[1], Path(sys.argv[2])
-pipeline = OSDFacePipeline.from_pretrained(checkpoint, device="cpu", dtype="fp32")
-restore_command.load = lambda args: pipeline
-pair = Image.fromarray(demo_photo())
+CROWD = (4, 32)
 
-def restore(*arguments):
+
+def load(checkpoint: Path) -> OSDFacePipeline:
+    pipeline = OSDFacePipeline.from_pretrained(checkpoint, device="cpu", dtype="fp32")
+    restore_command.load = lambda args: pipeline
+    return pipeline
+
+
+def restore(*arguments: object) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert main(["restore", *map(str, arguments), "--detector", "mtcnn"]) == 0
     return said.getvalue()
 
-def peak(*arguments):
+
+def say_peak(name: object, work: Callable[[], object], unit: float = MB) -> None:
+    """Say how far memory rises above where it was."""
     before = resident_bytes()
     reset_peak(CPU)
-    said = restore(*arguments)
-    return (peak_bytes(CPU) - before) / MB, said
-"""
-
-GIANT = """
-def photo(width, height, name):
-    canvas = Image.linear_gradient("L").resize((width, height)).convert("RGB")
-    canvas.paste(pair.resize((width // 3, width // 6)), (width // 8, height // 4))
-    canvas.save(folder / name)
-
-photo(1600, 1200, "small.png")
-restore(folder / "small.png", "-o", folder / "o.png")
-for name in ("giant.jpg", "giant.png", "giant.tif"):
-    photo(6000, 4500, name)
-    taken, said = peak(folder / name, "-o", folder / f"out_{name}")
-    assert "  2 faces  " in said, said
-    print(name, taken / (6000 * 4500 * 3 / MB))
-"""
-
-FOLDER = """
-restore_command.runner_for = lambda *arguments: overlapped  # holds the most
-(folder / "in").mkdir()
-for number in range(80):
-    pair.crop((0, 0, 300 + number % 7, 300)).save(folder / "in" / f"{number:03}.jpg")
-sizes = []
-say = restore_command.say
-restore_command.say = lambda *line, **how: (sizes.append(resident_bytes() / MB), say(*line, **how))
-restore(folder / "in", "-o", folder / "out")
-assert len(sizes) == 80
-print("growth", sorted(sizes[-20:])[10] - sorted(sizes[20:40])[10])
-"""
-
-CROWD = """
-from osdface_core.photo import restore_photo
-from osdface_core.faces import detect
-face = detect(np.asarray(pair), "mtcnn")[0]
-photo = np.asarray(pair)
-for count in (4, 64):
-    before = resident_bytes()
-    reset_peak(CPU)
-    restore_photo(pipeline, photo, faces=[face] * count, batch_size=4)
-    print(count, (peak_bytes(CPU) - before) / MB)
-"""
+    work()
+    print(name, (peak_bytes(CPU) - before) / unit)
 
 
-def measured(code: str, checkpoint: Path, folder: Path) -> dict[str, float]:
-    """What the code prints: a name and a number per line."""
+def giants(checkpoint: Path, folder: Path) -> None:
+    load(checkpoint)
+    pair = Image.fromarray(demo_photo())
+
+    def photo(width: int, height: int, name: str) -> Path:
+        canvas = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+        canvas.paste(pair.resize((width // 3, width // 6)), (width // 8, height // 4))
+        canvas.save(folder / name)
+        return folder / name
+
+    def two_faces(file: Path) -> None:
+        said = restore(file, "-o", folder / f"out_{file.name}")
+        assert "  2 faces  " in said, said
+
+    two_faces(photo(1600, 1200, "small.png"))
+    for name in ("giant.jpg", "giant.png", "giant.tif"):
+        file = photo(6000, 4500, name)
+        say_peak(name, lambda: two_faces(file), 6000 * 4500 * 3)  # noqa: B023
+
+
+def long_folder(checkpoint: Path, folder: Path) -> None:
+    load(checkpoint)
+    restore_command.runner_for = lambda *arguments: overlapped  # holds the most
+    pair, sizes, say = Image.fromarray(demo_photo()), [], restore_command.say
+    (folder / "in").mkdir()
+    for number in range(48):
+        pair.crop((0, 0, 300 + number % 7, 300)).save(folder / "in" / f"{number:03}.jpg")
+
+    def noting(*line: str, **how: bool) -> None:
+        sizes.append(resident_bytes() / MB)
+        say(*line, **how)
+
+    restore_command.say = noting
+    restore(folder / "in", "-o", folder / "out")
+    assert len(sizes) == 48
+    print("growth", sorted(sizes[-12:])[6] - sorted(sizes[12:24])[6])
+
+
+def crowds(checkpoint: Path) -> None:
+    pipeline, photo = load(checkpoint), np.asarray(demo_photo())
+    face = detect(photo, "mtcnn")[0]
+    for count in CROWD:
+        say_peak(count, lambda: restore_photo(pipeline, photo, faces=[face] * count, batch_size=4))  # noqa: B023
+
+
+def measured(work: Callable[..., None], folder: Path, *arguments: Path) -> dict[str, float]:
+    """What the work says: a name and a number per line."""
     pytest.importorskip("skimage")
     pytest.importorskip("matplotlib")
-    done = subprocess.run(
-        [sys.executable, "-c", START + code, str(checkpoint), str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return {name: float(value) for name, value in (line.split() for line in done.stdout.splitlines())}
+    (said,) = processes.run(work, folder, *arguments)
+    return {name: float(value) for name, value in (line.split() for line in said.splitlines())}
 
 
 def test_a_giant_photo_is_held_less_than_three_times(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """From the file read to the file written, with all that detection and blending take."""
-    copies = measured(GIANT, tiny_checkpoint, tmp_path)
+    copies = measured(giants, tmp_path, tiny_checkpoint, tmp_path)
     assert set(copies) == {"giant.jpg", "giant.png", "giant.tif"}
     assert max(copies.values()) <= 3.0, copies
 
 
 def test_a_long_folder_takes_no_more_memory_than_a_short_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    grown = measured(FOLDER, tiny_checkpoint, tmp_path)["growth"]
-    assert grown < 12, f"{grown} MB over 40 photos"
+    grown = measured(long_folder, tmp_path, tiny_checkpoint, tmp_path)["growth"]
+    assert grown < 9, f"{grown} MB over 30 photos"
 
 
 def test_a_crowd_takes_its_crops_and_no_larger_batch(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """64 crops are 201 MB; before, after, and what pasting adds must stay within three times that."""
-    peaks = measured(CROWD, tiny_checkpoint, tmp_path)
-    crops = 60 * 3 * 512 * 512 * 4 / 1e6
-    assert peaks["64"] - peaks["4"] < 3 * crops, peaks
+    """28 crops are 88 MB; before, after, and what pasting adds must stay within three times that."""
+    few, many = measured(crowds, tmp_path, tiny_checkpoint).values()
+    crops = (CROWD[1] - CROWD[0]) * 3 * 512 * 512 * 4 / MB
+    assert many - few < 3 * crops, (few, many)

@@ -244,6 +244,8 @@ def test_what_cannot_hold_it_says_so(
         load_model(path, base=files / "base", codec="taesd", codec_dir=files)
     with pytest.raises(ConfigError, match=r"lora\.encoder: set keep_latents to false"):
         osediff(files, keep_latents=True)
+    with pytest.raises(ConfigError, match=r"lora\.encoder: set keep_latents to false"):
+        osediff(files, init=str(path), vre="", lora={}, keep_latents=True)
     with pytest.raises(ConfigError, match=r"no frozen base: set gan\.vsd\.weight to 0"):
         recipe_for(files, "full", gan=VSD)
     with pytest.raises(ConfigError, match="t_min 980, t_max 20: expected"):

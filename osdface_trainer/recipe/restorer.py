@@ -437,8 +437,6 @@ class RestorerTraining:
             raise ConfigError(f"ema {self.ema}: expected a decay from 0 (off) to below 1")
         if self.prompt == "text" and self.needs_encodings:
             raise ConfigError("prompt text: set keep_latents to false; prompting, guide, preview to 0")
-        if self.lora.encoder and self.needs_encodings:
-            raise ConfigError("lora.encoder: set keep_latents to false; prompting, guide, preview to 0")
         if self.mode == "full":
             self._check_full()
         elif self.train != "all" or self.guide.active or self.preview.active:

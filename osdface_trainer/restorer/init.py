@@ -205,6 +205,8 @@ def choose_trained(
             codec.guide.requires_grad_(cfg.train != "unet")
         return
     assert config.lora is not None
+    if config.lora.encoder and cfg.needs_encodings:
+        raise ConfigError("lora.encoder: set keep_latents to false; prompting, guide, preview to 0")
     if whole is not None:
         for module, adapters in by_module(backbone, parse_lora(whole.part("lora"))):
             attach_lora(module, adapters, config.lora.alpha)
