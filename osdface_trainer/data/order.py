@@ -4,20 +4,11 @@ Batch k is the same after a resume and split over any number of processes.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
 from ..seeds import mix, spread
 from .shards import StreamedFaces
-
-
-class Order(Protocol):
-    """Endless passes over the faces of one source."""
-
-    def index(self, number: int) -> int:
-        """Return the face that sample `number` of this source shows."""
-        ...
 
 
 def epoch_order(size: int, epoch: int, seed: int) -> np.ndarray:
@@ -106,7 +97,12 @@ class Mixed:
     """
 
     def __init__(
-        self, orders: Sequence[Order], ratios: Sequence[int], sizes: Sequence[int], lanes: int, seed: int
+        self,
+        orders: Sequence[Shuffled | Streams],
+        ratios: Sequence[int],
+        sizes: Sequence[int],
+        lanes: int,
+        seed: int,
     ) -> None:
         self.orders, self.ratios, self.lanes, self.seed = orders, ratios, lanes, seed
         self.starts = [sum(sizes[:number]) for number in range(len(sizes))]

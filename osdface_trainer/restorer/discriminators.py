@@ -172,8 +172,8 @@ class ScoreRegularizer(Discriminator):
             t, noised, _ = self._noised(net, latent, self.cfg.t_min, self.cfg.t_max)
             tuned = net.clean(noised, t, net(noised, t, prompt))
             with adapters_off(net):
-                frozen = net.clean(noised, t, net.guided(noised, t, prompt))
-        return distillation_loss(latent, tuned, frozen)
+                base = net.clean(noised, t, net.guided(noised, t, prompt))
+        return distillation_loss(latent, tuned, base)
 
     def loss(self, inputs: DiscriminatorInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the diffusion loss of the tuned copy on the generator's latents, 0-d."""
