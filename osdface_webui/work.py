@@ -113,6 +113,7 @@ def restore(image: np.ndarray, model: str, base: str, options: Mapping[str, Any]
     """
     if stopped():
         return Outcome(image, [], "stopped")
+    shared.state.textinfo = "OSDFace: looking for faces"
     try:
         with checked(_check):
             pipeline = last.get(model, base)

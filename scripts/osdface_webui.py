@@ -41,7 +41,7 @@ TABLE = {
 }
 DIALS = ("min_face", "threshold", "fidelity", "feather", "timestep")
 """Options of the panel that are sliders, and those that are menus:"""
-MENUS = ("faces", "detector", "color_fix")
+MENUS = ("detector", "color_fix")
 
 
 class OSDFaceRestoration(face_restoration.FaceRestoration):
@@ -95,7 +95,7 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
 
     def ui(self) -> dict[str, Any]:
         with InputAccordion(False, label=NAME) as enable:
-            # Sliders have a line of their own: beside each other, Gradio squeezes what explains them.
+            # Each has a line of its own: beside each other, Gradio squeezes what explains them.
             visibility = gr.Slider(**dial(TABLE["strength"], label="Visibility", step=0.01))
             with gr.Row():
                 model = gr.Dropdown(**menu(TABLE["source"], model_names()))
@@ -103,9 +103,8 @@ class ScriptPostprocessingOSDFace(scripts_postprocessing.ScriptPostprocessing):
             with gr.Row():
                 base = gr.Dropdown(**menu(TABLE["base"], base_names(), value=NO_BASE))
                 create_refresh_button(base, lambda: None, lambda: {"choices": base_names()}, None)
-            with gr.Row():
-                faces = gr.Dropdown(**menu(TABLE["faces"], list(WORDS), allow_custom_value=True))
-                rest: dict[str, Any] = {name: gr.Dropdown(**menu(TABLE[name])) for name in MENUS[1:]}
+            faces = gr.Dropdown(**menu(TABLE["faces"], list(WORDS), allow_custom_value=True))
+            rest: dict[str, Any] = {name: gr.Dropdown(**menu(TABLE[name])) for name in MENUS}
             for name in DIALS:
                 limits = {"maximum": 512, "step": 4} if name == "min_face" else {}
                 rest[name] = gr.Slider(**dial(TABLE[name], **limits))

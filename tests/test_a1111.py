@@ -312,8 +312,12 @@ def test_interrupt_and_skip(
 
 
 def test_progress_counts_faces(webui: WebUI, script: Any, portraits: np.ndarray) -> None:
+    source = np.asarray(picture(portraits))
+    webui.data["osdface_model"] = "gone.safetensors"
+    webui.restorers[-1].restore(source)
+    assert webui.state.textinfo == "OSDFace: looking for faces"
     webui.data["osdface_model"] = "tiny.safetensors"
-    webui.restorers[-1].restore(np.asarray(picture(portraits)))
+    webui.restorers[-1].restore(source)
     assert (webui.state.sampling_step, webui.state.sampling_steps) == (2, 2)
     assert webui.state.textinfo == "OSDFace: 2 of 2 faces"
 
