@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,3 +136,19 @@ def portraits() -> np.ndarray:
     from osdface_core.cli.demo import demo_photo
 
     return demo_photo()
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Chromium: Playwright's own, or the one that OSDFACE_CHROMIUM names; skips without one."""
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        try:
+            path = os.environ.get("OSDFACE_CHROMIUM")
+            chromium = playwright.chromium.launch(
+                executable_path=path, args=["--no-sandbox", "--disable-gpu"]
+            )
+        except api.Error as error:
+            pytest.skip(f"no Chromium here: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import socket
@@ -230,22 +229,6 @@ def test_a_port_in_use(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.Cap
         assert main(["app", "--port", port, "-o", str(tmp_path / "results"), *model]) == 2
     wanted = f"osdface app: no server at --port {port}: in use, or not allowed; give another --port\n"
     assert capsys.readouterr().err == wanted
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    """Chromium: Playwright's own, or the one that OSDFACE_CHROMIUM names; skips without one."""
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        try:
-            path = os.environ.get("OSDFACE_CHROMIUM")
-            chromium = playwright.chromium.launch(
-                executable_path=path, args=["--no-sandbox", "--disable-gpu"]
-            )
-        except api.Error as error:
-            pytest.skip(f"no Chromium here: {str(error).splitlines()[0]}")
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -1,23 +1,96 @@
-"""The extension in a real Forge: start, Extras tab, restorers, API. Skipped where there is none.
+"""The extension in a real Forge: start, Extras tab, restorers, API; and its page in a headless Chromium.
 
-FORGE_PATH names a checkout; FORGE_PYTHON a Python with its requirements (this one by default).
+FORGE_PATH names a checkout (skipped without one); FORGE_PYTHON a Python with its requirements (this one by
+default).
 """
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("forge_checks.py")
+PHOTO = ROOT / "nodes" / "examples" / "osdface_example.jpg"
+PYTHON = os.environ.get("FORGE_PYTHON", sys.executable)
+PROMPTS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
 
-def test_forge(tmp_path: Path) -> None:
+@pytest.fixture
+def checkout() -> Path:
     if not os.environ.get("FORGE_PATH"):
         pytest.skip("FORGE_PATH is not set: give the path of a Forge checkout to run this test")
-    command = [os.environ.get("FORGE_PYTHON", sys.executable), str(SCRIPT), str(tmp_path)]
+    return Path(os.environ["FORGE_PATH"]).resolve()
+
+
+def test_forge(checkout: Path, tmp_path: Path) -> None:
+    command = [PYTHON, str(SCRIPT), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert json.loads(done.stdout.split("RESULT ")[-1])["api"]["faces"] == 1
+
+
+@pytest.fixture
+def address(checkout: Path, tmp_path: Path) -> Iterator[str]:
+    """Forge's server with the extension and one checkpoint that looks like Stable Diffusion 2."""
+    (tmp_path / "extensions").mkdir()
+    (tmp_path / "extensions" / "osdface").symlink_to(ROOT, target_is_directory=True)
+    base = tmp_path / "models" / "Stable-diffusion" / "sd21.safetensors"
+    base.parent.mkdir(parents=True)
+    save_file({PROMPTS: torch.zeros(2, 1024)}, base)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [
+        *(PYTHON, "launch.py", "--skip-prepare-environment", "--skip-version-check", "--always-cpu", "--api"),
+        *("--data-dir", str(tmp_path), "--gradio-allowed-path", str(checkout), "--port", port),
+    ]
+    with subprocess.Popen(command, cwd=checkout) as server:
+        for _ in range(900):
+            with socket.socket() as probe:
+                if server.poll() is not None or not probe.connect_ex(("127.0.0.1", int(port))):
+                    break
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()
+
+
+@pytest.mark.slow
+def test_the_page(address: str, browser: Any) -> None:
+    """A base stays chosen when its title gains a hash; Interrupt, Generate and Skip in the Extras tab."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(300_000)
+    page.goto(address)
+    tabs, extras = page.locator("#tabs > .tab-nav button"), page.locator("#tab_extras")
+    tabs.filter(has_text="Extras").click()
+    panel = extras.locator(".input-accordion", has_text="OSDFace")
+    extras.locator("#extras_image input[type=file]").set_input_files(PHOTO)
+    panel.locator(".label-wrap").click()
+    panel.get_by_label("Stable Diffusion 2.1-base").click()
+    panel.locator("li", has_text="sd21").click()
+
+    tabs.filter(has_text="Settings").click()
+    page.locator("#settings > .tab-nav button", has_text="Actions").click()
+    page.locator("#calculate_all_checkpoint_hash").click()
+    while "[" not in page.request.get(f"{address}/sdapi/v1/sd-models").json()[0]["title"]:
+        page.wait_for_timeout(500)
+    tabs.filter(has_text="Extras").click()
+
+    outcomes = {"interrupt": "OSDFace error: stopped", "": "OSDFace faces: 2", "skip": ""}
+    for button, outcome in outcomes.items():
+        extras.locator("#extras_generate").click()
+        if button:
+            extras.locator(".progress", has_text="OSDFace").wait_for()
+            extras.locator(f"#extras_{button}").click()
+        if outcome:
+            extras.locator("#html_info_extras", has_text=outcome).wait_for()
+    extras.locator("#extras_gallery img").first.wait_for(state="detached")
