@@ -92,5 +92,5 @@ def test_the_page(address: str, browser: Any) -> None:
             extras.locator(".progress", has_text="OSDFace").wait_for()
             extras.locator(f"#extras_{button}").click()
         if outcome:
-            extras.locator("#html_info_extras", has_text=outcome).wait_for()
+            extras.locator("#html_info_x_extras", has_text=outcome).wait_for()
     extras.locator("#extras_gallery img").first.wait_for(state="detached")
