@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import sys
 import threading
 import time
 from fractions import Fraction
@@ -296,6 +297,21 @@ def test_lost_depth_is_said(tmp_path: Path) -> None:
     (note,) = choose_encoding("vp9", "yuv420p10le", (64, 64), Path("a.webm"), VideoOptions()).notes
     assert note.startswith("10 bits become 8: libvpx-vp9")
     assert choose_encoding("h264", "yuv420p", (63, 64), Path("a.mp4"), VideoOptions()).pixels == "yuv444p"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_frame_that_waits_keeps_no_scaler_and_no_threads() -> None:
+    av = pytest.importorskip("av")
+    from osdface_core.video.pixels import thumbnail, to_pixels
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    frames, before = [av.VideoFrame(240, 200, "yuv420p") for _ in range(8)], threads()
+    for frame in frames:
+        to_pixels(frame, 0)
+        thumbnail(frame)
+    assert threads() <= before
 
 
 def test_work_ahead_is_bounded_ordered_and_ends() -> None:

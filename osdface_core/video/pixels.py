@@ -5,7 +5,7 @@ Only the change travels back: where a face was not touched, the samples that the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,24 +24,19 @@ def to_pixels(frame: VideoFrame, turns: int) -> np.ndarray:
         turns: quarter turns counter-clockwise that put it upright.
     """
     deep = max(part.bits for part in frame.format.components) > 8
-    return np.rot90(frame.to_ndarray(format="rgb48le" if deep else "rgb24"), turns)
+    return np.rot90(_reformatted(frame, format="rgb48le" if deep else "rgb24").to_ndarray(), turns)
 
 
 def thumbnail(frame: VideoFrame) -> np.ndarray:
     """Shrink a frame to (32, 32, 3) uint8, for telling scene cuts."""
-    return frame.reformat(THUMB, THUMB, "rgb24", interpolation="AREA").to_ndarray()
+    return _reformatted(frame, width=THUMB, height=THUMB, format="rgb24", interpolation="AREA").to_ndarray()
 
 
 def converted(frame: VideoFrame, form: str) -> VideoFrame:
     """Return a frame in a pixel format, with the times and the colour description of the given one."""
     if frame.format.name == form:
         return frame
-    return _described(
-        frame.reformat(
-            format=form, dst_colorspace=frame.colorspace, dst_color_range=_range(frame, form), threads=1
-        ),
-        frame,
-    )
+    return _described(_reformatted(frame, **_stored_as(frame, form)), frame)
 
 
 def from_pixels(pixels: np.ndarray, like: VideoFrame, form: str, turns: int) -> VideoFrame:
@@ -49,8 +44,7 @@ def from_pixels(pixels: np.ndarray, like: VideoFrame, form: str, turns: int) -> 
     stored = np.ascontiguousarray(np.rot90(pixels, -turns))
     name = "rgb48le" if stored.dtype == np.uint16 else "rgb24"
     rgb = load_av().VideoFrame.from_ndarray(stored, name)
-    made = rgb.reformat(format=form, dst_colorspace=like.colorspace, dst_color_range=_range(like, form))
-    return _described(made, like)
+    return _described(_reformatted(rgb, **_stored_as(like, form)), like)
 
 
 def with_change(
@@ -84,6 +78,15 @@ def _samples(plane: object, kind: np.dtype[np.generic]) -> np.ndarray:
     flat = np.frombuffer(plane, kind)  # type: ignore[call-overload]
     height: int = plane.height  # type: ignore[attr-defined]
     return flat[: lines * height].reshape(height, lines)
+
+
+def _reformatted(frame: VideoFrame, **wanted: Any) -> VideoFrame:
+    """Convert or scale a frame. Its own `reformat` would keep a scaler and its threads for as long as it."""
+    return load_av().video.reformatter.VideoReformatter().reformat(frame, threads=1, **wanted)
+
+
+def _stored_as(like: VideoFrame, form: str) -> dict[str, Any]:
+    return {"format": form, "dst_colorspace": like.colorspace, "dst_color_range": _range(like, form)}
 
 
 def _range(frame: VideoFrame, form: str) -> int:
