@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -150,6 +151,20 @@ def test_a_run_that_starts_in_the_middle_gives_the_same(monkeypatch: pytest.Monk
     late = points(steadied(FaceFinder(LOOK, CPU).shots(moments(90, start=2 * EVERY)), LOOK))
     skip = AHEAD + 4  # the tracks' last two faces, which predict the next place, have to be the same
     assert np.array_equal(late[skip:], whole[2 * EVERY + skip :])
+
+
+def test_few_frames_are_held_however_long_the_film_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    Scene(monkeypatch)
+    frames: list[weakref.ref[Any]] = []
+
+    def watched() -> Any:
+        for moment in moments(400):
+            frames.append(weakref.ref(moment))
+            yield moment
+
+    shots = steadied(FaceFinder(LOOK, CPU).shots(watched()), LOOK)
+    held = [sum(frame() is not None for frame in frames) for _ in shots]
+    assert max(held[100:]) <= max(held[:100]) <= 40
 
 
 @pytest.mark.parametrize("rate", [10.0, 60.0])

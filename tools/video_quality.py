@@ -38,6 +38,10 @@ from osdface_core.video.restore import VideoPlan
 from osdface_trainer.metrics import WeightFinder, load_metrics
 
 SMALL, LARGE = (480, 360), (1280, 720)
+CHECKS = 10
+"""Times at which memory is told."""
+SECOND = 25
+"""Frames."""
 SPAN = 3  # frames on either side
 INNER = slice(112, 400)
 """The middle of the crop, where restored and original are not blended [px]."""
@@ -162,26 +166,55 @@ def judge(args: argparse.Namespace, source: Path, folder: Path, clean: dict[str,
     print(f"CPU time per frame, video / frame by frame: {seconds[0] / seconds[1]:.2f}")
 
 
+def scenes(photo: Path, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Yield frames (H, W, 3) uint8: the face for a second, then five without one, again and again."""
+    faces = list(clean_frames(photo, SECOND, size))
+    empty = np.asarray(Image.fromarray(faces[0]).filter(ImageFilter.GaussianBlur(60)))
+    for number in range(count):
+        second, frame = divmod(number, SECOND)
+        yield empty if second % 6 else faces[frame]
+
+
 def memory(args: argparse.Namespace, folder: Path) -> None:
     """Print the peak memory of a process of its own for two lengths."""
-    peaks = []
+    peaks, last = [], 0
     for count in (args.memory, 10 * args.memory):
         source = folder / f"{count}.mp4"
-        frames = clean_frames(args.face, args.memory, args.size)
+        frames = scenes(args.face, args.memory, args.size)
         write(source, frames, "libx264", "yuv420p", count // args.memory)
-        done = subprocess.run([sys.executable, __file__, str(source), "--child"], check=True, stdout=-1)
-        peaks.append(int(done.stdout) / 1024)
-        print(f"{count} frames of {args.size[0]}x{args.size[1]}: peak {peaks[-1]:.0f} MiB", flush=True)
+        print(f"{count} frames of {args.size[0]}x{args.size[1]}", flush=True)
+        command = [sys.executable, __file__, str(source), "--child", "--size", *map(str, args.size)]
+        with subprocess.Popen(command, stdout=-1) as run:
+            for line in run.stdout or ():
+                print(line.decode(), end="", flush=True)
+                last = int(line.split()[-1])
+        peaks.append(last)
     print(f"ratio {peaks[1] / peaks[0]:.3f}")
 
 
-def child(source: Path) -> None:
-    """Restore a video by a blur instead of a model; print the peak [KiB]."""
-    plan = VideoPlan(DetectOptions(detector="mtcnn"))
-    target = source.with_stem("out")
-    restore_stream(source, target, lambda crops: avg_pool2d(crops, 5, 1, 2), torch.device("cpu"), plan)
+def child(source: Path, size: tuple[int, int]) -> None:
+    """Restore a video by a blur instead of a model; print the peak [MiB] now and then, and at the end."""
+    plan = VideoPlan(DetectOptions(detector="mtcnn", effort="fast", min_face=0.4 * size[1]))
+
+    def tell(done: int, total: int) -> None:
+        if done % (total // CHECKS) == 0:
+            print(f"{done:8} frames: peak {peak()}", flush=True)
+
+    restore_stream(
+        source,
+        source.with_stem("out"),
+        lambda crops: avg_pool2d(crops, 5, 1, 2),
+        torch.device("cpu"),
+        plan,
+        progress=tell,
+    )
+    print(f"the whole way: peak {peak()}")
+
+
+def peak() -> int:
+    """Return the most memory that this process had [MiB]."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:
@@ -198,7 +231,7 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        return child(args.face)
+        return child(args.face, args.size)
     with tempfile.TemporaryDirectory() as folder:
         if args.film:
             judge(args, args.face, Path(folder), {})
