@@ -1,11 +1,11 @@
-"""Pixel losses and the low-frequency colour loss."""
+"""Pixel losses, the low-frequency colour loss and the loss of fine detail."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from osdface_trainer.losses.reconstruction import l1, low_frequency_loss, mse
+from osdface_trainer.losses.reconstruction import detail_loss, l1, low_frequency_loss, mse
 
 
 def test_pixel_losses_are_their_formulas() -> None:
@@ -37,3 +37,32 @@ def test_colour_loss_sees_colour_but_not_detail() -> None:
     noise = 0.2 * torch.randn(image.shape, generator=generator)
     assert l1(image + noise, image) > 0.15
     assert low_frequency_loss(image + noise, image) < 0.02
+
+
+def test_detail_loss_is_its_formula() -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2))
+
+    def residual(image: torch.Tensor) -> np.ndarray:
+        grey = np.tensordot([0.299, 0.587, 0.114], image[0].double().numpy(), 1)
+        return grey - ndimage.gaussian_filter(grey, 2.0, mode="mirror", truncate=3.0)
+
+    def amplitudes(plane: np.ndarray) -> np.ndarray:
+        squares = [plane[y : y + 16, x : x + 16] ** 2 for y in (0, 8, 16) for x in (0, 8, 16)]
+        return np.sqrt(np.mean(squares, axis=(1, 2)) + 1e-5)
+
+    ours, theirs = residual(a), residual(b)
+    mean_cell = (ours - theirs).reshape(4, 8, 4, 8).mean((0, 2))
+    expected = np.abs(amplitudes(ours) - amplitudes(theirs)).mean() + np.abs(mean_cell).mean()
+    assert detail_loss(a, b).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_detail_loss_asks_how_much_and_not_where() -> None:
+    generator = torch.Generator().manual_seed(0)
+    texture, other = (0.2 * torch.randn(1, 3, 128, 128, generator=generator) for _ in range(2))
+    flat, grid = torch.zeros_like(texture), other[..., :8, :8].repeat(1, 1, 16, 16)
+    missing = detail_loss(flat, texture)
+    assert detail_loss(other, texture) < 0.25 * missing
+    assert l1(other, texture) > l1(flat, texture)
+    assert detail_loss(grid, texture) > 3 * detail_loss(other, texture)

@@ -88,6 +88,18 @@ class ColorTerm:
 
 
 @dataclass(frozen=True)
+class DetailTerm:
+    """L1 between local amplitudes of fine detail (`[restorer.detail]`); not in the paper.
+
+    Attributes:
+        sigma: of the Gaussian whose residual counts as detail [px].
+    """
+
+    weight: float = 0.0
+    sigma: float = 2.0
+
+
+@dataclass(frozen=True)
 class PromptTerm:
     """How the UNet learns to listen to its prompt (`[restorer.prompting]`); not in the paper.
 
@@ -415,6 +427,7 @@ class RestorerTraining:
     ea_dists: EADistsTerm = field(default_factory=EADistsTerm)
     identity: IdentityTerm = field(default_factory=IdentityTerm)
     color: ColorTerm = field(default_factory=ColorTerm)
+    detail: DetailTerm = field(default_factory=DetailTerm)
     prompting: PromptTerm = field(default_factory=PromptTerm)
     guide: GuideTerm = field(default_factory=GuideTerm)
     preview: PreviewTerm = field(default_factory=PreviewTerm)

@@ -79,6 +79,7 @@ class Objectives:
             "perceptual": networks.perceptual,
             "ea_dists": networks.edge_dists,
             "color": lambda: partial(reconstruction.low_frequency_loss, sigma=cfg.color.sigma),
+            "detail": lambda: partial(reconstruction.detail_loss, sigma=cfg.detail.sigma),
             "identity": lambda: IdentityLoss(networks.identity()),
         }
         self._losses = {name: make() for name, make in load.items() if name in asked}
@@ -133,6 +134,7 @@ def _weights(cfg: RestorerTraining) -> dict[str, float]:
         "perceptual": cfg.perceptual.weight,
         "ea_dists": cfg.ea_dists.weight,
         "color": cfg.color.weight,
+        "detail": cfg.detail.weight,
         "identity": cfg.identity.weight,
         "preview_l1": cfg.preview.l1,
         "preview_perceptual": cfg.preview.perceptual,
