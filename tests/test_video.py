@@ -127,7 +127,7 @@ def test_a_turned_video_is_restored_upright_and_stays_turned(
 
 def test_an_interrupted_run_plays_and_goes_on_where_it_was(portraits: np.ndarray, tmp_path: Path) -> None:
     """Frame by frame what an unbroken run gives; the model does not see again what is done."""
-    source = write_clip(tmp_path / "film.mkv", pan(portraits, 64, step=1.0), codec="ffv1")
+    source = write_clip(tmp_path / "film.mkv", pan(portraits, 128, step=1.0), codec="ffv1")
     whole, target = tmp_path / "whole.mkv", tmp_path / "out.mkv"
     seen = 0
 
@@ -137,20 +137,20 @@ def test_an_interrupted_run_plays_and_goes_on_where_it_was(portraits: np.ndarray
         return torch.nn.functional.avg_pool2d(crops, 9, 1, 4)
 
     everything = run(source, whole, soften)
-    assert everything.faces == seen == 64  # each face once
+    assert everything.faces == seen == 128  # each face once
 
     def stop(done: int, total: int) -> None:
-        if done == 60:
+        if done == 124:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(source, target, soften, stop)
-    assert len(decoded(target)) == 60
+    assert len(decoded(target)) == 124
     assert 0 < len(packets_of(target, "audio")) < len(packets_of(source, "audio"))
     seen = 0
     result = run(source, target, soften)
-    assert (result.frames, result.faces, result.resumed) == (64, 64, 60)
-    assert seen < 50
+    assert (result.frames, result.faces, result.resumed) == (128, 128, 124)
+    assert seen < 110
     for a, b in zip(decoded(whole), decoded(target), strict=True):
         assert np.array_equal(a.to_ndarray(), b.to_ndarray())
     assert packets_of(target, "audio") == packets_of(source, "audio")

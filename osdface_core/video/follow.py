@@ -26,8 +26,8 @@ EVERY = 8
 """The whole frame is searched every so many frames; between them the places of the last frame are."""
 AHEAD = 16
 """Frames on either side that steady a face."""
-WARM_UP = 3 * AHEAD
-"""Frames to start ahead of the first one that is wanted."""
+WARM_UP = 7 * AHEAD
+"""Frames to start ahead of the first one that is wanted: what `ChangeSteadier` remembers has faded by then."""
 LENIENCE = 0.2
 """By how much the score of a followed face may fall below the threshold, so that it does not flicker."""
 
