@@ -27,7 +27,7 @@ EVERY = 8
 AHEAD = 16
 """Frames on either side that steady a face."""
 WARM_UP = 7 * AHEAD
-"""Frames to start ahead of the first one that is wanted: what `ChangeSteadier` remembers has faded by then."""
+"""Frames to start ahead of the first one that is wanted: in them, what `ChangeSteadier` remembers fades."""
 LENIENCE = 0.2
 """By how much the score of a followed face may fall below the threshold, so that it does not flicker."""
 
