@@ -53,12 +53,13 @@ def detail_loss(restored: Tensor, target: Tensor, sigma: float = 2.0) -> Tensor:
         float32 scalar; an amplitude is the root mean square of the luma's residual, black to white being 2.
     """
     with torch.autocast(restored.device.type, enabled=False):
-        ours, theirs = (_residual(image.float(), sigma) for image in (restored, target))
+        ours, theirs = (high_pass(image.float(), sigma) for image in (restored, target))
         amplitude = F.l1_loss(_local_amplitude(ours), _local_amplitude(theirs))
         return amplitude + _mean_cells(ours - theirs).abs().mean()
 
 
-def _residual(image: Tensor, sigma: float) -> Tensor:
+def high_pass(image: Tensor, sigma: float) -> Tensor:
+    """Take a Gaussian blur (to 3 σ) from the luma of (B, 3, H, W): (B, 1, H, W), the fine detail."""
     from torchvision.transforms.functional import gaussian_blur
 
     grey = luma(image)

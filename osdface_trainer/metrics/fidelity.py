@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from osdface_core.color import luma
-
+from ..losses.reconstruction import high_pass
 from .base import Column, Metric
 
 PSNR_CAP = 100.0
@@ -38,12 +37,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
 
 def high_frequency_energy(images: Tensor) -> Tensor:
     """Compute (B,): mean over pixels of (Y − G₂∗Y)², Y the luma in [0,1], G₂ a Gaussian, σ 2 px (13 taps)."""
-    from torchvision.transforms.functional import gaussian_blur
-
-    grey = luma(images)
-    taps = 2 * round(3 * HIGH_PASS_SIGMA) + 1
-    low = gaussian_blur(grey, [taps, taps], [HIGH_PASS_SIGMA, HIGH_PASS_SIGMA])
-    return (grey - low).square().mean(dim=(1, 2, 3))
+    return high_pass(images, HIGH_PASS_SIGMA).square().mean(dim=(1, 2, 3))
 
 
 def _energy_ratio(energy: Tensor, reference: Tensor) -> Tensor:
