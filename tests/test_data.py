@@ -122,9 +122,13 @@ def test_remote_shards_are_fetched_once(folder, tmp_path, monkeypatch):
     assert len(first) == len(again) == 6
     kept = tmp_path / ".cache/osdface/shards"
     assert sorted(file.suffix for file in kept.iterdir()) == [".lock", ".tar"]
+    monkeypatch.setattr("osdface_trainer.data.shards._PAUSES", (0.0, 0.0, None))
     with pytest.raises(ConfigError, match="cannot be fetched"):
-        list_faces(f"pipe:cat {tmp_path}/none.tar")
+        list_faces(f"pipe:echo x >> {tmp_path}/asked; cat {tmp_path}/none.tar")
+    assert (tmp_path / "asked").read_text().count("x") == 3
     assert not list(kept.glob("*.part"))
+    second = f"test -f {tmp_path}/late && cat {tmp_path}/shards/faces-001.tar"
+    assert len(list_faces(f"pipe:{second} || (touch {tmp_path}/late; exit 1)")) == 5
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches http shards with curl")
@@ -137,6 +141,7 @@ def test_shards_come_over_http(folder, tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_address[1]}"
         far = FaceDataset(f"{base}/faces-{{000..001}}.tar", 32)
+        monkeypatch.setattr("osdface_trainer.data.shards._PAUSES", (None,))
         with pytest.raises(ConfigError, match=r"none\.tar cannot be fetched \(exit \d+\)") as caught:
             list_faces(f"{base}/none.tar")
         server.shutdown()

@@ -7,6 +7,7 @@ import re
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,8 @@ from .faces import IMAGE_SUFFIXES, FaceFile, FaceTable
 _BLOCK = tarfile.BLOCKSIZE
 _AHEAD = 2
 """Shards that a process fetches at a time."""
+_PAUSES = (1.0, 4.0, None)
+"""Seconds after a fetch that failed; the last is not repeated."""
 
 
 def shard_faces(pattern: str) -> FaceTable:
@@ -75,17 +78,22 @@ def _local(url: str) -> Path:
 
 
 def _fetch(url: str, target: Path) -> None:
+    """Fetch a shard; try again after a second and after four, so that a run outlives a storage's hiccup."""
     partial = target.with_suffix(f".{os.getpid()}.part")
-    try:
-        with _open(url) as stream, partial.open("wb") as out:
-            shutil.copyfileobj(stream, out, 1 << 20)
-        partial.replace(target)
-    except Exception as error:  # each storage raises its own kinds
-        status = re.search(r"exit \d+", str(error))  # the rest is the fetching program's command line
-        reason = status.group() if status else str(error).strip() or type(error).__name__
-        raise ConfigError(f"shard {url} cannot be fetched ({reason}): is it reachable?") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    for pause in _PAUSES:
+        try:
+            with _open(url) as stream, partial.open("wb") as out:
+                shutil.copyfileobj(stream, out, 1 << 20)
+            partial.replace(target)
+            return
+        except Exception as error:  # each storage raises its own kinds
+            if pause is None:
+                status = re.search(r"exit \d+", str(error))  # the rest is the fetching program's command line
+                reason = status.group() if status else str(error).strip() or type(error).__name__
+                raise ConfigError(f"shard {url} cannot be fetched ({reason}): is it reachable?") from error
+            time.sleep(pause)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _open(url: str) -> Any:
@@ -220,7 +228,12 @@ class StreamedFaces(Sequence[FaceFile]):
     def _bring(self, number: int) -> _Held:
         url, count = self.urls[number], int(self.ends[number]) - self._start(number)
         path = _local(url)
-        offsets = _face_offsets(path)
+        try:
+            offsets = _face_offsets(path)
+        except ConfigError:
+            if path.exists():
+                raise
+            offsets = _face_offsets(_local(url))  # another process had removed it in between
         if len(offsets) != count:
             raise ConfigError(
                 f"shard {url} has {len(offsets)} pictures, {count} in the index: write the index anew"
