@@ -80,14 +80,15 @@ class PaperSet:
         rows = self.rows(report)
         best, names = next(one for m, one in rows.items() if m != OURS), self._columns
         angles = [2 * math.pi * i / len(names) for i in range(len(names) + 1)]
-        figure = Figure(figsize=(6, 6), layout="constrained")
+        figure = Figure(figsize=(6, 7), layout="constrained")
         axis = figure.add_subplot(projection="polar")
         for method, one in rows.items():
             ratios = [one[k][0] / best[k][0] if one[k] else math.nan for k in names]
             ratios = [r if k in HIGHER else 1 / r for k, r in zip(names, ratios, strict=True)]
-            axis.plot(angles, [*ratios, ratios[0]], marker="o", label=method)
+            style = {"color": "black", "linewidth": 3, "zorder": 3} if method == OURS else {}
+            axis.plot(angles, [*ratios, ratios[0]], marker="o", label=method, **style)
         axis.set_xticks(angles[:-1], names)
-        axis.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=3)
         with writing(target, OSDFaceError) as temporary:
             figure.savefig(temporary, dpi=100, format="png")
 
