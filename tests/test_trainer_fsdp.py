@@ -23,7 +23,8 @@ VRE = (
     "vre.model.codebook_size=16", "vre.clip=1e9", "run.report=false",
 )  # fmt: skip
 RESTORER = (
-    "restorer.mode=lora", "restorer.projection.out=1024", "restorer.codec_init=", "restorer.steps=3",
+    "restorer.mode=lora", "restorer.lora.encoder=true",
+    "restorer.projection.out=1024", "restorer.codec_init=", "restorer.steps=3",
     "restorer.batch_size=4", "restorer.accumulate=2", "restorer.lr=1e-5", "restorer.ema=0.5",
     "restorer.checkpoint_unet=true", "restorer.gradient_norms=2", "restorer.gan.diffusion.train=lora",
     "restorer.gan.diffusion.rank=4", "restorer.gan.diffusion.lr=1e-5", "restorer.gan.patch.lr=1e-5",
