@@ -34,6 +34,7 @@ from osdface_core.options import (
 
 __all__ = ["last"]
 NAME = "OSDFace"
+CHOSEN = "Face restoration model"  # the web UI's infotext tells which one ran, and only whether is read back
 TABLE = {
     name: option
     for options in (LoadOptions, DetectOptions, RestoreOptions, PasteOptions)
@@ -168,6 +169,15 @@ def on_ui_settings() -> None:
             refresh=(lambda: None) if name in ("source", "base") else None,
         )  # fmt: skip
         shared.opts.add_option("osdface_model" if name == "source" else f"osdface_{name}", info)
+    if "face_restoration_model" in shared.opts.data_labels:
+        shared.opts.data_labels["face_restoration_model"].infotext = CHOSEN
+
+
+def on_infotext_pasted(infotext: str, parameters: dict[str, Any]) -> None:
+    """Choose this restorer again for a picture that it restored."""
+    del infotext
+    if parameters.get("Face restoration") == NAME:
+        parameters[CHOSEN] = NAME
 
 
 def add_axes() -> None:
@@ -192,5 +202,6 @@ def register() -> None:
 
 register()
 script_callbacks.on_ui_settings(on_ui_settings)
+script_callbacks.on_infotext_pasted(on_infotext_pasted)
 script_callbacks.on_before_ui(add_axes)
 script_callbacks.on_app_started(add_routes)

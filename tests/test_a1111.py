@@ -59,7 +59,8 @@ class WebUI:
         )  # fmt: skip
         self.cmd_opts = SimpleNamespace(no_half=True, api=True, api_auth=None)
         self.warnings: list[str] = []
-        self.callbacks: dict[str, list[Any]] = {"before_ui": [], "app_started": []}
+        self.callbacks: dict[str, list[Any]] = {"before_ui": [], "app_started": [], "infotext_pasted": []}
+        self.labels = {"face_restoration_model": SimpleNamespace(infotext=None)}
         self.grid = types.ModuleType("xyz_grid.py")
         vars(self.grid).update(
             axis_options=[],
@@ -77,7 +78,7 @@ class WebUI:
             vars(made).update(attributes)
             return made
 
-        opts = SimpleNamespace(data=self.data, add_option=self.options.__setitem__)
+        opts = SimpleNamespace(data=self.data, add_option=self.options.__setitem__, data_labels=self.labels)
         parts = {
             "devices": {"get_device_for": lambda task: torch.device("cpu"), "torch_gc": self._collect},
             "call_queue": {"queue_lock": threading.Lock()},
@@ -93,6 +94,7 @@ class WebUI:
             "script_callbacks": {
                 "on_ui_settings": self.settings_callbacks.append,
                 "on_before_ui": self.callbacks["before_ui"].append,
+                "on_infotext_pasted": self.callbacks["infotext_pasted"].append,
                 "on_app_started": self.callbacks["app_started"].append,
             },
             "scripts_postprocessing": {"ScriptPostprocessing": type("ScriptPostprocessing", (), {})},
@@ -201,6 +203,15 @@ def test_settings(webui: WebUI, script: Any) -> None:
     assert set(webui.options) == {"osdface_model", "osdface_base", "osdface_strength", "osdface_color_fix"}
     assert webui.options["osdface_model"].args[3]() == {"choices": script.model_names()}
     assert webui.options["osdface_model"].infotext == "OSDFace model", "an infotext is not read back"
+
+
+def test_a_pasted_infotext_chooses_the_restorer(webui: WebUI, script: Any) -> None:
+    webui.settings_callbacks[0]()
+    for ran in ("OSDFace", "GFPGAN"):
+        parameters = {"Face restoration": ran}
+        webui.callbacks["infotext_pasted"][0]("", parameters)
+        chosen = parameters.get(webui.labels["face_restoration_model"].infotext)
+        assert chosen == ("OSDFace" if ran == "OSDFace" else None)
 
 
 def panel(script: Any) -> Any:
