@@ -14,8 +14,8 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 # Never replaced: the web UI has chosen a build of these for the machine.
 KEPT = {"torch", "torchvision", "numpy", "pillow"}
-# Later diffusers fail to import beside the PyTorch 2.1 that Automatic1111 installs.
-OLD_TORCH, FOR_OLD_TORCH = (2, 6), "diffusers>=0.30,<0.36"
+# Later diffusers fail to import beside the PyTorch 2.1 or the transformers 4.30 that Automatic1111 installs.
+NEEDED, FOR_OLDER = {"torch": (2, 6), "transformers": (4, 48)}, "diffusers>=0.30,<0.36"
 
 
 def missing_packages() -> list[str]:
@@ -25,11 +25,12 @@ def missing_packages() -> list[str]:
 
 
 def fitting(line: str) -> str:
-    """The requirement as the installed PyTorch needs it."""
+    """The requirement as the installed PyTorch and transformers need it."""
     if not line.startswith("diffusers"):
         return line
-    torch = _installed("torch")
-    return FOR_OLD_TORCH if torch and _numbers(torch)[:2] < OLD_TORCH else line
+    installed = {name: version for name in NEEDED if (version := _installed(name))}
+    older = any(_numbers(version)[:2] < NEEDED[name] for name, version in installed.items())
+    return FOR_OLDER if older else line
 
 
 def held(wanted: list[str]) -> list[str]:

@@ -125,18 +125,18 @@ def _with_codec(
 
 
 def check_diffusers() -> None:
-    """Import diffusers, whose newer versions fail on older PyTorch with errors that tell a user nothing.
+    """Import diffusers; newer ones fail beside older PyTorch or transformers with errors that tell nothing.
 
     Raises:
         CheckpointError: it cannot be imported.
     """
     try:
-        from diffusers import UNet2DConditionModel  # noqa: F401
+        from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
     except (ImportError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(
-            f"diffusers cannot be imported beside PyTorch {torch.__version__} ({reason}); "
-            "update PyTorch to 2.6 or newer, or pip install 'diffusers<0.36'"
+            f"diffusers cannot be imported beside PyTorch {torch.__version__} or transformers ({reason}); "
+            "pip install 'diffusers<0.36', or update PyTorch to 2.6 and transformers to 4.48"
         ) from error
 
 

@@ -481,20 +481,22 @@ def test_of_two_copies_the_imported_one_is_held(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize(
-    ("torch_version", "expected"),
+    ("torch_version", "transformers_version", "expected"),
     [
-        ("2.1.2+cu121", "diffusers>=0.30,<0.36"),
-        ("2.5.0", "diffusers>=0.30,<0.36"),
-        ("2.6.0", "diffusers>=0.30"),
-        ("2.14.1+cpu", "diffusers>=0.30"),
-        ("3.0", "diffusers>=0.30"),
+        ("2.1.2+cu121", "4.48.0", "diffusers>=0.30,<0.36"),
+        ("2.5.0", None, "diffusers>=0.30,<0.36"),
+        ("2.14.1+cpu", "4.30.2", "diffusers>=0.30,<0.36"),
+        ("2.6.0", "4.48.0", "diffusers>=0.30"),
+        ("2.14.1+cpu", None, "diffusers>=0.30"),
+        ("3.0", "5.1", "diffusers>=0.30"),
     ],
 )
-def test_diffusers_fits_the_installed_torch(
-    monkeypatch: pytest.MonkeyPatch, torch_version: str, expected: str
+def test_diffusers_fits_what_is_installed(
+    monkeypatch: pytest.MonkeyPatch, torch_version: str, transformers_version: str | None, expected: str
 ) -> None:
     module = installer()
-    monkeypatch.setattr(module.importlib.metadata, "version", lambda name: torch_version)
+    installed = {"torch": torch_version, "transformers": transformers_version}
+    monkeypatch.setattr(module, "_installed", installed.get)
     assert module.fitting("diffusers>=0.30") == expected
     assert module.fitting("safetensors") == "safetensors"
 
