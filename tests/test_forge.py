@@ -16,12 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("forge_checks.py")
 PHOTO = ROOT / "nodes" / "examples" / "osdface_example.jpg"
 PYTHON = os.environ.get("FORGE_PYTHON", sys.executable)
+ROWS = 3
+PASTED = ("Face restoration: OSDFace", "OSDFace model: mini", "OSDFace strength: 0.4")
 PROMPTS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
 
@@ -64,16 +68,34 @@ def address(checkout: Path, tmp_path: Path) -> Iterator[str]:
         server.terminate()
 
 
+def make_pictures(folder: Path) -> tuple[Path, Path]:
+    """Save a photo of so many faces that a button comes before the last; and a picture that says what ran."""
+    with Image.open(PHOTO) as photo:
+        width, height = photo.size
+        group = Image.new("RGB", (width, height * ROWS))
+        for row in range(ROWS):
+            group.paste(photo, (0, row * height))
+    group.save(folder / "group.png")
+    said = PngInfo()
+    said.add_text("parameters", f"a face\nSteps: 1, {', '.join(PASTED)}, Version: 1.10.1")
+    Image.new("RGB", (64, 64)).save(folder / "said.png", pnginfo=said)
+    return folder / "group.png", folder / "said.png"
+
+
 @pytest.mark.slow
-def test_the_page(address: str, browser: Any) -> None:
-    """A base stays chosen when its title gains a hash; Interrupt, Generate and Skip in the Extras tab."""
+def test_the_page(address: str, browser: Any, tmp_path: Path) -> None:
+    """A base stays chosen when its title gains a hash; Interrupt, Generate and Skip in the Extras tab.
+
+    An infotext that is pasted brings back restorer and strength.
+    """
+    group, said = make_pictures(tmp_path)
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(300_000)
+    page.set_default_timeout(900_000)  # a wait ends with its event; so long only where other work starves it
     page.goto(address)
     tabs, extras = page.locator("#tabs > .tab-nav button"), page.locator("#tab_extras")
     tabs.filter(has_text="Extras").click()
     panel = extras.locator(".input-accordion", has_text="OSDFace")
-    extras.locator("#extras_image input[type=file]").set_input_files(PHOTO)
+    extras.locator("#extras_image input[type=file]").set_input_files(group)
     panel.locator(".label-wrap").click()
     panel.get_by_label("Stable Diffusion 2.1-base").click()
     panel.locator("li", has_text="sd21").click()
@@ -85,7 +107,7 @@ def test_the_page(address: str, browser: Any) -> None:
         page.wait_for_timeout(500)
     tabs.filter(has_text="Extras").click()
 
-    outcomes = {"interrupt": "OSDFace error: stopped", "": "OSDFace faces: 2", "skip": ""}
+    outcomes = {"interrupt": "OSDFace error: stopped", "": f"OSDFace faces: {2 * ROWS}", "skip": ""}
     for button, outcome in outcomes.items():
         extras.locator("#extras_generate").click()
         if button:
@@ -93,4 +115,13 @@ def test_the_page(address: str, browser: Any) -> None:
             extras.locator(f"#extras_{button}").click()
         if outcome:
             extras.locator("#html_info_x_extras", has_text=outcome).wait_for()
-    extras.locator("#extras_gallery img").first.wait_for(state="detached")
+            extras.locator(".progressDiv").wait_for(state="detached")  # it takes the buttons with it
+    extras.locator("#html_info_x_extras", has_text="OSDFace").wait_for(state="detached")
+    assert len(list(tmp_path.glob("outputs/extras-images/*"))) == 2, "a skipped picture is not written"
+
+    tabs.filter(has_text="PNG Info").click()
+    page.locator("#tab_pnginfo input[type=file]").set_input_files(said)
+    page.locator("#tab_pnginfo button", has_text="txt2img").click()
+    overridden = page.locator("#txt2img_override_settings")
+    for setting in ("Face restoration: True", "Face restoration model: OSDFace", PASTED[-1]):
+        overridden.get_by_text(setting, exact=True).wait_for()
