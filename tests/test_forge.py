@@ -65,7 +65,7 @@ def address(checkout: Path, tmp_path: Path) -> Iterator[str]:
                     break
             time.sleep(1)
         yield f"http://127.0.0.1:{port}"
-        server.terminate()
+        server.kill()  # Forge does not always end when asked to, and its data folder is temporary
 
 
 def make_pictures(folder: Path) -> tuple[Path, Path]:
