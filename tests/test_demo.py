@@ -83,7 +83,7 @@ def detail(image: np.ndarray) -> float:
 
 @pytest.mark.usefixtures("offline")
 def test_the_embedded_checkpoint_restores_both_faces(tmp_path: Path, portraits: np.ndarray) -> None:
-    """More of the clean photo's detail than the enlarged input, and hardly further from it (0.3 dB on average)."""
+    """More of the clean photo's detail than the enlarged input, and hardly further from it (0.3 dB)."""
     assert main(["demo", "-o", str(tmp_path), "--dtype", "fp32", "--device", "cpu"]) == 0
     before, after = (
         np.asarray(Image.open(tmp_path / name).resize((600, 300), Image.Resampling.BICUBIC))

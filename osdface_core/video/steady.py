@@ -19,7 +19,7 @@ from ..faces import Face
 
 TAU = 0.3
 """Time after which the memory has faded to 1/e [s]."""
-ALIKE = 0.1
+ALIKE = 0.12
 """Difference of the originals (unit range) at which the memory counts by 1/e."""
 BLUR = 8
 """Side of the squares over which originals are compared [px of the crop]: beyond noise and compression."""
