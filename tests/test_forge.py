@@ -126,6 +126,7 @@ def test_the_page(address: str, browser: Any, tmp_path: Path) -> None:
 
     tabs.filter(has_text="PNG Info").click()
     page.locator("#tab_pnginfo input[type=file]").set_input_files(said)
+    page.locator("#tab_pnginfo p", has_text=PASTED[-1]).wait_for()
     page.locator("#tab_pnginfo button", has_text="txt2img").click()
     overridden = page.locator("#txt2img_override_settings")
     for setting in ("Face restoration: True", "Face restoration model: OSDFace", PASTED[-1]):
