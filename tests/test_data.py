@@ -122,7 +122,7 @@ def test_remote_shards_are_fetched_once(folder, tmp_path, monkeypatch):
     assert len(first) == len(again) == 6
     kept = tmp_path / ".cache/osdface/shards"
     assert sorted(file.suffix for file in kept.iterdir()) == [".lock", ".tar"]
-    monkeypatch.setattr("osdface_trainer.data.shards._PAUSES", (0.0, 0.0, None))
+    monkeypatch.setattr("osdface_trainer.data.shards._PAUSES", (0.0, 0.0))
     with pytest.raises(ConfigError, match="cannot be fetched"):
         list_faces(f"pipe:echo x >> {tmp_path}/asked; cat {tmp_path}/none.tar")
     assert (tmp_path / "asked").read_text().count("x") == 3
@@ -141,7 +141,7 @@ def test_shards_come_over_http(folder, tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_address[1]}"
         far = FaceDataset(f"{base}/faces-{{000..001}}.tar", 32)
-        monkeypatch.setattr("osdface_trainer.data.shards._PAUSES", (None,))
+        monkeypatch.setattr("osdface_trainer.data.shards._PAUSES", ())
         with pytest.raises(ConfigError, match=r"none\.tar cannot be fetched \(exit \d+\)") as caught:
             list_faces(f"{base}/none.tar")
         server.shutdown()

@@ -22,8 +22,8 @@ from .faces import IMAGE_SUFFIXES, FaceFile, FaceTable
 _BLOCK = tarfile.BLOCKSIZE
 _AHEAD = 2
 """Shards that a process fetches at a time."""
-_PAUSES = (1.0, 4.0, None)
-"""Seconds after a fetch that failed; the last is not repeated."""
+_PAUSES = (1.0, 4.0)
+"""Seconds after each fetch that failed, before the next."""
 
 
 def shard_faces(pattern: str) -> FaceTable:
@@ -78,22 +78,27 @@ def _local(url: str) -> Path:
 
 
 def _fetch(url: str, target: Path) -> None:
-    """Fetch a shard; try again after a second and after four, so that a run outlives a storage's hiccup."""
-    partial = target.with_suffix(f".{os.getpid()}.part")
+    """Fetch a shard, again where it failed, so that a run outlives a storage's hiccup."""
     for pause in _PAUSES:
         try:
-            with _open(url) as stream, partial.open("wb") as out:
-                shutil.copyfileobj(stream, out, 1 << 20)
-            partial.replace(target)
-            return
-        except Exception as error:  # each storage raises its own kinds
-            if pause is None:
-                status = re.search(r"exit \d+", str(error))  # the rest is the fetching program's command line
-                reason = status.group() if status else str(error).strip() or type(error).__name__
-                raise ConfigError(f"shard {url} cannot be fetched ({reason}): is it reachable?") from error
+            return _fetch_once(url, target)
+        except ConfigError:
             time.sleep(pause)
-        finally:
-            partial.unlink(missing_ok=True)
+    _fetch_once(url, target)
+
+
+def _fetch_once(url: str, target: Path) -> None:
+    partial = target.with_suffix(f".{os.getpid()}.part")
+    try:
+        with _open(url) as stream, partial.open("wb") as out:
+            shutil.copyfileobj(stream, out, 1 << 20)
+        partial.replace(target)
+    except Exception as error:  # each storage raises its own kinds
+        status = re.search(r"exit \d+", str(error))  # the rest is the fetching program's command line
+        reason = status.group() if status else str(error).strip() or type(error).__name__
+        raise ConfigError(f"shard {url} cannot be fetched ({reason}): is it reachable?") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _open(url: str) -> Any:
