@@ -66,3 +66,12 @@ def test_detail_loss_asks_how_much_and_not_where() -> None:
     assert detail_loss(other, texture) < 0.25 * missing
     assert l1(other, texture) > l1(flat, texture)
     assert detail_loss(grid, texture) > 3 * detail_loss(other, texture)
+
+
+def test_detail_loss_learns_after_a_validation() -> None:
+    """What inference mode has computed cannot be kept for a backward pass."""
+    restored, target = torch.randn(2, 1, 3, 24, 24).unbind(0)
+    with torch.inference_mode():
+        detail_loss(restored, target)
+    detail_loss(restored.requires_grad_(), target).backward()
+    assert restored.grad is not None and restored.grad.abs().sum() > 0

@@ -1,5 +1,7 @@
 """Pixel losses, a colour loss on blurred images, and a detail loss on what a blur takes away."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,11 +62,19 @@ def detail_loss(restored: Tensor, target: Tensor, sigma: float = 2.0) -> Tensor:
 
 def high_pass(image: Tensor, sigma: float) -> Tensor:
     """Take a Gaussian blur (to 3 σ) from the luma of (B, 3, H, W): (B, 1, H, W), the fine detail."""
+    grey = luma(image)
+    rows, columns = (_blur_matrix(side, sigma, grey.device) for side in grey.shape[-2:])
+    return grey - rows.mT @ (grey @ columns)
+
+
+@lru_cache(8)
+@torch.inference_mode(mode=False)  # what is kept must serve a step that learns, too
+def _blur_matrix(side: int, sigma: float, device: torch.device) -> Tensor:
+    """(side, side), a Gaussian blur of lines as a product: a convolution of one channel is slow on CPUs."""
     from torchvision.transforms.functional import gaussian_blur
 
-    grey = luma(image)
-    taps = 2 * round(3 * sigma) + 1
-    return grey - gaussian_blur(grey, [taps, taps], [sigma, sigma])
+    lines = torch.eye(side, device=device)[None, None]
+    return gaussian_blur(lines, [2 * round(3 * sigma) + 1, 1], [sigma, sigma])[0, 0]
 
 
 def _local_amplitude(residual: Tensor, side: int = 16) -> Tensor:
