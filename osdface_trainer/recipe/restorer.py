@@ -376,8 +376,8 @@ class RestorerTraining:
             `final_lr` is the fraction of `lr` on which a cosine ends.
         codec_lr, projection_lr, attention_lr: factors on `lr` for the codec, for projection or learned
             prompt, and for the cross-attention.
-        anchor: decoupled decay towards the weights of the start, against forgetting; 0 = off.
         ema: decay of the averaged weights, which are what gets exported; 0 = off.
+        start_share: how much of the start's weights is mixed into the averaged ones, against forgetting.
         checkpoint_unet, checkpoint_decoder: recompute activations in the backward pass to save memory.
         gradient_norms: steps between two logs of each loss's gradient norm at the restored latent (it also
             refreshes adaptive weights); 0 = never.
@@ -412,8 +412,8 @@ class RestorerTraining:
     codec_lr: float = 1.0
     projection_lr: float = 1.0
     attention_lr: float = 1.0
-    anchor: float = 0.0
     ema: float = 0.999
+    start_share: float = 0.0
     checkpoint_unet: bool = False
     checkpoint_decoder: bool = False
     gradient_norms: int = 0
@@ -448,6 +448,8 @@ class RestorerTraining:
             )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema {self.ema}: expected a decay from 0 (off) to below 1")
+        if not 0 <= self.start_share < 1:
+            raise ConfigError(f"start_share {self.start_share}: expected a share from 0 to below 1")
         if self.prompt == "text" and self.needs_encodings:
             raise ConfigError("prompt text: set keep_latents to false; prompting, guide, preview to 0")
         if self.mode == "full":

@@ -60,8 +60,7 @@ class RestorerStage:
         self.generator, self.optimizer = distributed.prepare(
             accelerator, self.core, lambda core: adamw(core, self.cfg), blocks
         )
-        self.ema = WeightAverage(trained(self.core), self.cfg.ema)
-        self.start = {n: p.detach().clone() for n, p in trained(self.core).items()} if self.cfg.anchor else {}
+        self.ema = WeightAverage(trained(self.core), self.cfg.ema, self.cfg.start_share)
         self.adaptive_weight = AdaptiveWeight(accelerator, self.cfg.gradient_norms)
         self.validation = (
             Validation(self.cfg, networks) if recipe.run.validate_every and recipe.data.val else None
@@ -181,17 +180,10 @@ class RestorerStage:
         cfg = self.cfg
         factor = lr_factor(step, cfg.steps, warmup=cfg.warmup, schedule=cfg.schedule, final=cfg.final_lr)
         norm = distributed.update(self.optimizer, self.ema.parameters.values(), cfg.lr, factor, cfg.clip)
-        self._pull_back(cfg.lr * factor * cfg.anchor)
         for o in active:
             distributed.update(o.optimizer, o.learning, o.cfg.lr, factor, cfg.clip)
         self.ema.update()
         return {} if norm is None else {"grad_norm": norm}
-
-    @torch.no_grad()
-    def _pull_back(self, share: float) -> None:
-        """Decay the weights towards the start's instead of zero (L2-SP, arXiv 1802.01483)."""
-        for name, start in self.start.items():
-            self.ema.parameters[name].lerp_(start, min(share, 1.0))
 
     @contextmanager
     def averaged(self) -> Iterator[Generator]:

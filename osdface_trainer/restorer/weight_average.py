@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -17,12 +18,19 @@ class WeightAverage:
         parameters: by name; the objects are kept, their values are read at every update.
         decay: of the average; update n uses at most n / (9 + n), so that the first steps don't linger.
             0 = off: the average is the weights themselves.
+        start_share: how much of the values that the weights have now is mixed into the average where it is
+            used, 0 to 1 (arXiv 2109.01903).
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], decay: float, start_share: float = 0.0
+    ) -> None:
         self.parameters = dict(parameters)
         foreach = not asked_for()  # torch has no _foreach_copy_ of shards
-        self._ema = EMAModel(self.parameters.values(), decay=decay, foreach=foreach) if decay else None
+        on = decay or start_share
+        self._ema = EMAModel(self.parameters.values(), decay=decay, foreach=foreach) if on else None
+        self._share = start_share
+        self._start = [p.detach().clone() for p in self.parameters.values()] if start_share else []
 
     def update(self) -> None:
         """Take in the weights after an optimiser step."""
@@ -37,6 +45,9 @@ class WeightAverage:
             return
         self._ema.store(self.parameters.values())
         self._ema.copy_to(self.parameters.values())
+        with torch.no_grad():
+            for parameter, start in zip(self.parameters.values(), self._start):  # none without a share
+                parameter.lerp_(start, self._share)
         try:
             yield
         finally:
