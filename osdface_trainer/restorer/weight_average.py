@@ -45,9 +45,10 @@ class WeightAverage:
             return
         self._ema.store(self.parameters.values())
         self._ema.copy_to(self.parameters.values())
-        with torch.no_grad():
-            for parameter, start in zip(self.parameters.values(), self._start):  # none without a share
-                parameter.lerp_(start, self._share)
+        if self._start:
+            with torch.no_grad():
+                for parameter, start in zip(self.parameters.values(), self._start, strict=True):
+                    parameter.lerp_(start, self._share)
         try:
             yield
         finally:
