@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from osdface_trainer.losses.reconstruction import detail_loss, l1, low_frequency_loss, mse
+from osdface_trainer.losses.reconstruction import detail_loss, l1, low_frequency_loss, mse, relative_l1
 
 
 def test_pixel_losses_are_their_formulas() -> None:
@@ -15,6 +15,14 @@ def test_pixel_losses_are_their_formulas() -> None:
     assert mse(a, b).item() == pytest.approx((d**2).mean(), rel=1e-5)
     assert l1(a, b).item() == pytest.approx(np.abs(d).mean(), rel=1e-5)
     assert mse(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+
+
+def test_relative_l1_is_a_share_of_each_inputs_own() -> None:
+    target = torch.zeros(3, 3, 16, 16)
+    degraded = torch.stack([torch.full((3, 16, 16), value) for value in (0.4, 0.1, 0.001)])
+    restored = torch.stack([torch.full((3, 16, 16), value) for value in (0.2, 0.09, 0.015)])
+    shares = (0.2 / 0.4, 0.09 / 0.1, 0.015 / 0.03)  # the last input is nearer than the least that counts
+    assert relative_l1(restored, target, degraded).item() == pytest.approx(sum(shares) / 3)
 
 
 @pytest.mark.parametrize("sigma", [3.0, 8.0])

@@ -19,6 +19,17 @@ def l1(restored: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(restored.float(), target.float())
 
 
+def relative_l1(restored: Tensor, target: Tensor, degraded: Tensor, least: float = 0.03) -> Tensor:
+    """Divide each picture's mean absolute difference by that of its input: mean over the batch, 0-d float32.
+
+    Args:
+        restored, target, degraded: (B, C, H, W), the same range.
+        least: an input that is nearer than this counts as this far off.
+    """
+    ours, before = ((image.float() - target.float()).abs().mean((1, 2, 3)) for image in (restored, degraded))
+    return (ours / before.clamp_min(least)).mean()
+
+
 def low_frequency_loss(restored: Tensor, target: Tensor, sigma: float = 8.0) -> Tensor:
     """Compute the mean absolute difference of the blurred images: holds colours in place and ignores detail.
 

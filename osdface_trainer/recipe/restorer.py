@@ -21,10 +21,13 @@ class PixelTerm:
 
     Attributes:
         mse, l1: weights.
+        relative_l1: weight of the L1 as a share of the input's own, so that a hardly damaged face, whose
+            likeness is to be kept, counts more than one that has to be painted anew.
     """
 
     mse: float = 1.0
     l1: float = 0.0
+    relative_l1: float = 0.0
 
 
 @dataclass(frozen=True)

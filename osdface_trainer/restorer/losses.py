@@ -90,20 +90,27 @@ class Objectives:
         return "latent_mse" in self.weights
 
     def terms(
-        self, restored: Restored, hq: Tensor, clean: Tensor | None, windows: Windows | None = None
+        self,
+        restored: Restored,
+        lq: Tensor,
+        hq: Tensor,
+        clean: Tensor | None,
+        windows: Windows | None = None,
     ) -> dict[str, Tensor]:
         """Compute the unweighted terms, 0-d float32 with gradient.
 
         Args:
-            hq: (B, 3, H, W) signed, the whole face.
+            lq, hq: (B, 3, H, W) signed, the whole face degraded and clean.
             clean: (B, 4, H/8, W/8), its latent; needed when `needs_latent`.
             windows: the parts that `restored.image` shows; without them identity counts too.
         """
-        target = hq if windows is None else windows.of_image(hq)
+        before, target = (lq, hq) if windows is None else map(windows.of_image, (lq, hq))
         terms: dict[str, Tensor] = {}
         for name in self.weights:
             if name == "latent_mse" and clean is not None:
                 terms[name] = reconstruction.mse(restored.latent, clean)
+            elif name == "relative_l1":
+                terms[name] = reconstruction.relative_l1(restored.image, target, before)
             elif name in self._losses and (name != "identity" or windows is None):
                 terms[name] = self._losses[name](restored.image, target)
         return terms
@@ -130,6 +137,7 @@ def _weights(cfg: RestorerTraining) -> dict[str, float]:
     return {
         "mse": cfg.pixel.mse,
         "l1": cfg.pixel.l1,
+        "relative_l1": cfg.pixel.relative_l1,
         "latent_mse": cfg.latent.mse,
         "perceptual": cfg.perceptual.weight,
         "ea_dists": cfg.ea_dists.weight,

@@ -145,7 +145,7 @@ class RestorerStage:
             else:
                 clean = self.core.encode_clean(hq).float() if asked else None
                 restored, terms = self.generator(lq, windows, prompt=prompt), {}
-            terms |= self.objectives.terms(restored, hq, clean, windows)
+            terms |= self.objectives.terms(restored, lq, hq, clean, windows)
         target = hq if windows is None else windows.of_image(hq)
         return terms, DiscriminatorInputs(restored.image, target, restored.latent, clean, restored.prompt)
 
