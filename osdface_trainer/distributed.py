@@ -218,7 +218,7 @@ def make_accelerator(run: RunConfig, logging_dir: Path | None = None) -> Acceler
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = "bf16" if run.precision == "bf16" else "no"
     accelerator = Accelerator(
-        mixed_precision=precision, cpu=run.device == "cpu", kwargs_handlers=[ddp],
+        mixed_precision=precision, cpu=run.device == "cpu" or only_cpu(), kwargs_handlers=[ddp],
         log_with=[name for name in names if getattr(run, name)] or None,
         project_config=ProjectConfiguration(logging_dir=str(logging_dir or "")),
     )  # fmt: skip
@@ -235,6 +235,13 @@ def make_accelerator(run: RunConfig, logging_dir: Path | None = None) -> Acceler
         # Levels of a network share their code and differ in shape; past the limit torch gives up on them.
         setattr(dynamo, "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit", 64)
     return accelerator
+
+
+def only_cpu() -> bool:
+    """Tell whether there is no accelerator: untold, accelerate then knows nothing of other processes."""
+    if hasattr(torch, "accelerator"):
+        return not torch.accelerator.is_available()
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def start_trackers(accelerator: Accelerator, recipe: Mapping[str, Any], folder: Path, resume_at: int) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from osdface_trainer.distributed import only_cpu
 from osdface_trainer.logging import read_metrics
 from tests import processes
 
@@ -19,7 +20,8 @@ COMPARABLE = (
 def run(faces: Path, folder: Path, count: int, update: str) -> list[str]:
     folder.mkdir()
     places = (f"data.train={faces}", f"data.val={faces}", f"run.dir={folder}")
-    arguments = processes.train("vre", *places, *COMPARABLE, f"vre.codebook.update={update}")
+    device = f"run.device={'auto' if only_cpu() else 'cpu'}"  # without a GPU they find each other untold
+    arguments = processes.train("vre", *places, *COMPARABLE, device, f"vre.codebook.update={update}")
     return processes.run(processes.command, folder, arguments, processes=count)
 
 
