@@ -4,13 +4,15 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from osdface_core.errors import ConfigError
+from osdface_trainer.layout import memory_format
 from osdface_trainer.recipe import settings
-from osdface_trainer.recipe.config import RECIPES, Recipe, check_resumable, load_recipe
+from osdface_trainer.recipe.config import RECIPES, Recipe, RunConfig, check_resumable, load_recipe
 from osdface_trainer.recipe.vre import VRETraining
 
 
@@ -148,3 +150,21 @@ def test_keys_that_change_no_weight_may_differ_and_so_may_the_other_stage() -> N
     check_resumable(saved, moved, "vre", Path("runs/x"))
     with pytest.raises(ConfigError, match=r"restorer\.lr"):
         check_resumable(saved, moved, "restorer", Path("runs/x"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "capability", "nhwc"),
+    [
+        (None, "cuda", "AVX2", True),
+        (None, "cpu", "AVX512", True),
+        (None, "cpu", "AVX2", False),
+        (True, "cpu", "AVX2", True),
+        (False, "cuda", "AVX512", False),
+    ],
+)
+def test_unset_memory_layout_is_the_faster_one(
+    monkeypatch: pytest.MonkeyPatch, asked: bool | None, device: str, capability: str, nhwc: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    layout = memory_format(RunConfig(channels_last=asked), torch.device(device))
+    assert layout is (torch.channels_last if nhwc else torch.contiguous_format)

@@ -36,7 +36,6 @@ class PerceptualLoss(Frozen):
     ) -> None:
         super().__init__()
         self.features = FrozenFeatures(backbone, weights)
-        self.features.to(memory_format=torch.channels_last)
         self.distance = distance
         learned = lpips_weights(backbone) if distance == "lpips" else None
         self.learned = learned is not None
@@ -53,9 +52,9 @@ class PerceptualLoss(Frozen):
 
     def per_image(self, restored: Tensor, target: Tensor) -> Tensor:
         """Measure as `forward`, but (B,): one distance per image."""
-        restored_maps = self.features(restored.contiguous(memory_format=torch.channels_last))
+        restored_maps = self.features(restored)
         with torch.set_grad_enabled(torch.is_grad_enabled() and target.requires_grad):
-            target_maps = self.features(target.contiguous(memory_format=torch.channels_last))
+            target_maps = self.features(target)
         return self.compare(restored_maps, target_maps)
 
     def compare(self, restored_maps: Sequence[Tensor], target_maps: Sequence[Tensor]) -> Tensor:

@@ -108,7 +108,7 @@ class RunConfig:
         precision: of the networks' forward passes; losses and weights stay float32.
         device: `auto` is what accelerate finds; `cpu` forces the CPU.
         tf32: allow TensorFloat-32 matrix products in float32 parts (NVIDIA).
-        channels_last: NHWC memory layout of images and convolutions.
+        channels_last: NHWC memory layout of images and convolutions; unset: where that is faster.
         compile: torch.compile the trained networks.
         max_minutes: stop cleanly, after a checkpoint, once this much time has passed; 0 = no limit.
         log_every, sample_every, validate_every, checkpoint_every: steps; 0 = never (checkpoint: at the end).
@@ -126,7 +126,7 @@ class RunConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     tf32: bool = True
-    channels_last: bool = True
+    channels_last: bool | None = None
     compile: bool = False
     max_minutes: float = 0.0
     log_every: int = 50

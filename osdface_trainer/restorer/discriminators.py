@@ -16,6 +16,7 @@ from torch.optim import AdamW
 from osdface_core.config import OSDFaceConfig
 
 from .. import distributed
+from ..layout import memory_format
 from ..losses.adversarial import Logits, discriminator_loss, frozen, generator_loss, levels_of
 from ..losses.diffusion_discriminator import DiffusionDiscriminator
 from ..losses.discriminators import FeatureDiscriminator, PatchDiscriminator, shift_flip
@@ -210,8 +211,7 @@ def build_discriminators(
     """
     found: list[Discriminator] = []
     for name, net in build_networks(recipe, initial, networks.features).items():
-        if recipe.run.channels_last:
-            net = net.to(memory_format=torch.channels_last)
+        net = net.to(memory_format=memory_format(recipe.run, accelerator.device))
         cfg: GANTerm = getattr(recipe.restorer.gan, name)
         if isinstance(net, (DiffusionDiscriminator, TunedDiffusion)):
             kind = LatentDiscriminator if isinstance(net, DiffusionDiscriminator) else ScoreRegularizer

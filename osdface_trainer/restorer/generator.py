@@ -17,6 +17,7 @@ from osdface_core.models.codebook import Tokens
 from osdface_core.models.vre import PromptEncoder
 from osdface_core.one_step import OneStepRestorer
 
+from ..layout import memory_format
 from ..recipe.config import Recipe
 from ..recipe.restorer import RestorerTraining
 from .adapters import adapters_off
@@ -178,9 +179,9 @@ def place(generator: Generator, recipe: Recipe, device: torch.device) -> Generat
     """
     run, cfg = recipe.run, recipe.restorer
     generator = generator.to(device)
-    if run.channels_last:
-        generator.predictor.to(memory_format=torch.channels_last)
-        generator.codec.to(memory_format=torch.channels_last)
+    layout = memory_format(run, device)
+    generator.predictor.to(memory_format=layout)
+    generator.codec.to(memory_format=layout)
     if cfg.checkpoint_unet:
         generator.predictor.unet.enable_gradient_checkpointing()
     if cfg.checkpoint_decoder:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from osdface_core.config import OSDFaceConfig
 
 from .. import distributed
+from ..layout import memory_format
 from ..optim import lr_factor
 from ..recipe.config import Recipe
 from ..seeds import mix
@@ -173,7 +174,7 @@ class RestorerStage:
         return restored, encoded.hq, {k: v * 0.0 if fitting else v for k, v in terms.items()}
 
     def _layout(self, image: Tensor) -> Tensor:
-        return image.contiguous(memory_format=torch.channels_last) if self.recipe.run.channels_last else image
+        return image.contiguous(memory_format=memory_format(self.recipe.run, image.device))
 
     def _update(self, step: int, active: list[Discriminator]) -> dict[str, Tensor]:
         """Step the optimisers and the average."""

@@ -10,6 +10,7 @@ from torch.optim import Adam, Optimizer
 
 from .. import distributed
 from ..distributed import all_rows, all_sum
+from ..layout import memory_format
 from ..losses.adversarial import discriminator_loss, frozen, generator_loss
 from ..losses.discriminators import PatchDiscriminator
 from ..recipe.config import RunConfig
@@ -58,9 +59,8 @@ class Branch:
     def __init__(self, cfg: VRETraining, run: RunConfig, accelerator: Accelerator) -> None:
         self.cfg, self.accelerator = cfg, accelerator
         net, disc = build_networks(cfg)
-        if run.channels_last:
-            net, disc = net.to(memory_format=torch.channels_last), disc.to(memory_format=torch.channels_last)
-        net, disc = net.to(accelerator.device), disc.to(accelerator.device)
+        device, layout = accelerator.device, memory_format(run, accelerator.device)
+        net, disc = net.to(device, memory_format=layout), disc.to(device, memory_format=layout)
         if run.compile:
             compile_parts(net.net)
             disc.compile(dynamic=False)

@@ -18,6 +18,7 @@ from osdface_core.config import OSDFaceConfig
 
 from .. import distributed
 from ..distributed import all_mean
+from ..layout import memory_format
 from ..losses.adversarial import adaptive_weight
 from ..losses.association import association_accuracy, association_loss
 from ..losses.perceptual import PerceptualLoss
@@ -117,7 +118,7 @@ class VREStage:
     def _target(self, batch: FaceBatch, name: str) -> Tensor:
         """Return what a branch reconstructs: its own input, `signed`, at the VRE's resolution."""
         image = squash(to_signed(batch.hq if name == "hq" else batch.lq), self.cfg.model.resolution)
-        return image.contiguous(memory_format=torch.channels_last) if self.recipe.run.channels_last else image
+        return image.contiguous(memory_format=memory_format(self.recipe.run, image.device))
 
     def _judged(self, at: Position) -> bool:
         """Tell whether the discriminators take part yet."""
