@@ -59,8 +59,9 @@ class Branch:
     def __init__(self, cfg: VRETraining, run: RunConfig, accelerator: Accelerator) -> None:
         self.cfg, self.accelerator = cfg, accelerator
         net, disc = build_networks(cfg)
-        device, layout = accelerator.device, memory_format(run, accelerator.device)
-        net, disc = net.to(device, memory_format=layout), disc.to(device, memory_format=layout)
+        layout = memory_format(run, accelerator.device)
+        net, disc = net.to(memory_format=layout), disc.to(memory_format=layout)
+        net, disc = net.to(accelerator.device), disc.to(accelerator.device)
         if run.compile:
             compile_parts(net.net)
             disc.compile(dynamic=False)
