@@ -2,7 +2,10 @@
 
 import sys
 
+from osdface_core.allocator import keep_freed_memory
+
 from .cli import main
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

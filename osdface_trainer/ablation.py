@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from osdface_core.allocator import keep_freed_memory
 from osdface_core.console import complain, say
 from osdface_core.errors import OSDFaceError
 
@@ -124,4 +125,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

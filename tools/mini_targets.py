@@ -23,6 +23,7 @@ from gallery import compose
 from torch import Tensor
 
 from osdface_core import OSDFacePipeline
+from osdface_core.allocator import keep_freed_memory
 from osdface_core.errors import OSDFaceError
 from osdface_core.files import replacing, write_text
 from osdface_core.loading import resolve
@@ -298,4 +299,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
+from ..allocator import keep_freed_memory
 from ..console import complain, use_escapes
 from ..errors import ConfigError, OSDFaceError
 from ..options import in_words_of
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 all done, 1 something failed (named on stderr), 2 wrong usage, 130 interrupted.
     """
     use_escapes()
+    if argv is None:
+        keep_freed_memory()
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
     if name in TRAINER_COMMANDS:

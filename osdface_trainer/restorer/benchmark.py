@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.profiler import profile, record_function
 
+from osdface_core.allocator import keep_freed_memory
 from osdface_core.console import complain, say
 from osdface_core.errors import ConfigError, OSDFaceError
 from osdface_core.models.backbone import Backbone
@@ -194,4 +195,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())
