@@ -16,8 +16,8 @@ from typing import get_args
 import torch
 
 from osdface_core import OSDFacePipeline
-from osdface_core.allocator import keep_freed_memory
 from osdface_core.choices import EngineName
+from osdface_core.cli.allocator import keep_freed_memory
 
 from .memory import peak_bytes
 from .models import random_faces

@@ -2,7 +2,7 @@
 
 import sys
 
-from osdface_core.allocator import keep_freed_memory
+from osdface_core.cli.allocator import keep_freed_memory
 
 from .cli import main
 

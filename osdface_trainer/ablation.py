@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from osdface_core.allocator import keep_freed_memory
+from osdface_core.cli.allocator import keep_freed_memory
 from osdface_core.console import complain, say
 from osdface_core.errors import OSDFaceError
 

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from osdface_core import allocator
+from osdface_core.cli import allocator
 from osdface_core.cli import main as cli
 
 PROGRAM = """
 import ctypes, sys
-from osdface_core.allocator import keep_freed_memory
+from osdface_core.cli.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 libc = ctypes.CDLL(None)

@@ -21,7 +21,7 @@ HOST = {"folder_paths", "execution", "server", "comfy", "comfy_extras", "comfy_a
 HEAVY = {"facexlib", "spandrel", "diffusers", "kornia", "torchmetrics", "peft", "skimage", "matplotlib"}
 # Files and folders of the core from the ground up: each imports from lower rows alone, never from its own.
 LAYERS = (
-    {"errors", "allocator", "console", "pickles", "interruption"},
+    {"errors", "console", "pickles", "interruption"},
     {"file_kinds"},
     {"choices", "config", "files", "weights", "photo_array"},
     {"options", "checkpoint", "devices", "images", "color"},

@@ -204,7 +204,8 @@ def test_a_few_steps_lower_the_loss_and_relate_the_branches() -> None:
     )
     stage = build(replace(long, lr=3e-3))
     logs = [stage.step(batch(step % 4), step) for step in range(stage.total_steps)]
-    assert logs[39]["hq/l1"] < 0.7 * logs[0]["hq/l1"]
+    first, last = (sum(log["hq/l1"] for log in part) for part in (logs[:4], logs[36:40]))  # the same faces
+    assert last < 0.85 * first
     assert logs[-1]["assoc/loss"] < 0.8 * logs[60]["assoc/loss"]
     unseen = stage.validate(batch(99))
     assert unseen["lq/l1"] < logs[40]["lq/l1"] and unseen["assoc/accuracy"] > 3 / 256  # chance: one in 256

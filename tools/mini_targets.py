@@ -23,7 +23,7 @@ from gallery import compose
 from torch import Tensor
 
 from osdface_core import OSDFacePipeline
-from osdface_core.allocator import keep_freed_memory
+from osdface_core.cli.allocator import keep_freed_memory
 from osdface_core.errors import OSDFaceError
 from osdface_core.files import replacing, write_text
 from osdface_core.loading import resolve

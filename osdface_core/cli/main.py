@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
-from ..allocator import keep_freed_memory
 from ..console import complain, use_escapes
 from ..errors import ConfigError, OSDFaceError
 from ..options import in_words_of
+from .allocator import keep_freed_memory
 
 # Subcommand: (what it does in a line, the module with its `add_arguments` and `run`). A module is imported
 # only when its command is named, so that `osdface --help` answers at once.

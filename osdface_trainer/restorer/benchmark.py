@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.profiler import profile, record_function
 
-from osdface_core.allocator import keep_freed_memory
+from osdface_core.cli.allocator import keep_freed_memory
 from osdface_core.console import complain, say
 from osdface_core.errors import ConfigError, OSDFaceError
 from osdface_core.models.backbone import Backbone
