@@ -17,7 +17,7 @@ from osdface_core.config import VREConfig
 @pytest.fixture(scope="module")
 def result(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     target = tmp_path_factory.mktemp("bench") / "out.json"
-    what = "--device cpu --size 64 --engine eager --dtype fp32,bf16 --batch-size 1,2 --runs 3 --quiet"
+    what = "--device cpu --size 128 --engine eager --dtype fp32,bf16 --batch-size 1,2 --runs 3 --quiet"
     assert main(["bench", "--model", str(tiny_checkpoint), *what.split(), "--json", str(target)]) == 0
     return json.loads(target.read_text())
 
