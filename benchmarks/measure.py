@@ -167,14 +167,15 @@ def peak_tflops(device: torch.device, dtypes: list[torch.dtype]) -> dict[str, fl
     return found
 
 
+def _product_ms(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return min(_timed(device, lambda _: torch.matmul(a, b), "product")["total"] for _ in range(4))
+
+
 def _product_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    side = best = 0
-    for side in (512, 8192 if device.type == "cuda" else 2048):
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        times = [_timed(device, lambda _, a=a, b=b: torch.matmul(a, b), "product") for _ in range(4)]
-        best = min(time["total"] for time in times)
-        if best > 100:  # [ms] a precision that this CPU lacks: the large product would take a minute
-            break
+    best = _product_ms(device, dtype, side := 512)
+    if best < 100:  # or the CPU lacks this precision, and the large product would take a minute
+        best = _product_ms(device, dtype, side := 8192 if device.type == "cuda" else 2048)
     return round(2.0 * side**3 / best / 1e9, 3)
 
 
