@@ -62,10 +62,15 @@ def giants(checkpoint: Path, folder: Path) -> None:
         said = restore(file, "-o", folder / f"out_{file.name}")
         assert "  2 faces  " in said, said
 
-    two_faces(photo(1600, 1200, "small.png"))
+    def peak(file: Path) -> int:
+        reset_peak(CPU)
+        two_faces(file)
+        return peak_bytes(CPU)
+
+    # What a small photo takes, the networks' work among it, is no copy of a giant's pixels.
+    small = max(peak(photo(1600, 1200, f"{number}.png")) for number in range(2))
     for name in ("giant.jpg", "giant.png", "giant.tif"):
-        file = photo(6000, 4500, name)
-        say_peak(name, lambda: two_faces(file), 6000 * 4500 * 3)  # noqa: B023
+        print(name, (peak(photo(6000, 4500, name)) - small) / (6000 * 4500 * 3))
 
 
 def long_folder(checkpoint: Path, folder: Path) -> None:
@@ -102,10 +107,10 @@ def measured(work: Callable[..., None], folder: Path, *arguments: Path) -> dict[
 
 
 def test_a_giant_photo_is_held_less_than_three_times(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """From the file read to the file written, with all that detection and blending take."""
+    """From the file read to the file written: two copies, and what detection and blending add."""
     copies = measured(giants, tmp_path, tiny_checkpoint, tmp_path)
     assert set(copies) == {"giant.jpg", "giant.png", "giant.tif"}
-    assert max(copies.values()) <= 3.0, copies
+    assert max(copies.values()) <= 2.7, copies
 
 
 def test_a_long_folder_takes_no_more_memory_than_a_short_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
