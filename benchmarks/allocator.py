@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from statistics import median
 from typing import get_args
@@ -19,6 +18,7 @@ from osdface_core import OSDFacePipeline
 from osdface_core.choices import EngineName
 from osdface_core.cli.allocator import keep_freed_memory
 
+from .measure import median_seconds
 from .memory import peak_bytes
 from .models import random_faces
 
@@ -32,12 +32,8 @@ def one_process(kept: bool, engine: EngineName, faces: int) -> Round:
     if kept:
         keep_freed_memory()
     pipeline = OSDFacePipeline.from_pretrained("mini", device=CPU, engine=engine, dtype=torch.float32)
-    face, times = random_faces(1, 512, CPU), []
-    for _ in range(faces + 1):
-        start = time.perf_counter()
-        pipeline.restore(face)
-        times.append(time.perf_counter() - start)
-    return median(times[1:]), peak_bytes(CPU) / 2**20
+    face = random_faces(1, 512, CPU)
+    return median_seconds(lambda: pipeline.restore(face), faces), peak_bytes(CPU) / 2**20
 
 
 def in_its_own(kept: bool, engine: EngineName, faces: int) -> Round:

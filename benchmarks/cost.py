@@ -8,16 +8,15 @@ The model's share by batch: `osdface bench --batch-size 1,2,4,8`.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
-from statistics import median
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from osdface_core.cli.demo import demo_photo
 from osdface_core.faces import align, detect, paste
+
+from .measure import median_seconds
 
 FACES, USUAL_FACES = (1, 2, 4, 8), 4
 MEGAPIXELS, USUAL_MEGAPIXELS = (1.0, 3.0, 6.0, 12.0, 24.0), 12.0
@@ -47,9 +46,9 @@ def seconds(photo: np.ndarray, runs: int, device: str) -> list[float]:
     found = detect(photo, device=device)
     crops = align(photo, found, device=device)
     return [
-        _median(lambda: detect(photo, device=device), runs),
-        _median(lambda: align(photo, found, device=device).cpu(), runs),
-        _median(lambda: paste(photo, found, crops * 0.9 + 0.05, crops=crops), runs),
+        median_seconds(lambda: detect(photo, device=device), runs),
+        median_seconds(lambda: align(photo, found, device=device).cpu(), runs),
+        median_seconds(lambda: paste(photo, found, crops * 0.9 + 0.05, crops=crops), runs),
     ]
 
 
@@ -82,15 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{step} by {what}: {fixed:.3f} + {slope:.4f} n s (off by ≤ {off:.3f}); {points}", flush=True
             )
     return 0
-
-
-def _median(call: Callable[[], Any], runs: int) -> float:
-    times = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return median(times[1:])  # the first one warms up
 
 
 if __name__ == "__main__":

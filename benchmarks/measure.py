@@ -28,6 +28,16 @@ PRODUCTS = "products"
 """All other work is products of two activations: attention, distances to the codes."""
 
 
+def median_seconds(call: Callable[[], Any], runs: int) -> float:
+    """Time `call`, which has to wait for its device itself; the median of `runs` after one to warm up."""
+    times = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return median(times[1:])
+
+
 class Clock:
     """Marks along one pass; the device is waited for at each."""
 
