@@ -61,9 +61,14 @@ def variants(other_vre: str, text_encoder: str = "", base: bool = False) -> dict
 
 
 def score(recipe: Recipe) -> Scores:
-    """Train (or continue, or only read) one run and return its last validation scores."""
+    """Train (or continue, or only read) one run and return its last validation scores.
+
+    Raises:
+        KeyboardInterrupt: the run was asked to stop (Ctrl-C, SIGTERM) and has saved where it was.
+    """
     folder = Path(recipe.run.dir) / "restorer"
-    train(recipe, "restorer", quiet=True)
+    if train(recipe, "restorer", quiet=True).reason == "interrupted":
+        raise KeyboardInterrupt
     last = [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "val"][-1]
     return {key: value for key, value in last.items() if isinstance(value, float)}
 
@@ -88,7 +93,7 @@ def _cell(values: Sequence[float], metric: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all variants and print the table after each run; 0 done, 1 failed."""
+    """Run all variants and print the table after each run; 0 done, 1 failed, 130 interrupted."""
     parser = argparse.ArgumentParser(
         "python -m osdface_trainer.ablation", description="Tables 4 and 5 of the paper."
     )
@@ -121,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSDFaceError as error:
         complain(f"ablation: {error}")
         return 1
+    except KeyboardInterrupt:
+        complain("ablation: interrupted; the same command goes on where it stopped")
+        return 130
     return 0
 
 
