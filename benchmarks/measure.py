@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from osdface_core.models.vre import PromptEncoder
 from osdface_core.one_step import OneStepRestorer
 from osdface_core.pipeline import FacePipeline
 
@@ -112,7 +111,8 @@ def whole_pass(pipeline: FacePipeline, faces: Tensor) -> float:
 
 def stage_times(pipeline: FacePipeline, faces: Tensor) -> Times:
     """Time the same work stage by stage (`restore` lets the VRE and the encoder overlap on CUDA)."""
-    step, encoder = pipeline.one_step, PromptEncoder(pipeline.vre, pipeline.projection)
+    step, encoder = pipeline.one_step, pipeline.prompt_encoder
+    assert encoder is not None
     tokens = encoder.vre.tokens
     return _timed(faces.device, lambda clock: by_stages(step, tokens, encoder.project, faces, clock.mark))
 

@@ -39,7 +39,7 @@ class SocketCodec:
         latent = self.vae.encode(pixels.permute(0, 2, 3, 1))
         return self.model.process_latent_in(latent).to(signed.device)
 
-    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float = 1.0) -> Tensor:
+    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float | Tensor = 1.0) -> Tensor:
         """Decode (B, 4, h, w) to (B, 3, 8h, 8w) in [-1, 1] (ComfyUI clamps)."""
         pixels = self.vae.decode(self.model.process_latent_out(latent.float()))
         return pixels.permute(0, 3, 1, 2).to(latent.device) * 2.0 - 1.0

@@ -74,6 +74,7 @@ class UNetConfig:
     attention_head_dim: Width = 32  # channels of one head
     norm_groups: Width = 32
     sample_size: Side = 64
+    extra_layers: Annotated[tuple[Annotated[int, Within(0, 15)], ...], Within(0, 8)] = ()  # by level
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class CodecConfig:
     # tiny: widths of the fidelity branch at 1/1 to 1/8; () = none
     guide_channels: Annotated[tuple[Width, ...], Within(0, 4)] = ()
     fidelity_dial: bool = False  # tiny: whether training turned the branch down, so that users may
+    least_fidelity: Annotated[float, Within(0, 1)] = 1.0  # tiny: for faces that were repainted; see `trust`
+    repainted: tuple[Signal, Signal] = (0.62, 0.72)  # tiny: RMS change of the latent where that begins, ends
 
 
 @dataclass(frozen=True)

@@ -70,17 +70,12 @@ def cpu_multiplies_bf16() -> bool:
     tells: with AVX512-BF16 they took half of float32's time on one CPU and twice its time on another.
     """
     with torch.inference_mode():
-        share = _bf16_share((384, 384), _multiply)
+        share = _bf16_share((384, 384), lambda x: x @ x)
         return share < 1.6 and share + _bf16_share((1, 64, 64, 64), _convolve) < 1.6
 
 
-def _multiply(x: Tensor) -> Tensor:
-    return x @ x
-
-
 def _convolve(x: Tensor) -> Tensor:
-    channels = x.shape[1]
-    return torch.nn.functional.conv2d(x, x.new_ones(channels, channels, 3, 3), padding=1)
+    return torch.nn.functional.conv2d(x, x.new_ones(64, 64, 3, 3), padding=1)
 
 
 def _bf16_share(shape: tuple[int, ...], work: Callable[[Tensor], Tensor]) -> float:
@@ -112,9 +107,8 @@ def faces_at_once(
         free: memory that may be used [bytes], where somebody else keeps the books.
     """
     per_face = FACE_BYTES[config.codec.kind] * dtype.itemsize // 4
-    return max(
-        1, min(MOST.get(device.type, 4), (free_bytes(device) if free is None else free) // 2 // per_face)
-    )
+    usable = (free_bytes(device) if free is None else free) // 2
+    return max(1, min(MOST.get(device.type, 4), usable // per_face))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .choices import Posterior
-from .config import OSDFaceConfig
+from .config import CodecConfig, OSDFaceConfig
 from .errors import OptionError
 from .models.backbone import Backbone
 
@@ -60,7 +60,9 @@ class OneStepRestorer:
         if main and side:
             main.wait_stream(side)
             prompt.record_stream(main)
-        return self.decode(self.denoise(latent, prompt, timestep), signed, fidelity)
+        restored = self.denoise(latent, prompt, timestep)
+        kept = fidelity and fidelity * trust(self.config.codec, restored - latent)
+        return self.decode(restored, signed, kept)
 
     def encode(
         self, signed: Tensor, posterior: Posterior = "mode", generator: torch.Generator | None = None
@@ -73,7 +75,7 @@ class OneStepRestorer:
         step = self.config.timestep if timestep is None else timestep
         return predict_x0(latent, self.backbone.predictor(latent, step, prompt), alpha_bar(self.config, step))
 
-    def decode(self, latent: Tensor, guide: Tensor, fidelity: float = 1.0) -> Tensor:
+    def decode(self, latent: Tensor, guide: Tensor, fidelity: float | Tensor = 1.0) -> Tensor:
         """Decode restored latents to (B, 3, 8h, 8w) float32; `guide` is the low-quality face, signed."""
         return self.backbone.codec.decode(latent, guide, fidelity).float()
 
@@ -110,3 +112,10 @@ def predict_x0(latent: Tensor, eps: Tensor, alpha_bar: float | Tensor) -> Tensor
     Source: OSDFace Eq. 2. The released code uses float64, which MPS lacks; float32 agrees to 1e-6.
     """
     return (latent.float() - (1.0 - alpha_bar) ** 0.5 * eps.float()) / alpha_bar**0.5
+
+
+def trust(codec: CodecConfig, change: Tensor) -> Tensor:
+    """Weigh guides, (B, 1, 1, 1), by z_H - z_L, (B, C, h, w): of a repainted face less is worth keeping."""
+    start, end = codec.repainted
+    fall = (change.square().mean((1, 2, 3), keepdim=True).sqrt() - start) / (end - start)
+    return 1.0 - (1.0 - codec.least_fidelity) * fall.clamp(0.0, 1.0)

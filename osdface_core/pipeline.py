@@ -18,7 +18,7 @@ from .devices import TORCH_DTYPES, faces_at_once, is_out_of_memory, pick_device,
 from .engines import Engine, choose_engine
 from .errors import ConfigError, ImageError, OptionError
 from .models.backbone import Backbone
-from .models.vre import VRE, Projection, PromptEncoder
+from .models.vre import VRE, PromptEncoder
 from .one_step import OneStepRestorer
 
 log = logging.getLogger(__name__)
@@ -111,11 +111,6 @@ class FacePipeline:
     def vre(self) -> VRE:
         """The visual representation embedder."""
         return self._encoder().vre
-
-    @property
-    def projection(self) -> Projection:
-        """The projection of the VRE's codes to the prompt."""
-        return self._encoder().projection
 
     @property
     def backbone(self) -> Backbone:
@@ -218,8 +213,7 @@ class FacePipeline:
         if batch_size is not None and batch_size < 1:
             raise OptionError("batch_size", batch_size, "at least 1")
         size = batch_size or faces_at_once(self.device, self.config, self.dtype)
-        height, width = faces.shape[-2] // 8 * 8, faces.shape[-1] // 8 * 8
-        done = faces[..., :height, :width].clone()
+        done = faces[..., : faces.shape[-2] // 8 * 8, : faces.shape[-1] // 8 * 8].clone()
         prompts = None if prompt is None else prompt.expand(len(faces), -1, -1)
         start = 0 if strength else len(faces)  # nothing of it would be kept
         while start < len(faces):

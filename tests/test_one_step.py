@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osdface_core.config import OSDFaceConfig
+from osdface_core.config import CodecConfig, OSDFaceConfig
 from osdface_core.errors import OptionError
-from osdface_core.one_step import alpha_bar, predict_x0
+from osdface_core.one_step import alpha_bar, predict_x0, trust
 
 
 def schedule(start: float, end: float, steps: int) -> np.ndarray:
@@ -52,3 +52,11 @@ def test_works_in_float32(dtype: torch.dtype) -> None:
     result = predict_x0(latent, eps, 0.42609)
     assert result.dtype == torch.float32
     assert torch.equal(result, predict_x0(latent.float(), eps.float(), 0.42609))
+
+
+def test_a_repainted_face_is_less_of_a_guide() -> None:
+    codec = CodecConfig(kind="tiny", least_fidelity=0.8, repainted=(0.5, 0.7))
+    change = torch.randn(4, 4, 8, 8).sign() * torch.tensor([0.3, 0.5, 0.6, 0.9]).view(4, 1, 1, 1)
+    assert trust(codec, change).shape == (4, 1, 1, 1)
+    assert trust(codec, change).flatten().tolist() == pytest.approx([1.0, 1.0, 0.9, 0.8], abs=1e-5)
+    assert trust(CodecConfig(), change).flatten().tolist() == [1.0] * 4

@@ -226,7 +226,8 @@ def test_what_it_exports_restores(folder: Path, tmp_path: Path) -> None:
     config, tensors, provenance = trained.export()
     save_checkpoint(tmp_path / "placed.safetensors", tensors, config, provenance)
     pipeline = OSDFacePipeline.from_pretrained(tmp_path / "placed.safetensors", device="cpu", dtype="fp32")
-    assert pipeline.projection.positions is not None
+    assert pipeline.prompt_encoder is not None
+    assert pipeline.prompt_encoder.projection.positions is not None
     batch = faces(2)
     with torch.inference_mode():
         wanted = trained.restore(batch.lq).clamp(-1, 1) / 2 + 0.5

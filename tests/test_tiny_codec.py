@@ -12,6 +12,7 @@ from torch import nn
 from osdface_core.config import CodecConfig
 from osdface_core.errors import OptionError
 from osdface_core.models.tiny_codec import TinyCodec
+from osdface_core.one_step import OneStepRestorer
 from osdface_core.pipeline import FacePipeline
 
 
@@ -58,3 +59,17 @@ def test_the_pipeline_has_the_dial(tiny_checkpoint: Path) -> None:
     assert not whole.equal(pipeline.restore(faces, fidelity=0.2))
     with pytest.raises(OptionError, match=r"fidelity.* 1\.5, expected 0\.\.1"):
         pipeline.restore(faces, fidelity=1.5)
+
+
+def test_the_fidelity_branch_follows_what_was_repainted(tiny_checkpoint: Path) -> None:
+    pipeline = FacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", engine="eager")
+    codec = replace(pipeline.config.codec, fidelity_dial=True)
+    pipeline.config = replace(pipeline.config, codec=codec)
+    faces = torch.rand(2, 3, 64, 64)
+    whole, half, none = (pipeline.restore(faces, fidelity=fidelity) for fidelity in (1.0, 0.5, 0.0))
+    assert not half.equal(whole)
+    for least, repainted, expected in ((0.5, (0.0, 1e-3), half), (0.5, (99.0, 100.0), whole)):
+        codec = replace(codec, least_fidelity=least, repainted=repainted)
+        pipeline.one_step = OneStepRestorer(replace(pipeline.config, codec=codec), pipeline.backbone)
+        assert torch.allclose(pipeline.restore(faces), expected, atol=1e-6)
+        assert pipeline.restore(faces, fidelity=0.0).equal(none)

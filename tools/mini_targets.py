@@ -44,6 +44,7 @@ from osdface_trainer.metrics.landmarks import five_points
 LEVELS = ("mild", "medium", "severe")
 METRICS = ("perceptual", "identity", "psnr", "hf_energy", "colour_shift")
 WORST = 20  # pictures a level in worst.png
+OTHERS = 4  # other faces' prompts that each face is tried with
 Better = Literal["<=", ">="]
 
 
@@ -139,20 +140,29 @@ def clean_latent_target(pipeline: OSDFacePipeline, files: Files, score: Score, b
     return Target("clean latents + degraded guide, perceptual ratio, medium", ratio, "<=", 0.45, 0.30)
 
 
-def prompt_targets(pipeline: OSDFacePipeline, files: Files, score: Score, batch: int) -> list[Target]:
-    """Test whether the prompt is heard: the own one against that of a face half the folder away, paired."""
+def prompt_targets(
+    pipeline: OSDFacePipeline, files: Files, score: Score, batch: int, others: int = OTHERS
+) -> list[Target]:
+    """Test whether the prompt is heard: the own one against those of some other faces, paired by face.
+
+    Each face's scores with other prompts are averaged first, which takes out how unlike one other face
+    happens to be. The others are `others` steps through the folder, equally far apart (one: half of it away).
+    """
     clean, lq = clean_and_degraded(files)
     prompts = torch.cat([pipeline.encode_prompt(part) for part in lq.split(batch)])
-    others = prompts.roll(len(prompts) // 2, dims=0)
+    away = sorted({max(1, len(files) * k // (others + 1)) for k in range(1, others + 1)})
+    given = [prompts.roll(steps, dims=0) for steps in (0, *away)]
     columns: dict[tuple[str, str], list[float]] = {}
-    changes = []
+    changes: list[float] = []
     for part in torch.arange(len(lq)).split(batch):
-        own = eight_bit(pipeline.restore(lq[part], prompt=prompts[part]))
-        other = eight_bit(pipeline.restore(lq[part], prompt=others[part]))
-        changes += ((own - other).abs().mean((1, 2, 3)) * 255).tolist()
-        for side, scores in score(clean[part], {"own": own, "other": other}).items():
-            for metric in ("perceptual", "identity_cos"):
-                columns.setdefault((metric, side), []).extend(scores[metric])
+        own, *foreign = [eight_bit(pipeline.restore(lq[part], prompt=one[part])) for one in given]
+        for one in foreign:
+            changes += ((own - one).abs().mean((1, 2, 3)) * 255).tolist()
+        scores = score(clean[part], {"own": own} | {str(k): one for k, one in enumerate(foreign)})
+        for metric in ("perceptual", "identity_cos"):
+            columns.setdefault((metric, "own"), []).extend(scores["own"][metric])
+            found = [scores[str(k)][metric] for k in range(len(away))]
+            columns.setdefault((metric, "other"), []).extend(np.mean(found, axis=0).tolist())
     return [
         Target("another's prompt, change of the picture [levels of 255]", float(np.mean(changes)), ">=", 1.0),
         *_paired("perceptual", columns["perceptual", "other"], columns["perceptual", "own"]),
@@ -263,7 +273,7 @@ def measure(args: argparse.Namespace) -> list[Target]:
     targets = [
         *picture_targets(report),
         clean_latent_target(pipeline, paired, metrics.score, args.batch_size),
-        *prompt_targets(pipeline, paired, metrics.score, args.batch_size),
+        *prompt_targets(pipeline, paired, metrics.score, args.batch_size, args.others),
         *landmark_targets(files, args.out),
         *cost_targets(pipeline, args.model, read_face(next(iter(files.values())))[0][None]),
     ]
@@ -285,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("mini_targets"), metavar="DIR")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="only so many faces (all)")
     parser.add_argument("--pairs", type=int, default=50, metavar="N", help="faces of the prompt's test (50)")
+    parser.add_argument("--others", type=int, default=OTHERS, metavar="N", help="prompts tried with each (4)")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of all but the time")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

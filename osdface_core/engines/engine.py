@@ -37,7 +37,7 @@ class WrappedCodec:
 
     plain: LatentCodec
     encoded: Callable[[Tensor], Tensor]
-    decoded: Callable[[Tensor, Tensor | None, float], Tensor]
+    decoded: Callable[[Tensor, Tensor | None, float | Tensor], Tensor]
 
     def encode(
         self, signed: Tensor, posterior: Posterior = "mode", generator: torch.Generator | None = None
@@ -47,7 +47,7 @@ class WrappedCodec:
             return self.encoded(signed)
         return self.plain.encode(signed, posterior, generator)
 
-    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float = 1.0) -> Tensor:
+    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float | Tensor = 1.0) -> Tensor:
         """See `LatentCodec`."""
         return self.decoded(latent, guide, fidelity)
 

@@ -20,12 +20,12 @@ class LatentCodec(Protocol):
         """Encode (B, 3, H, W) to (B, 4, H//8, W//8), multiplied by the scaling factor."""
         ...
 
-    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float = 1.0) -> Tensor:
+    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float | Tensor = 1.0) -> Tensor:
         """Decode (B, 4, h, w) to (B, 3, 8h, 8w), not clamped.
 
         Args:
             guide: the low-quality face in [-1, 1], for codecs with a fidelity branch; others ignore it.
-            fidelity: 0..1, how much of the guide that branch may take over.
+            fidelity: 0..1, how much of the guide that branch may take over; (B, 1, 1, 1) by face.
         """
         ...
 
@@ -96,6 +96,6 @@ class KLCodec(nn.Module):
         latent = distribution.mode() if posterior == "mode" else distribution.sample(generator)
         return latent * self.scaling_factor
 
-    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float = 1.0) -> Tensor:
+    def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float | Tensor = 1.0) -> Tensor:
         latent = latent.to(dtype_of(self)) / self.scaling_factor
         return self.vae.decode(latent, return_dict=False)[0]  # type: ignore[operator]

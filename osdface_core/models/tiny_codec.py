@@ -128,6 +128,7 @@ class TinyCodec(nn.Module):
             return self.decoder(latent)
         guide = guide[..., : latent.shape[-2] * 8, : latent.shape[-1] * 8].to(latent.dtype)
         features = self.guide(guide)
+        fidelity = fidelity.to(latent.dtype) if isinstance(fidelity, Tensor) else fidelity
         x = torch.tanh(latent / 3.0) * 3.0
         level = 3
         pending = (
