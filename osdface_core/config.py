@@ -74,7 +74,6 @@ class UNetConfig:
     attention_head_dim: Width = 32  # channels of one head
     norm_groups: Width = 32
     sample_size: Side = 64
-    extra_layers: Annotated[tuple[Annotated[int, Within(0, 15)], ...], Within(0, 8)] = ()  # by level
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,6 @@ def test_a_config_that_builds_nothing(
         ),
         ({"projection": {"out": 64}}, r"projection: conv2.weight is .*, expected \(64, "),
         ({"unet": {"block_out_channels": (8, 16, 16)}}, "unet: 3 widths, 2 attention flags"),
-        ({"unet": {"extra_layers": (1,)}}, "same number of `layers_per_block`"),
         ({"unet": {"attention_head_dim": 5}}, r"proj_in.weight is \(16, 16\), expected \(15, 16\)"),
         ({"vre": {"base_channels": 16384, "norm_groups": 1}}, "vre: .* expected"),
     ],

@@ -18,14 +18,13 @@ def build_unet(cfg: UNetConfig, latent_channels: int, prompt_dim: int) -> nn.Mod
             f"unet: {len(cfg.block_out_channels)} widths, {len(cfg.cross_attention_levels)} attention flags"
         )
     attend = cfg.cross_attention_levels
-    extra = cfg.extra_layers or (0,) * len(attend)
     heads = tuple(max(1, width // cfg.attention_head_dim) for width in cfg.block_out_channels)
     return UNet2DConditionModel(
         sample_size=cfg.sample_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=cfg.block_out_channels,
-        layers_per_block=tuple(cfg.layers_per_block + more for more in extra),  # type: ignore[arg-type]
+        layers_per_block=cfg.layers_per_block,
         down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attend),
         up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)),
         cross_attention_dim=prompt_dim,
