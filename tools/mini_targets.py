@@ -140,17 +140,15 @@ def clean_latent_target(pipeline: OSDFacePipeline, files: Files, score: Score, b
     return Target("clean latents + degraded guide, perceptual ratio, medium", ratio, "<=", 0.45, 0.30)
 
 
-def prompt_targets(
-    pipeline: OSDFacePipeline, files: Files, score: Score, batch: int, others: int = OTHERS
-) -> list[Target]:
-    """Test whether the prompt is heard: the own one against those of some other faces, paired by face.
+def prompt_targets(pipeline: OSDFacePipeline, files: Files, score: Score, batch: int) -> list[Target]:
+    """Test whether the prompt is heard: the own one against those of `OTHERS` other faces, paired by face.
 
     Each face's scores with other prompts are averaged first, which takes out how unlike one other face
-    happens to be. The others are `others` steps through the folder, equally far apart (one: half of it away).
+    happens to be. The other faces lie equally far apart in the folder.
     """
     clean, lq = clean_and_degraded(files)
     prompts = torch.cat([pipeline.encode_prompt(part) for part in lq.split(batch)])
-    away = sorted({max(1, len(files) * k // (others + 1)) for k in range(1, others + 1)})
+    away = sorted({max(1, len(files) * k // (OTHERS + 1)) for k in range(1, OTHERS + 1)})
     given = [prompts.roll(steps, dims=0) for steps in (0, *away)]
     columns: dict[tuple[str, str], list[float]] = {}
     changes: list[float] = []
@@ -273,7 +271,7 @@ def measure(args: argparse.Namespace) -> list[Target]:
     targets = [
         *picture_targets(report),
         clean_latent_target(pipeline, paired, metrics.score, args.batch_size),
-        *prompt_targets(pipeline, paired, metrics.score, args.batch_size, args.others),
+        *prompt_targets(pipeline, paired, metrics.score, args.batch_size),
         *landmark_targets(files, args.out),
         *cost_targets(pipeline, args.model, read_face(next(iter(files.values())))[0][None]),
     ]
@@ -295,7 +293,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("mini_targets"), metavar="DIR")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="only so many faces (all)")
     parser.add_argument("--pairs", type=int, default=50, metavar="N", help="faces of the prompt's test (50)")
-    parser.add_argument("--others", type=int, default=OTHERS, metavar="N", help="prompts tried with each (4)")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of all but the time")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
