@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import measure, models, report
+from benchmarks import measure, models, report, work
 from osdface_core.cli.main import main
 from osdface_core.config import VREConfig
 
@@ -79,6 +79,13 @@ def test_full_size_has_the_released_work() -> None:
     heads = 2 * 2 * 4096**2 * 320  # each of the UNet's five self-attentions of 64 x 64: two products
     assert terms["unet"][measure.PRODUCTS] > 5 * heads / 2
     assert parts.config.vre == VREConfig()
+
+
+def test_layers_and_their_adapters_are_the_papers_number() -> None:
+    layers, adapters = work.by_layers(models.full_size(torch.device("meta")), 512)
+    assert (layers + adapters) / 1e9 == pytest.approx(2132, abs=0.5)  # paper, Table 3
+    factors = 16 * (320 + 320) * 64 * 64  # of one linear layer of the UNet at full resolution
+    assert 100 * factors < adapters < 0.01 * layers
 
 
 def test_a_folder_that_is_no_checkout_is_named(tiny_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:

@@ -48,6 +48,17 @@ def test_fidelity_per_picture(codec: TinyCodec) -> None:
         assert torch.allclose(mixed[i : i + 1], alone, atol=1e-5)
 
 
+@torch.inference_mode()
+def test_an_encoder_of_three_stages_starts_on_blocks_of_two_by_two_pixels() -> None:
+    small = CodecConfig(kind="tiny", channels=8, encoder_blocks=(2, 1, 1), decoder_blocks=(1, 1, 1, 1))
+    codec = TinyCodec(small).eval()
+    signed = torch.rand(2, 3, 45, 32) * 2 - 1
+    latent = codec.encode(signed)
+    assert latent.shape == (2, 4, 5, 4), "an eighth of each side, rounded down"
+    blocks = signed[:, :, :40].reshape(2, 3, 20, 2, 16, 2).permute(0, 1, 3, 5, 2, 4).reshape(2, 12, 20, 16)
+    assert torch.allclose(latent, codec.encoder(blocks))
+
+
 def test_the_pipeline_has_the_dial(tiny_checkpoint: Path) -> None:
     pipeline = FacePipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", engine="eager")
     faces = torch.rand(2, 3, 64, 64)

@@ -84,11 +84,12 @@ class TinyCodec(nn.Module):
     def __init__(self, cfg: CodecConfig) -> None:
         super().__init__()
         widths = (cfg.channels,) * 4
+        self.unshuffle = 2 ** (4 - len(cfg.encoder_blocks))  # side of the pixel blocks it starts on
         self.encoder = EncoderTiny(
-            in_channels=3,
+            in_channels=3 * self.unshuffle**2,
             out_channels=cfg.latent_channels,
-            num_blocks=(1, 3, 3, 3),
-            block_out_channels=widths,
+            num_blocks=cfg.encoder_blocks,
+            block_out_channels=widths[: len(cfg.encoder_blocks)],
             act_fn="relu",
         )
         self.decoder = DecoderTiny(
@@ -113,7 +114,7 @@ class TinyCodec(nn.Module):
     ) -> Tensor:
         """Encode deterministically: `posterior` and `generator` make no difference here."""
         signed = signed[..., : signed.shape[-2] // 8 * 8, : signed.shape[-1] // 8 * 8]
-        return self.encoder(signed.to(dtype_of(self)))
+        return self.encoder(F.pixel_unshuffle(signed.to(dtype_of(self)), self.unshuffle))
 
     def decode(self, latent: Tensor, guide: Tensor | None = None, fidelity: float | Tensor = 1.0) -> Tensor:
         """Decode (B, 4, h, w) to (B, 3, 8h, 8w).
