@@ -85,8 +85,7 @@ class CodecConfig:
     # kl: latent = scaling_factor * posterior; tiny latents come scaled
     scaling_factor: Annotated[float, Within(1e-3, 100)] = 0.18215
     channels: Width = 64  # tiny: width of every stage
-    # tiny: three stages instead of TAESD's four take 2 × 2 pixels as 12 channels, and start at half size
-    encoder_blocks: Annotated[tuple[Count, ...], Within(3, 4)] = (1, 3, 3, 3)
+    encoder_blocks: Annotated[tuple[Count, ...], Within(3, 4)] = (1, 3, 3, 3)  # tiny: 3 start at half size
     decoder_blocks: Annotated[tuple[Count, ...], Within(4, 4)] = (3, 3, 3, 1)
     # tiny: widths of the fidelity branch at 1/1 to 1/8; () = none
     guide_channels: Annotated[tuple[Width, ...], Within(0, 4)] = ()

@@ -113,15 +113,16 @@ def load_model(
 def _with_codec(
     backbone: Backbone, config: OSDFaceConfig, name: str, codec: str, folder: str | Path | None
 ) -> tuple[Backbone, OSDFaceConfig]:
-    """The model with a tiny codec in place of Stable Diffusion's."""
+    """The model with TAESD in place of Stable Diffusion's autoencoder: a fourteenth of the arithmetic."""
     if config.codec.kind == "tiny":
         raise CheckpointError(f"{name} was trained with a small codec of its own; leave `codec` {codec} out")
     if config.lora and config.lora.encoder:
         raise CheckpointError(f"{name} adapts the base's own encoder; leave `codec` {codec} out")
-    from .models.tiny_codec import taesd
+    from .models.tiny_codec import TinyCodec, load_taesd
 
-    codec_config = CodecConfig(kind="tiny")
-    return Backbone(taesd(folder), backbone.predictor), replace(config, codec=codec_config)
+    config = replace(config, codec=CodecConfig(kind="tiny"))
+    load_taesd(small := TinyCodec(config.codec), folder)
+    return Backbone(small.requires_grad_(False), backbone.predictor), config
 
 
 def check_diffusers() -> None:

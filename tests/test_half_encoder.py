@@ -44,7 +44,9 @@ def test_the_new_encoder_learns_the_old_ones_latents(
             errors.append(float(tool.relative_error(new.encode(signed), old.encode(signed))))
     assert errors[1] < errors[0] / 2
     before, after = load_checkpoint(tiny_checkpoint), load_checkpoint(out)
-    assert after.config == replace(before.config, codec=replace(before.config.codec, encoder_blocks=(2, 3, 3)))
+    assert after.config == replace(
+        before.config, codec=replace(before.config.codec, encoder_blocks=(2, 3, 3))
+    )
     kept = [name for name in before.tensors if not name.startswith("codec.encoder.")]
     assert all(torch.equal(before.tensors[name], after.tensors[name]) for name in kept)
     restored = OSDFacePipeline.from_pretrained(out, device="cpu").restore(torch.rand(1, 3, 64, 64))

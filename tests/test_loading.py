@@ -20,7 +20,7 @@ from osdface_core.checkpoint import save_checkpoint
 from osdface_core.config import CodecConfig, OSDFaceConfig
 from osdface_core.errors import CheckpointError, OptionError
 from osdface_core.loading import load_model, read_model, resolve
-from osdface_core.models.tiny_codec import TinyCodec, taesd
+from osdface_core.models.tiny_codec import TinyCodec, load_taesd
 from osdface_core.released import RELEASED_FILES
 from tests.tiny_training import save_taesd
 
@@ -297,7 +297,7 @@ def path_of_tiny(folder: Path, config: OSDFaceConfig, tensors: Tensors) -> Path:
 
 @pytest.mark.shared
 def test_taesd_keeps_a_face(shared: Path, portraits: np.ndarray) -> None:
-    codec = taesd(shared / "weights")
+    load_taesd(codec := TinyCodec(CodecConfig(kind="tiny")), shared / "weights")
     face = torch.from_numpy(portraits[:296, :296].copy()).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.inference_mode():
         back = codec.decode(codec.encode(face)).clamp(-1, 1)

@@ -11,7 +11,7 @@ from torch import nn
 
 from osdface_core.config import CodecConfig
 from osdface_core.errors import OptionError
-from osdface_core.models.tiny_codec import TinyCodec
+from osdface_core.models.tiny_codec import TinyCodec, convolve_doubled
 from osdface_core.one_step import OneStepRestorer
 from osdface_core.pipeline import FacePipeline
 
@@ -57,6 +57,21 @@ def test_an_encoder_of_three_stages_starts_on_blocks_of_two_by_two_pixels() -> N
     assert latent.shape == (2, 4, 5, 4), "an eighth of each side, rounded down"
     blocks = signed[:, :, :40].reshape(2, 3, 20, 2, 16, 2).permute(0, 1, 3, 5, 2, 4).reshape(2, 12, 20, 16)
     assert torch.allclose(latent, codec.encoder(blocks))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_four_small_kernels_are_a_large_one_after_doubling(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(5, 6, 3, padding=1, bias=False)
+    x = torch.randn(2, 5, 7, 4).to(memory_format=layout).requires_grad_()
+    expected = layer(nn.functional.interpolate(x, scale_factor=2.0))
+    answer = convolve_doubled(x, layer)
+    assert torch.allclose(answer, expected, atol=1e-5)
+    weights = torch.randn_like(expected)
+    for parameter in (x, layer.weight):
+        (wanted,) = torch.autograd.grad(expected, parameter, weights, retain_graph=True)
+        (got,) = torch.autograd.grad(answer, parameter, weights, retain_graph=True)
+        assert torch.allclose(got, wanted, atol=1e-4)
 
 
 def test_the_pipeline_has_the_dial(tiny_checkpoint: Path) -> None:

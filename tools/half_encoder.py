@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     faces = degraded_faces(files, args.seed)
     for part, last, wanted, batch, side, rate in (
         ("hints", first, 6, 8, 64, 1e-3),
-        ("latents", None, None, 4, 128, 1e-4),
+        ("latents", None, None, 4, 128, args.rate),
     ):
         steps = getattr(args, part)
         if not steps:
@@ -148,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("half.safetensors"), metavar="FILE")
     parser.add_argument("--hints", type=int, default=2200, metavar="N", help="steps of the first stage alone")
     parser.add_argument("--latents", type=int, default=2500, metavar="N", help="steps of the whole encoder")
+    parser.add_argument("--rate", type=float, default=1e-4, help="first learning rate of the latents' steps")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     try:

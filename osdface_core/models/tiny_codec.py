@@ -8,6 +8,7 @@ untrained branch leaves the decoder's answer as it was.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,27 @@ class FidelityBranch(nn.Module):
 
     def forward(self, signed: Tensor) -> list[Tensor]:
         """Map (B, 3, H, W) in [-1, 1] to features at 1/1, 1/2, 1/4, 1/8."""
-        features = []
-        for level in self.levels:
-            signed = level(signed)
-            features.append(signed)
-        return features
+        return list(accumulate(self.levels, lambda x, level: level(x), initial=signed))[1:]
 
     def mix(self, x: Tensor, feature: Tensor, level: int, fidelity: float | Tensor) -> Tensor:
         """Add to decoder features `x` what the guide's features say, weighed by `fidelity`."""
         return x + fidelity * self.fuse[level](torch.cat((x, feature * fidelity), dim=1))
+
+
+def convolve_doubled(x: Tensor, layer: nn.Module) -> Tensor:
+    """Convolve `x`, doubled by repetition, with a 3 × 3 kernel: by four of 2 × 2, 4/9 of the arithmetic."""
+    if not x.is_cpu or type(layer) is not nn.Conv2d or layer.bias is not None:  # not measured elsewhere
+        return layer(F.interpolate(x, scale_factor=2.0))
+    sums = x.new_tensor(
+        [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]
+    )  # by place, pixel, row of the kernel
+    kernels = torch.einsum("prk,qsl,dckl->pqdcrs", sums, sums, layer.weight).flatten(0, 2)
+    seen, (h, w) = F.conv2d(x, kernels, padding=1).unflatten(1, (2, 2, -1)), x.shape[2:]
+    strides = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+    whole = torch.empty((len(x), len(layer.weight), 2 * h, 2 * w), dtype=x.dtype, memory_format=strides)
+    for p, q in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        whole[..., p::2, q::2] = seen[:, p, q, :, p : p + h, q : q + w]
+    return whole
 
 
 class TinyCodec(nn.Module):
@@ -86,31 +99,20 @@ class TinyCodec(nn.Module):
         widths = (cfg.channels,) * 4
         self.unshuffle = 2 ** (4 - len(cfg.encoder_blocks))  # side of the pixel blocks it starts on
         self.encoder = EncoderTiny(
-            in_channels=3 * self.unshuffle**2,
-            out_channels=cfg.latent_channels,
-            num_blocks=cfg.encoder_blocks,
-            block_out_channels=widths[: len(cfg.encoder_blocks)],
-            act_fn="relu",
-        )
+            3 * self.unshuffle**2, cfg.latent_channels, num_blocks=cfg.encoder_blocks,
+            block_out_channels=widths[: len(cfg.encoder_blocks)], act_fn="relu",
+        )  # fmt: skip
         self.decoder = DecoderTiny(
-            in_channels=cfg.latent_channels,
-            out_channels=3,
-            num_blocks=cfg.decoder_blocks,
-            block_out_channels=widths,
-            upsampling_scaling_factor=2,
-            act_fn="relu",
-            upsample_fn="nearest",
-        )
+            cfg.latent_channels, 3, num_blocks=cfg.decoder_blocks, block_out_channels=widths,
+            upsampling_scaling_factor=2, act_fn="relu", upsample_fn="nearest",
+        )  # fmt: skip
         for layer in (*self.encoder.modules(), *self.decoder.modules()):
             if isinstance(layer, nn.ReLU):  # nobody else needs its input; at 512 px a copy of it takes 67 MB
                 layer.inplace = True
         self.guide = FidelityBranch(cfg.guide_channels, cfg.channels) if cfg.guide_channels else None
 
     def encode(
-        self,
-        signed: Tensor,
-        posterior: Posterior = "mode",
-        generator: torch.Generator | None = None,
+        self, signed: Tensor, posterior: Posterior = "mode", generator: torch.Generator | None = None
     ) -> Tensor:
         """Encode deterministically: `posterior` and `generator` make no difference here."""
         signed = signed[..., : signed.shape[-2] // 8 * 8, : signed.shape[-1] // 8 * 8]
@@ -131,39 +133,32 @@ class TinyCodec(nn.Module):
         features = self.guide(guide)
         fidelity = fidelity.to(latent.dtype) if isinstance(fidelity, Tensor) else fidelity
         x = torch.tanh(latent / 3.0) * 3.0
-        level = 3
-        pending = (
-            2  # layers until the next scale's first mix: conv + ReLU at the start, then conv after upsampling
-        )
         layers = list(self.decoder.layers)
-        for layer in layers[:-1]:
-            x = layer(x)
+        level, x = 3, self.guide.mix(layers[1](layers[0](x)), features[3], 3, fidelity)
+        doubled = False
+        for layer in layers[2:-1]:
             if isinstance(layer, nn.Upsample):
-                pending, level = 1, level - 1
-            elif pending:
-                pending -= 1
-                if pending == 0:
-                    x = self.guide.mix(x, features[level], level, fidelity)
+                doubled, level = True, level - 1
+            elif doubled:
+                doubled, x = (
+                    False,
+                    self.guide.mix(convolve_doubled(x, layer), features[level], level, fidelity),
+                )
+            else:
+                x = layer(x)
         gate = fidelity * torch.sigmoid(self.guide.gate(x))
         decoded = layers[-1](x) * 2.0 - 1.0
         return decoded + gate * (guide - decoded)
 
 
-def taesd(folder: str | Path | None) -> TinyCodec:
-    """Load TAESD itself: Stable Diffusion's latents in a fourteenth of the arithmetic, for previews.
+def load_taesd(codec: Any, folder: str | Path | None) -> None:
+    """Put TAESD's weights into a `TinyCodec`; its fidelity branch keeps its own start.
 
     Args:
         folder: with taesd_encoder.safetensors and taesd_decoder.safetensors; None is torch's cache.
     Raises:
         CheckpointError: a file is missing or does not fit.
     """
-    codec = TinyCodec(CodecConfig(kind="tiny"))
-    load_taesd(codec, folder)
-    return codec.requires_grad_(False)
-
-
-def load_taesd(codec: Any, folder: str | Path | None) -> None:
-    """Put TAESD's weights into a `TinyCodec`; its fidelity branch keeps its own start. See `taesd`."""
     for name in ("encoder", "decoder"):
         path = find_weights(folder, f"taesd_{name}.safetensors", "TAESD", TAESD_SOURCE)
         # Layer 0 of TAESD's decoder is its clamp, which diffusers does outside of the list.
