@@ -18,7 +18,7 @@ from osdface_core.models.backbone import Backbone
 from osdface_core.models.codebook import squared_distances
 from osdface_core.models.sd21 import random_base
 from osdface_core.models.vre import VRE, Projection, PromptEncoder
-from osdface_core.one_step import OneStepRestorer
+from osdface_core.one_step import OneStepRestorer, trust
 from osdface_core.pipeline import FacePipeline
 
 from .reference import prompt_side
@@ -80,7 +80,8 @@ def by_stages(
     mark("encode")
     restored = step.denoise(latent, prompt)
     mark("unet")
-    out = step.decode(restored, signed).clamp(-1.0, 1.0) * 0.5 + 0.5
+    kept = trust(step.config.codec, restored - latent)
+    out = step.decode(restored, signed, kept).clamp(-1.0, 1.0) * 0.5 + 0.5
     mark("decode")
     return out
 
