@@ -121,8 +121,9 @@ def _with_codec(
     from .models.tiny_codec import TinyCodec, load_taesd
 
     config = replace(config, codec=CodecConfig(kind="tiny"))
-    load_taesd(small := TinyCodec(config.codec), folder)
-    return Backbone(small.requires_grad_(False), backbone.predictor), config
+    small = TinyCodec(config.codec).requires_grad_(False)
+    load_taesd(small, folder)
+    return Backbone(small, backbone.predictor), config
 
 
 def check_diffusers() -> None:

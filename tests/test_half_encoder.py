@@ -54,3 +54,8 @@ def test_the_new_encoder_learns_the_old_ones_latents(
     capsys.readouterr()
     assert tool.main([str(faces), "--model", str(out)]) == 2
     assert "no encoder of TAESD's four stages" in capsys.readouterr().err
+    assert tool.main([str(faces), "--model", str(tiny_checkpoint), "--init", str(tiny_checkpoint)]) == 2
+    assert "leave it out" in capsys.readouterr().err
+    (empty := tmp_path / "empty").mkdir()
+    assert tool.main([str(empty), "--model", str(tiny_checkpoint)]) == 2
+    assert "empty" in capsys.readouterr().err

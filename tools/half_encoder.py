@@ -124,6 +124,8 @@ def run(args: argparse.Namespace) -> None:
     for new, old in zip(student.encoder.layers[first:], teacher.encoder.layers[6:], strict=True):
         new.load_state_dict(old.state_dict())
     if args.init:
+        if load_checkpoint(args.init).config.codec.encoder_blocks != BLOCKS:
+            raise OSDFaceError(f"--init {args.init} is no file that this script wrote: leave it out")
         student.encoder.load_state_dict(codec_of(args.init).encoder.state_dict())
     faces = degraded_faces(files, args.seed)
     for part, last, wanted, batch, side, rate in (

@@ -75,9 +75,7 @@ def convolve_doubled(x: Tensor, layer: nn.Module) -> Tensor:
     """Convolve `x`, doubled by repetition, with a 3 × 3 kernel: by four of 2 × 2, 4/9 of the arithmetic."""
     if not x.is_cpu or type(layer) is not nn.Conv2d or layer.bias is not None:  # not measured elsewhere
         return layer(F.interpolate(x, scale_factor=2.0))
-    sums = x.new_tensor(
-        [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]
-    )  # by place, pixel, row of the kernel
+    sums = x.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # place, pixel, row of the kernel
     kernels = torch.einsum("prk,qsl,dckl->pqdcrs", sums, sums, layer.weight).flatten(0, 2)
     seen, (h, w) = F.conv2d(x, kernels, padding=1).unflatten(1, (2, 2, -1)), x.shape[2:]
     strides = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
@@ -140,10 +138,8 @@ class TinyCodec(nn.Module):
             if isinstance(layer, nn.Upsample):
                 doubled, level = True, level - 1
             elif doubled:
-                doubled, x = (
-                    False,
-                    self.guide.mix(convolve_doubled(x, layer), features[level], level, fidelity),
-                )
+                doubled, x = False, convolve_doubled(x, layer)
+                x = self.guide.mix(x, features[level], level, fidelity)
             else:
                 x = layer(x)
         gate = fidelity * torch.sigmoid(self.guide.gate(x))
