@@ -198,7 +198,7 @@ def test_models_and_their_cards(workshop: Workshop, tmp_path: Path, tiny_checkpo
     workshop.models = tmp_path
     assert workshop.names() == [str(tiny_checkpoint), "mini", "more.safetensors"]
     assert "MB)" in workshop.card("more.safetensors") and "No licence" in workshop.card("more.safetensors")
-    assert "| Licence | Apache-2.0" in workshop.card("mini") and "38.7 MB" in workshop.card("mini")
+    assert "| Licence | Apache-2.0" in workshop.card("mini") and "38.2 MB" in workshop.card("mini")
 
 
 def test_what_the_command_refuses(
