@@ -38,7 +38,7 @@ def test_the_new_encoder_learns_the_old_ones_latents(
         out = tmp_path / f"{steps[0]}.safetensors"
         arguments = [str(faces), "--model", str(tiny_checkpoint), "--out", str(out)]
         assert tool.main([*arguments, "--hints", str(steps[0]), "--latents", str(steps[1])]) == 0
-        old, new = tool.codec_of(tiny_checkpoint), tool.codec_of(out)
+        old, new = (tool.codec_of(load_checkpoint(file)) for file in (tiny_checkpoint, out))
         signed = next(tool.windows(tool.degraded_faces(sorted(faces.iterdir()), 9), 4, 128, 9)) * 2 - 1
         with torch.inference_mode():
             errors.append(float(tool.relative_error(new.encode(signed), old.encode(signed))))

@@ -1,11 +1,12 @@
 """Give a self-contained model an encoder that starts at half size: less than half of the arithmetic.
 
-    python tools/half_encoder.py FACES --out half.safetensors
+    python tools/half_encoder.py FACES --model FILE --out half.safetensors
 
-FACES is a folder of clean aligned faces. The new encoder takes 2 × 2 pixels as 12 channels and leaves out the
-stage at full size. Its first stage learns what the old encoder's second stage answers for degraded faces
-(hints; FitNets, arXiv 1412.6550), then all of it learns the old one's latents. What the rest of the model is
-given hardly changes, so the rest is kept as it is.
+FACES is a folder of clean aligned faces, FILE a checkpoint with an encoder of TAESD's four stages: what a
+training with `restorer.codec_init` exports, and what `mini` was until it got this one. The new encoder takes
+2 × 2 pixels as 12 channels and leaves out the stage at full size. Its first stage learns what the old encoder's
+second stage answers for degraded faces (hints; FitNets, arXiv 1412.6550), then all of it learns the old one's
+latents. What the rest of the model is given hardly changes, so the rest is kept as it is.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import trange
 
-from osdface_core.checkpoint import load_checkpoint, save_checkpoint
+from osdface_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from osdface_core.cli.allocator import keep_freed_memory
 from osdface_core.errors import OSDFaceError
 from osdface_core.loading import resolve
@@ -92,21 +93,17 @@ def fit(student: nn.Module, teacher: nn.Module, batches: Iterator[Tensor], steps
     return float(np.mean(errors[-100:]))
 
 
-def save(codec: TinyCodec, teacher: Path, out: Path) -> None:
-    """Write the teacher's checkpoint with the new encoder, in the dtype of the old one."""
-    old = load_checkpoint(teacher)
+def save(student: TinyCodec, old: Checkpoint, out: Path) -> None:
+    """Write the teacher's checkpoint `old` with the new encoder, in the dtype of the old one."""
     dtype = old.tensors["codec.encoder.layers.0.weight"].dtype
     tensors = {name: tensor for name, tensor in old.tensors.items() if not name.startswith("codec.encoder.")}
-    tensors |= {f"codec.encoder.{name}": one.to(dtype) for name, one in codec.encoder.state_dict().items()}
+    tensors |= {f"codec.encoder.{name}": one.to(dtype) for name, one in student.encoder.state_dict().items()}
     config = replace(old.config, codec=replace(old.config.codec, encoder_blocks=BLOCKS))
     save_checkpoint(out, tensors, config, old.training)
 
 
-def codec_of(file: Path) -> TinyCodec:
-    """Load a checkpoint's codec in float32. Raises OSDFaceError if it has none of its own."""
-    checkpoint = load_checkpoint(file)
-    if checkpoint.config.codec.kind != "tiny":
-        raise OSDFaceError(f"{file.name} has no small codec: give a self-contained model, such as mini")
+def codec_of(checkpoint: Checkpoint) -> TinyCodec:
+    """Build a checkpoint's codec in float32."""
     codec = TinyCodec(checkpoint.config.codec)
     codec.load_state_dict(checkpoint.part("codec"))
     return codec.float()
@@ -116,17 +113,19 @@ def run(args: argparse.Namespace) -> None:
     """Train the new encoder in two parts; `args.out` is written after each."""
     torch.manual_seed(args.seed)
     files = list(list_images(args.faces).values())
-    teacher = codec_of(resolve(args.model))
-    if len(teacher.encoder.layers) != 15:
+    old = load_checkpoint(resolve(args.model))
+    if old.config.codec.kind != "tiny" or len(old.config.codec.encoder_blocks) != 4:
         raise OSDFaceError(f"{args.model} has no encoder of TAESD's four stages to learn from")
-    student = TinyCodec(replace(load_checkpoint(resolve(args.model)).config.codec, encoder_blocks=BLOCKS))
+    teacher = codec_of(old)
+    student = TinyCodec(replace(old.config.codec, encoder_blocks=BLOCKS))
     first = 1 + BLOCKS[0]  # layers of the new first stage, which stand for TAESD's first six
-    for new, old in zip(student.encoder.layers[first:], teacher.encoder.layers[6:], strict=True):
-        new.load_state_dict(old.state_dict())
+    for new, known in zip(student.encoder.layers[first:], teacher.encoder.layers[6:], strict=True):
+        new.load_state_dict(known.state_dict())
     if args.init:
-        if load_checkpoint(args.init).config.codec.encoder_blocks != BLOCKS:
-            raise OSDFaceError(f"--init {args.init} is no file that this script wrote: leave it out")
-        student.encoder.load_state_dict(codec_of(args.init).encoder.state_dict())
+        start = load_checkpoint(resolve(args.init))
+        if start.config.codec.encoder_blocks != BLOCKS:
+            raise OSDFaceError(f"--init {args.init} has no encoder that starts at half size: leave it out")
+        student.encoder.load_state_dict(codec_of(start).encoder.state_dict())
     faces = degraded_faces(files, args.seed)
     for part, last, wanted, batch, side, rate in (
         ("hints", first, 6, 8, 64, 1e-3),
@@ -137,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
             continue
         learner, known = student.encoder.layers[:last], teacher.encoder.layers[:wanted].requires_grad_(False)
         error = fit(learner, known, windows(faces, batch, side, args.seed), steps, rate)
-        save(student, resolve(args.model), args.out)
+        save(student, old, args.out)
         print(f"{part}: {steps} steps, relative error {error:.4f}: {args.out}")
 
 
@@ -145,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and write; 0, or 2 for bad input."""
     parser = argparse.ArgumentParser("half_encoder", description="An encoder that starts at half size.")
     parser.add_argument("faces", type=Path, help="folder of clean aligned faces")
-    parser.add_argument("--model", default="mini", help="mini or a checkpoint: the teacher")
-    parser.add_argument("--init", type=Path, metavar="FILE", help="go on from a file that this script wrote")
+    parser.add_argument("--model", required=True, metavar="FILE", help="a checkpoint with TAESD's encoder")
+    parser.add_argument("--init", metavar="FILE", help="go on from mini, or a file that this script wrote")
     parser.add_argument("--out", type=Path, default=Path("half.safetensors"), metavar="FILE")
     parser.add_argument("--hints", type=int, default=2200, metavar="N", help="steps of the first stage alone")
     parser.add_argument("--latents", type=int, default=2500, metavar="N", help="steps of the whole encoder")
