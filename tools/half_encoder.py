@@ -4,9 +4,9 @@
 
 FACES is a folder of clean aligned faces, FILE a checkpoint with an encoder of TAESD's four stages: what a
 training with `restorer.codec_init` exports, and what `mini` was until it got this one. The new encoder takes
-2 × 2 pixels as 12 channels and leaves out the stage at full size. Its first stage learns what the old encoder's
-second stage answers for degraded faces (hints; FitNets, arXiv 1412.6550), then all of it learns the old one's
-latents. What the rest of the model is given hardly changes, so the rest is kept as it is.
+2 × 2 pixels as 12 channels and leaves out the stage at full size. Its first stage learns what the
+old encoder's second stage answers for degraded faces (hints; FitNets, arXiv 1412.6550), then all of it learns
+the old one's latents. What the rest of the model is given hardly changes, so the rest is kept as it is.
 """
 
 import argparse
