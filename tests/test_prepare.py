@@ -1,6 +1,7 @@
 """From photos to training faces: filters, duplicates, people, hold-out, resuming; one run really detects."""
 
 import argparse
+import base64
 import csv
 import hashlib
 import json
@@ -24,8 +25,9 @@ from osdface_trainer.data.sources import list_faces
 from osdface_trainer.prepare import cli
 from osdface_trainer.prepare import photos as photos_module
 from osdface_trainer.prepare import run as prepare_module
-from osdface_trainer.prepare.photos import PrepareOptions
+from osdface_trainer.prepare.photos import FaceRecord, PhotoRecord, PrepareOptions
 from osdface_trainer.prepare.run import prepare
+from osdface_trainer.prepare.selection import of_person
 from osdface_trainer.prepare.similarity import like_hashes, linked_groups, perceptual_hash
 
 CELL = 120  # px: side of one stand-in face in a photo
@@ -425,10 +427,26 @@ def test_embeddings_group_faces_by_person(two_people):
 def test_one_person_alone_is_kept(two_people):
     portrait = two_people / "me.png"
     write_photo(portrait, 11)  # album b, second person
-    summary = run(two_people / "photos", two_people / "faces", person=[portrait])
+    summary = run(two_people / "photos", two_people / "faces", person=[portrait], holdout=0.5)
+    assert (summary.split_by, summary.train, summary.val) == ("photo", 1, 1)
     assert {Path(row["source"]).name for row in rows(two_people / "faces")} == {"1.png"}
     assert (summary.faces, summary.rejected) == (2, {"another person": 2})
     assert run(two_people / "photos", two_people / "faces").faces == 4, "others come back without --person"
+
+
+def test_faces_that_others_link_to_the_portrait_are_kept():
+    """Angles from the portrait: the second face is like the first only, the last two are somebody else."""
+    chosen = []
+    for angle in (0.5, 1.2, 2.5, 3.1):
+        vector = np.array([np.cos(angle), np.sin(angle)], dtype=np.float16)
+        face = FaceRecord(
+            f"{angle}", "", (), (), 1.0, 512, 1.0, 1.0, "", base64.b64encode(vector.tobytes()).decode()
+        )
+        chosen.append((PhotoRecord("photo", ""), face))
+    portrait = torch.tensor([[1.0, 0.0]])
+    kept = of_person(chosen, portrait, same_person=0.65)  # the cosine of .86
+    assert [face.file for _, face in kept] == ["0.5", "1.2"]
+    assert of_person([], portrait, 0.65) == []
 
 
 def test_what_a_person_needs(two_people):

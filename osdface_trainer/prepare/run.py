@@ -108,7 +108,8 @@ def prepare(
         identity: weights for `osdface_core.models.identity.load_identity`, by default those in torch's cache;
             faces are then grouped by person, without them by the sub-folder they lie in, or by photo.
         same_person: cosine from which two faces count as one person.
-        person: photos of one person (the largest face counts); other people's faces are left out.
+        person: photos of one person (the largest face counts); faces that likeness does not link to them,
+            directly or by other faces, are left out, and the hold-out is other photos of the person.
         progress: show a bar on stderr.
     Raises:
         ConfigError: no photos, or an option out of range. DetectorError: no usable detector.
@@ -135,7 +136,7 @@ def prepare(
     if wanted:
         faces, chosen = len(chosen), of_person(chosen, torch.stack(wanted), same_person)
         rejected["another person"] = faces - len(chosen)
-    people = people_of(chosen, same_person)
+    people = ["person"] * len(chosen) if wanted else people_of(chosen, same_person)
     split, split_by = split_of(chosen, people, holdout, seed)
     summary = PrepareSummary(
         write_manifest(dst, chosen, people, split),

@@ -45,23 +45,33 @@ def _quality(face: FaceRecord) -> tuple[int, float]:
 
 
 def of_person(chosen: ChosenFaces, portraits: torch.Tensor, same_person: float) -> ChosenFaces:
-    """Keep the faces that are as like one of the portraits, (N, D) of length 1, as `same_person` asks."""
-    alike = [float((portraits @ decode_embedding(face.embedding)).max()) for _, face in chosen]
-    return [pair for pair, cosine in zip(chosen, alike, strict=True) if cosine >= same_person]
+    """Keep the faces that likeness links to a portrait, (N, D) of length 1: directly or by other faces.
+
+    One portrait is rarely as like a profile or a face ten years younger as `same_person` asks.
+    """
+    if not chosen:
+        return chosen
+    links = linked_groups(torch.cat([portraits, _embeddings(chosen)]), same_person)
+    wanted = set(links[: len(portraits)])
+    return [pair for pair, group in zip(chosen, links[len(portraits) :], strict=True) if group in wanted]
 
 
 def people_of(chosen: ChosenFaces, same_person: float) -> list[str]:
     """Name each person: a face file where embeddings tell them apart, else the sub-folder or the photo."""
     if chosen and all(face.embedding for _, face in chosen):
-        vectors = torch.nn.functional.normalize(
-            torch.stack([decode_embedding(face.embedding) for _, face in chosen]), dim=1
-        )
-        return [Path(chosen[first][1].file).stem for first in linked_groups(vectors, same_person)]
+        return [Path(chosen[first][1].file).stem for first in linked_groups(_embeddings(chosen), same_person)]
     folders = [Path(record.source).parent.as_posix() for record, _ in chosen]
     return [
         record.source if folder == "." else folder
         for folder, (record, _) in zip(folders, chosen, strict=True)
     ]
+
+
+def _embeddings(chosen: ChosenFaces) -> torch.Tensor:
+    """Stack the faces' embeddings: (N, D) of length 1."""
+    return torch.nn.functional.normalize(
+        torch.stack([decode_embedding(face.embedding) for _, face in chosen]), dim=1
+    )
 
 
 def split_of(chosen: ChosenFaces, people: list[str], share: float, seed: int) -> tuple[list[str], str]:
