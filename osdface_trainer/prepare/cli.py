@@ -45,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     people = parser.add_argument_group("people and hold-out")
     people.add_argument(
-        "--holdout", type=float, default=0.05, metavar="F", help="share of people held out (0.05)"
+        "--holdout",
+        type=float,
+        default=0.05,
+        metavar="F",
+        help="share of people (of one: of photos) held out (0.05)",
     )
     people.add_argument(
         "--identity", type=Path, metavar="FILE",

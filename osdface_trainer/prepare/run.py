@@ -103,7 +103,7 @@ def prepare(
         device: where faces are detected and embedded.
         duplicates: two faces are the same picture when their looks differ in at most so many of 255 bits (the
             larger one stays); −1 keeps all. Photos with equal bytes count once in any case.
-        holdout: share of people whose faces get split "val"; 0 for none.
+        holdout: share of people, of a single one of the photos, whose faces get split "val"; 0 for none.
         seed: of the hold-out split.
         identity: weights for `osdface_core.models.identity.load_identity`, by default those in torch's cache;
             faces are then grouped by person, without them by the sub-folder they lie in, or by photo.
